@@ -1,0 +1,1 @@
+"""Weights on the host: quantize, pack, dequantize, read checkpoints, reference GEMM (numpy, no torch)."""

@@ -1,0 +1,158 @@
+"""The float64 reference GEMM and MoE, and how far a kernel may be from it.
+
+`error_bound` is derived, not tuned; docs/numerics.md gives the derivation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..config import STRIP
+from ..dtypes import DType
+from ..errors import WeightError
+from .elements import rounding
+from .u4b8 import count_groups
+
+# A tensor core adds 16 products and the accumulator, aligned to the largest and cut to 24 bits: each of the 17
+# addends and the sum lose less than one unit of the last place. So the unit is 2^-23, not 2^-24 (rounding).
+_MMA_K = 16
+_MMA_LOSSES = _MMA_K + 2
+_UNIT = 2.0**-23
+_MAX_WARPS = 16
+_EPILOGUE_STEPS = 4  # channel scale, bias, top-k weight, and one to spare
+
+
+@dataclass(frozen=True)
+class Reference:
+    """An exact result and the sums that bound a kernel's error; arrays of float64.
+
+    Args:
+        value: D [rows, n] before rounding to the output's type.
+        magnitude: (|A| @ |W| + |bias|) * |top-k weight| [rows, n].
+        activations: Sum over k of |A| * |top-k weight| [rows, 1].
+    """
+
+    value: npt.NDArray[np.float64]
+    magnitude: npt.NDArray[np.float64]
+    activations: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ErrorBound:
+    """How far a kernel's output may be from the reference, as factors of the sums in `Reference`.
+
+    Args:
+        value: Factor of |value|.
+        magnitude: Factor of magnitude.
+        activations: Factor of activations.
+        floor: Added to every element.
+        rms: Largest root-mean-square error of a whole output relative to its root mean square.
+        largest: Largest finite output; beyond it, an infinity of the right sign is right.
+    """
+
+    value: float
+    magnitude: float
+    activations: float
+    floor: float
+    rms: float
+    largest: float
+
+    def allowed(self, value: Any, magnitude: Any, activations: Any) -> Any:
+        """Return the largest allowed |D - value| of each element (numpy arrays or torch tensors)."""
+        return (
+            self.value * abs(value) + self.magnitude * magnitude + self.activations * activations + self.floor
+        )
+
+
+def error_bound(k: int, group_size: int, out: DType, rounded_weights: bool) -> ErrorBound:
+    """Derive the error bound of a kernel that accumulates in float32 and rounds its output once.
+
+    Args:
+        k: Input features.
+        group_size: Weights along k that share one scale; -1 for channel scales.
+        out: Type of the output, which is the activations' and scales' type too.
+        rounded_weights: Whether (code - 8) * scale is rounded to the activations' type before it is multiplied.
+    """
+    unit = rounding(out)
+    blocks = -(-k // STRIP)
+    mma = _MMA_LOSSES * -(-k // _MMA_K)
+    steps = mma + 2 * count_groups(k, group_size) + blocks + _MAX_WARPS + _EPILOGUE_STEPS
+    gamma = steps * _UNIT / (1 - steps * _UNIT)
+    weight = unit.unit if rounded_weights else 0.0
+    before = gamma + weight * (1 + gamma)
+    return ErrorBound(
+        value=unit.unit,
+        magnitude=before * (1 + unit.unit),
+        activations=unit.floor * (1 + gamma) * (1 + unit.unit) if rounded_weights else 0.0,
+        floor=unit.floor,
+        rms=float(np.hypot(unit.unit, weight)),
+        largest=unit.largest,
+    )
+
+
+def gemm(
+    a: npt.ArrayLike,
+    weight: npt.NDArray[Any],
+    bias: npt.ArrayLike | None = None,
+) -> Reference:
+    """Compute A @ W + bias in float64.
+
+    Args:
+        a: Activations [m, k].
+        weight: Dequantized weights [k, n].
+        bias: [n], or None.
+
+    Raises:
+        WeightError: k of A and of the weights differ.
+    """
+    left, right = np.asarray(a, np.float64), np.asarray(weight, np.float64)
+    if left.shape[-1] != right.shape[0]:
+        raise WeightError(f"activations have k={left.shape[-1]}, weights k={right.shape[0]}")
+    value, magnitude = left @ right, np.abs(left) @ np.abs(right)
+    if bias is not None:
+        extra = np.asarray(bias, np.float64)
+        value, magnitude = value + extra, magnitude + np.abs(extra)
+    return Reference(value, magnitude, np.abs(left).sum(axis=1, keepdims=True))
+
+
+def moe_gemm(
+    a: npt.ArrayLike,
+    weights: npt.NDArray[Any],
+    topk_ids: npt.ArrayLike,
+    topk_weights: npt.ArrayLike | None = None,
+    bias: npt.ArrayLike | None = None,
+) -> Reference:
+    """Multiply each token by the weights of the experts it visits, in float64.
+
+    Args:
+        a: Activations [tokens, k].
+        weights: Dequantized weights [experts, k, n].
+        topk_ids: Experts of each token [tokens, top_k]; an id outside the experts gives a row of zeros.
+        topk_weights: Multiplies each (token, slot) row, bias included; [tokens, top_k], or None.
+        bias: [experts, n], or None.
+
+    Returns:
+        Rows in (token, slot) order: [tokens * top_k, n].
+    """
+    left, ids = np.asarray(a, np.float64), np.asarray(topk_ids)
+    experts, _, n = weights.shape
+    rows, flat = np.repeat(left, ids.shape[1], axis=0), ids.reshape(-1)
+    result = Reference(np.zeros((len(rows), n)), np.zeros((len(rows), n)), np.zeros((len(rows), 1)))
+    for expert in range(experts):
+        chosen = flat == expert
+        if not chosen.any():
+            continue
+        one = gemm(rows[chosen], weights[expert], None if bias is None else np.asarray(bias)[expert])
+        result.value[chosen] = one.value
+        result.magnitude[chosen] = one.magnitude
+        result.activations[chosen] = one.activations
+    if topk_weights is None:
+        return result
+    factor = np.asarray(topk_weights, np.float64).reshape(-1, 1)
+    return Reference(
+        result.value * factor, result.magnitude * np.abs(factor), result.activations * np.abs(factor)
+    )
