@@ -141,6 +141,18 @@ class KernelConfig:
         return self.name
 
 
+def parse_types(text: str) -> GemmTypes:
+    """Read `str(GemmTypes)`, such as `bf16_u4b8_bf16_bf16`, back.
+
+    Raises:
+        InputError: The text is not four known element types joined by `_`.
+    """
+    names = text.split("_")
+    if len(names) != 4 or any(name not in ALL for name in names):
+        raise InputError(f"{text!r} are not GEMM types; they look like bf16_u4b8_bf16_bf16 (A, B, scales, D)")
+    return GemmTypes(*(ALL[name] for name in names))
+
+
 _NAME = re.compile(
     r"(?P<family>[a-z]+)_(?P<a>[a-z0-9]+)_(?P<b>[a-z0-9]+)_(?P<s>[a-z0-9]+)_(?P<c>[a-z0-9]+)"
     r"_g(?P<group>ch|[1-9]\d*)_m(?P<m>[1-9]\d*)n(?P<n>[1-9]\d*)k(?P<k>[1-9]\d*)s(?P<stages>[1-9]\d*)"
