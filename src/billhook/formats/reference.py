@@ -17,8 +17,8 @@ from ..errors import WeightError
 from .elements import rounding
 from .u4b8 import count_groups
 
-# A tensor core adds 16 products and the accumulator, aligned to the largest and cut to 24 bits: each of the 17
-# addends and the sum lose less than one unit of the last place. So the unit is 2^-23, not 2^-24 (rounding).
+# A tensor core adds 16 products and the accumulator, aligned to the largest and cut to 24 bits: each of the
+# 17 addends and the sum lose less than one unit of the last place. So the unit is 2^-23, not 2^-24 (rounding).
 _MMA_K = 16
 _MMA_LOSSES = _MMA_K + 2
 _UNIT = 2.0**-23
@@ -75,7 +75,7 @@ def error_bound(k: int, group_size: int, out: DType, rounded_weights: bool) -> E
         k: Input features.
         group_size: Weights along k that share one scale; -1 for channel scales.
         out: Type of the output, which is the activations' and scales' type too.
-        rounded_weights: Whether (code - 8) * scale is rounded to the activations' type before it is multiplied.
+        rounded_weights: Whether (code - 8) * scale is rounded to the activations' type before the MMA.
     """
     unit = rounding(out)
     blocks = -(-k // STRIP)
