@@ -1,0 +1,52 @@
+// What is fixed at compile time about one Marlin-family kernel, and where things lie in its shared memory.
+// `families/marlin.py` computes the same sizes.
+#pragma once
+#include "billhook/numeric/dequantize.cuh"
+
+namespace billhook::marlin {
+
+constexpr i32 kStrip = 64;           // packed weights come in blocks of 64 (n) x 64 (k)
+constexpr i32 kBlockBytes = 2048;    // 64 x 64 codes of 4 bits
+constexpr i32 kScaleBytes = 128;     // the scales of one strip and one group
+constexpr i32 kScratchRow = 64 + 4;  // floats; + 4 spreads the rows over the banks
+
+template <class Activation_, class Weight_, i32 tile_m_, i32 tile_n_, i32 tile_k_, i32 stages_, i32 group_size_,
+          bool indexed_>
+struct Config {
+  using Activation = Activation_;
+  using Weight = Weight_;
+  static constexpr i32 tile_m = tile_m_, tile_n = tile_n_, tile_k = tile_k_, stages = stages_;
+  static constexpr i32 group_size = group_size_;  // -1: one scale per output channel
+  static constexpr bool indexed = indexed_;
+
+  static constexpr i32 warps_n = tile_n / kStrip, warps_k = tile_k / kStrip;
+  static constexpr i32 warps = warps_n * warps_k, threads = 32 * warps;
+  static constexpr i32 columns = tile_m / 8;  // 8-token columns of the MMA
+  static constexpr bool channel_scales = group_size == -1;
+
+  // Group scales multiply the sums of one group in float32 while a second set of accumulators fits into the registers;
+  // beyond that they multiply the weights before the MMA, at the price of one rounding to 16 bits per weight.
+  static constexpr bool scale_sums = tile_m <= 32;
+
+  // Registers allow: 65536 / (threads * CTAs).
+  static constexpr i32 min_ctas = tile_m <= 16 ? 512 / threads : tile_m <= 32 ? 320 / threads : 256 / threads;
+
+  static constexpr i32 groups_per_stage = channel_scales ? 0 : tile_k > group_size ? tile_k / group_size : 1;
+  static constexpr i32 code_bytes = warps * kBlockBytes;
+  static constexpr i32 scale_bytes = warps_n * groups_per_stage * kScaleBytes;
+  static constexpr i32 activation_bytes = tile_m * tile_k * 2;
+  static constexpr i32 stage_bytes = code_bytes + activation_bytes + scale_bytes;
+  static constexpr i32 scratch_warp_bytes = 8 * kScratchRow * 4;
+
+  // Offsets in dynamic shared memory.
+  static constexpr i32 scratch_at = stages * stage_bytes;
+  static constexpr i32 barriers_at = scratch_at + warps * scratch_warp_bytes;
+  static constexpr i32 flag_at = barriers_at + 8 * stages;
+  static constexpr i32 shared_bytes = barriers_at + 128;
+
+  static_assert(tile_m % 8 == 0 && tile_n % kStrip == 0 && tile_k % kStrip == 0, "tile does not divide");
+  static_assert(group_size == -1 || group_size == 32 || (group_size % kStrip == 0 && group_size <= tile_k), "group");
+  static_assert(stages >= 2 && stages <= 8, "stages");
+};
+
+}  // namespace billhook::marlin

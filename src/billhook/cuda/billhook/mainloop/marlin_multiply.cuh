@@ -1,0 +1,118 @@
+// The consumer side of the Marlin mainloop: one warp multiplies one 64 (n) x 64 (k) block of weights with the tokens of
+// the tile, straight from shared memory: codes -> fragment registers -> mma.sync -> float32 sums.
+#pragma once
+#include "billhook/mainloop/marlin_load.cuh"
+#include "billhook/mma/mma_sync.cuh"
+#include "billhook/ptx/memory.cuh"
+
+namespace billhook::marlin {
+
+// Sums of one warp: 64 output features (4 fragments of 16) x tile_m tokens.
+template <class C>
+struct Sums {
+  Accumulator v[4][C::columns];
+
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (i32 i = 0; i < 4; ++i)
+#pragma unroll
+      for (i32 j = 0; j < C::columns; ++j) v[i][j] = {};
+  }
+};
+
+// The scales of a lane's eight rows in one group: pair i holds rows 16 i + g and 16 i + g + 8.
+struct RowScales {
+  u32 pair[4];
+
+  __device__ __forceinline__ RowScales(u32x4 v) : pair{v.x, v.y, v.z, v.w} {}
+};
+
+// Columns 16 step .. 16 step + 15 of the block, for every token: two registers for each 8 tokens.
+template <class C>
+struct Tokens {
+  u32 r[C::columns][2];
+
+  __device__ __forceinline__ Tokens(u32 activations, i32 warp_k, i32 step) {
+    const i32 lane = threadIdx.x % 32;
+    const i32 chunk = warp_k * 8 + step * 2;
+#pragma unroll
+    for (i32 j = 0; j < C::columns; j += 2) {
+      // Matrices 0, 1: the two halves of k for tokens 8 j ..; matrices 2, 3: for the next 8 (the same again if there are none).
+      const i32 row = min(j + lane / 16, C::columns - 1) * 8 + lane % 8;
+      const u32x4 v = ptx::ldmatrix_x4(activations + activation_offset<C>(row, chunk + lane / 8 % 2));
+      r[j][0] = v.x;
+      r[j][1] = v.y;
+      if (j + 1 < C::columns) {
+        r[j + 1][0] = v.z;
+        r[j + 1][1] = v.w;
+      }
+    }
+  }
+};
+
+template <class C>
+__device__ __forceinline__ void add_scaled(Sums<C>& sums, const Sums<C>& group, const RowScales& scales) {
+  using T = typename C::Activation;
+#pragma unroll
+  for (i32 i = 0; i < 4; ++i) {
+    const float upper = T::low(scales.pair[i]), lower = T::high(scales.pair[i]);
+#pragma unroll
+    for (i32 j = 0; j < C::columns; ++j) {
+      sums.v[i][j].v[0] = fmaf(group.v[i][j].v[0], upper, sums.v[i][j].v[0]);
+      sums.v[i][j].v[1] = fmaf(group.v[i][j].v[1], upper, sums.v[i][j].v[1]);
+      sums.v[i][j].v[2] = fmaf(group.v[i][j].v[2], lower, sums.v[i][j].v[2]);
+      sums.v[i][j].v[3] = fmaf(group.v[i][j].v[3], lower, sums.v[i][j].v[3]);
+    }
+  }
+}
+
+// `stage`: shared address of the stage; the warp takes block `warp_k` of strip `warp_n`.
+template <class C>
+__device__ __forceinline__ void multiply_block(Sums<C>& sums, u32 stage, i32 warp_n, i32 warp_k) {
+  using T = typename C::Activation;
+  constexpr i32 kSteps = kStrip / 16;
+  constexpr bool group_sums = C::scale_sums && !C::channel_scales;
+  constexpr i32 steps_per_group = C::group_size == 32 ? 2 : kSteps;
+  const i32 lane = threadIdx.x % 32;
+  const u32 activations = stage + C::code_bytes;
+  const u32 codes = stage + (warp_n * C::warps_k + warp_k) * kBlockBytes + lane * 16;
+
+  u32 words[4][kSteps];
+#pragma unroll
+  for (i32 i = 0; i < 4; ++i) {
+    const u32x4 v = ptx::load_shared(codes + i * 512);
+    words[i][0] = v.x, words[i][1] = v.y, words[i][2] = v.z, words[i][3] = v.w;
+  }
+  const auto scales_of = [&](i32 step) {
+    const i32 group = C::channel_scales ? 0 : (warp_k * kStrip + step * 16) / C::group_size;
+    return RowScales(ptx::load_shared(activations + C::activation_bytes +
+                                      (warp_n * C::groups_per_stage + group) * kScaleBytes + lane / 4 * 16));
+  };
+
+#pragma unroll
+  for (i32 first = 0; first < kSteps; first += steps_per_group) {
+    Sums<C> group;
+    if constexpr (group_sums) group.clear();
+    Sums<C>& into = group_sums ? group : sums;
+#pragma unroll
+    for (i32 step = first; step < first + steps_per_group; ++step) {
+      const Tokens<C> tokens(activations, warp_k, step);
+#pragma unroll
+      for (i32 i = 0; i < 4; ++i) {
+        Fragment weights = Dequantize<T, typename C::Weight>::run(words[i][step]);
+        if constexpr (!C::scale_sums && !C::channel_scales) {
+          const u32 pair = scales_of(first).pair[i];
+          const u32 upper = broadcast_low(pair), lower = broadcast_high(pair);
+          weights.r[0] = multiply<T>(weights.r[0], upper), weights.r[2] = multiply<T>(weights.r[2], upper);
+          weights.r[1] = multiply<T>(weights.r[1], lower), weights.r[3] = multiply<T>(weights.r[3], lower);
+        }
+#pragma unroll
+        for (i32 j = 0; j < C::columns; ++j)
+          mma<T>(into.v[i][j], weights, tokens.r[j][0], tokens.r[j][1], into.v[i][j]);
+      }
+    }
+    if constexpr (group_sums) add_scaled<C>(sums, group, scales_of(first));
+  }
+}
+
+}  // namespace billhook::marlin

@@ -1,0 +1,32 @@
+// D[16 x 8] += A[16 x 16] B[16 x 8], float32 accumulation. SM80+.
+// Source: PTX ISA 9.0, "mma.m16n8k16 with floating point type". Lane = 4 g + t holds of D rows g (0, 1) and g + 8 (2, 3),
+// columns 2t and 2t + 1.
+#pragma once
+#include "billhook/numeric/dequantize.cuh"
+
+namespace billhook {
+
+struct Accumulator {
+  float v[4];
+};
+
+template <class T>
+__device__ __forceinline__ void mma(Accumulator& d, const Fragment& a, u32 b0, u32 b1, const Accumulator& c);
+
+template <>
+__device__ __forceinline__ void mma<f16>(Accumulator& d, const Fragment& a, u32 b0, u32 b1, const Accumulator& c) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
+      : "=f"(d.v[0]), "=f"(d.v[1]), "=f"(d.v[2]), "=f"(d.v[3])
+      : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "r"(b0), "r"(b1), "f"(c.v[0]), "f"(c.v[1]), "f"(c.v[2]),
+        "f"(c.v[3]));
+}
+
+template <>
+__device__ __forceinline__ void mma<bf16>(Accumulator& d, const Fragment& a, u32 b0, u32 b1, const Accumulator& c) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
+      : "=f"(d.v[0]), "=f"(d.v[1]), "=f"(d.v[2]), "=f"(d.v[3])
+      : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "r"(b0), "r"(b1), "f"(c.v[0]), "f"(c.v[1]), "f"(c.v[2]),
+        "f"(c.v[3]));
+}
+
+}  // namespace billhook
