@@ -1,0 +1,131 @@
+"""What may exist, as data: formats and tiles of a kernel family, and the rules that choose a tile.
+
+`load` reads `FAMILY.toml` and `rules/FAMILY.toml` beside this file, or the same two files of another
+folder, and checks that they agree: every rule names a listed tile, can be chosen by some problem, and
+together the rules serve every problem on every GPU target that the family has.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from ..config import Tile
+from ..errors import ConfigError, InputError
+from ..families import marlin
+from . import check
+from .entry import Catalog, Format, deepest, tile_name
+from .rule import Bounds, Rule, last_m
+
+__all__ = ["Bounds", "Catalog", "Format", "Rule", "deepest", "last_m", "load", "tile_name"]
+
+_FOLDER = Path(__file__).parent
+
+
+class _TileRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    m: tuple[int, ...]
+    n: int
+    k: int
+    stages: int
+
+
+class _FamilyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    family: str
+    formats: tuple[Format, ...]
+    tiles: tuple[_TileRow, ...]
+
+
+class _RuleFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    rules: tuple[Rule, ...]
+
+
+_File = TypeVar("_File", _FamilyFile, _RuleFile)
+
+
+def load(folder: str | Path | None = None, family: str = marlin.FAMILY) -> Catalog:
+    """Read and check one family's catalog.
+
+    Args:
+        folder: Holds `FAMILY.toml` and `rules/FAMILY.toml`; the installed one if None.
+        family: The family's name.
+
+    Raises:
+        ConfigError: A file is missing, malformed, or the two do not agree; names file, line and value.
+    """
+    return _load(_FOLDER if folder is None else Path(folder), family)
+
+
+@cache
+def _load(folder: Path, family: str) -> Catalog:
+    path, rules_path = folder / f"{family}.toml", folder / "rules" / f"{family}.toml"
+    text, rules_text = _read(path), _read(rules_path)
+    table = _decode(text, path, _FamilyFile)
+    rules = _decode(rules_text, rules_path, _RuleFile).rules
+    if table.family != family:
+        raise ConfigError(f"{path}: family must be {family!r} (got {table.family!r})")
+    tiles = _expand(table.tiles, path, text)
+    _check_formats(table.formats, path, text)
+    if not rules:
+        raise ConfigError(f"{rules_path}: holds no rule; add a [[rules]] table")
+    catalog = Catalog(family, table.formats, tiles, rules, f"rules/{rules_path.name}")
+    wrong_tile = check.wrong_tile(catalog)
+    if wrong_tile:
+        raise ConfigError(f"{path}: {wrong_tile}")
+    wrong = check.wrong_rule(catalog) or check.wrong_order(catalog)
+    if wrong:
+        position, why = wrong
+        raise ConfigError(f"{rules_path}{_line(rules_text, 'rules', position)}: rule {position + 1} {why}")
+    return catalog
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read catalog file {path}: {error}") from error
+
+
+def _decode(text: str, path: Path, kind: type[_File]) -> _File:
+    try:
+        return msgspec.toml.decode(text, type=kind)
+    except msgspec.ValidationError as error:
+        place = re.search(r"\$\.(\w+)\[(\d+)\]", str(error))
+        line = _line(text, place[1], int(place[2])) if place else ""
+        raise ConfigError(f"{path}{line}: {error}") from error
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+
+
+def _line(text: str, table: str, position: int) -> str:
+    """Return `:LINE` of the table's entry at `position`, "" if it is not written as `[[table]]`."""
+    heads = [number for number, line in enumerate(text.splitlines(), 1) if line.startswith(f"[[{table}]]")]
+    return f":{heads[position]}" if position < len(heads) else ""
+
+
+def _expand(rows: tuple[_TileRow, ...], path: Path, text: str) -> tuple[Tile, ...]:
+    tiles: dict[str, Tile] = {}
+    for position, row in enumerate(rows):
+        for tile_m in row.m:
+            tile = Tile(tile_m, row.n, row.k, row.stages)
+            if tile_name(tile) in tiles:
+                raise ConfigError(
+                    f"{path}{_line(text, 'tiles', position)}: tile {tile_name(tile)} is listed twice; drop one"
+                )
+            tiles[tile_name(tile)] = tile
+    if not tiles:
+        raise ConfigError(f"{path}: lists no tile; add a [[tiles]] table")
+    return tuple(tiles.values())
+
+
+def _check_formats(formats: tuple[Format, ...], path: Path, text: str) -> None:
+    if not formats:
+        raise ConfigError(f"{path}: lists no format; add a [[formats]] table")
+    for position, one in enumerate(formats):
+        try:
+            one.types()
+        except InputError as error:
+            raise ConfigError(f"{path}{_line(text, 'formats', position)}: {error}") from error

@@ -1,0 +1,103 @@
+"""Do ordered rules leave gaps, and can each of them ever be chosen? Answered exactly, by subtracting boxes.
+
+For one kind of layer on one GPU target a rule is a box in (rows, n, k). A box is a tuple of half-open
+intervals (above, max]. A rule shadows later ones only where its tile is legal for every format.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+from .rule import Rule
+
+Box = tuple[tuple[float, float], ...]
+EVERYTHING: Box = ((0, math.inf),) * 3
+
+
+def uncovered(box: Box, covers: Iterable[Box]) -> list[Box]:
+    """Return what remains of a box after taking others out of it, as disjoint boxes."""
+    rest = [box]
+    for cover in covers:
+        rest = [piece for one in rest for piece in _subtract(one, cover)]
+    return rest
+
+
+def unreachable(
+    rules: Sequence[Rule], targets: Iterable[tuple[int, int]], legal: Callable[[str, tuple[int, int]], bool]
+) -> list[int]:
+    """Return the positions of rules that no problem on any target can choose.
+
+    Args:
+        rules: In order of precedence.
+        targets: Compute capabilities.
+        legal: Whether the tile of that name exists there for every format.
+    """
+    reached: set[int] = set()
+    for moe, capability in _cases(targets):
+        shadows: list[Box] = []
+        for position, rule in enumerate(rules):
+            if not rule.applies(moe, capability):
+                continue
+            if position not in reached and uncovered(_box(rule), shadows):
+                reached.add(position)
+            if legal(rule.tile, capability):
+                shadows.append(_box(rule))
+    return [position for position in range(len(rules)) if position not in reached]
+
+
+def first_gap(
+    rules: Sequence[Rule], targets: Iterable[tuple[int, int]], legal: Callable[[str, tuple[int, int]], bool]
+) -> str | None:
+    """Return, in words, problems that no rule with a legal tile serves; None if there are none.
+
+    Args:
+        rules: In order of precedence.
+        targets: Compute capabilities.
+        legal: Whether the tile of that name exists there for every format.
+    """
+    for moe, capability in _cases(targets):
+        served = [
+            _box(rule) for rule in rules if rule.applies(moe, capability) and legal(rule.tile, capability)
+        ]
+        gaps = uncovered(EVERYTHING, served)
+        if gaps:
+            kind = "MoE" if moe else "dense"
+            return f"{kind} layers on {capability[0]}.{capability[1]} with {_describe(gaps[0])}"
+    return None
+
+
+def _cases(targets: Iterable[tuple[int, int]]) -> list[tuple[bool, tuple[int, int]]]:
+    return [(moe, capability) for capability in targets for moe in (False, True)]
+
+
+def _box(rule: Rule) -> Box:
+    return tuple((bounds.above, bounds.max) for bounds in rule.bounds().values())
+
+
+def _subtract(box: Box, cover: Box) -> list[Box]:
+    """Return `box` minus `cover`: the slabs of `box` below and above `cover`, axis by axis."""
+    if any(
+        low >= cover_high or cover_low >= high
+        for (low, high), (cover_low, cover_high) in zip(box, cover, strict=True)
+    ):
+        return [box]
+    pieces: list[Box] = []
+    inner = list(box)
+    for axis, (cover_low, cover_high) in enumerate(cover):
+        low, high = inner[axis]
+        for slab in ((low, min(high, cover_low)), (max(low, cover_high), high)):
+            if slab[0] < slab[1]:
+                pieces.append((*inner[:axis], slab, *inner[axis + 1 :]))
+        inner[axis] = (max(low, cover_low), min(high, cover_high))
+    return pieces
+
+
+def _describe(box: Box) -> str:
+    words = []
+    for name, (low, high) in zip(("rows", "n", "k"), box, strict=True):
+        if low > 0:
+            words.append(f"{name} > {low:g}")
+        if high < math.inf:
+            words.append(f"{name} <= {high:g}")
+    return ", ".join(words) or "any rows, n and k"

@@ -1,0 +1,219 @@
+"""Choose the kernel that serves a problem on a GPU target, and tell why.
+
+The catalog's rules are tried in order; the first that matches and whose tile is legal on the target
+wins. Nothing here needs a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+
+from .arch import Arch
+from .catalog import Catalog, Rule, deepest, last_m, load, tile_name
+from .config import GemmTypes, KernelConfig, Problem, Tile
+from .errors import InputError, UnsupportedError
+from .families import marlin
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A kernel of the catalog, considered for one problem.
+
+    Args:
+        config: The kernel; with the shallowest pipeline tried if no depth is legal.
+        why_not: Why it was not taken, in words with the value.
+    """
+
+    config: KernelConfig
+    why_not: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The kernel that serves a problem.
+
+    Args:
+        problem: What was asked.
+        arch: The GPU target.
+        config: The kernel.
+        reason: The rule that chose it, in words.
+        catalog: Where it was chosen from.
+    """
+
+    problem: Problem
+    arch: Arch
+    config: KernelConfig
+    reason: str
+    catalog: Catalog
+
+    @property
+    def rejected(self) -> list[Candidate]:
+        """Every other tile of the catalog, in catalog order, and why it was not taken."""
+        return [
+            Candidate(config, why or _outranked(config, self))
+            for config, why in candidates(self.problem, self.arch, self.catalog)
+            if config != self.config
+        ]
+
+
+@dataclass(frozen=True)
+class Span:
+    """Consecutive row counts that one kernel serves.
+
+    Args:
+        first: Smallest m.
+        last: Largest m.
+        choice: The kernel and the reason.
+    """
+
+    first: int
+    last: int
+    choice: Choice
+
+
+def candidates(
+    problem: Problem, arch: Arch, catalog: Catalog | None = None
+) -> list[tuple[KernelConfig, str | None]]:
+    """Return every tile of the catalog as a kernel for this problem, and why it cannot serve it (None if it can).
+
+    Args:
+        problem: What is asked.
+        arch: The GPU target.
+        catalog: The installed one if None.
+    """
+    found = []
+    for tile in (catalog or load()).tiles:
+        config, why = _kernel(tile, problem.types, problem.group_size, problem.moe, arch)
+        found.append((config, why or marlin.unserved(config, problem)))
+    return found
+
+
+def select(problem: Problem, arch: Arch, catalog: Catalog | None = None) -> Choice:
+    """Choose the kernel for a problem.
+
+    Args:
+        problem: What is asked.
+        arch: The GPU target.
+        catalog: The installed one if None.
+
+    Raises:
+        InputError: m, num_experts or top_k make no sense.
+        UnsupportedError: No kernel serves the problem on this target; the message says why.
+    """
+    catalog = catalog or load()
+    _check(problem, catalog)
+    passed: list[str] = []
+    for position, rule in enumerate(catalog.rules, 1):
+        if not rule.matches(problem, arch.capability):
+            continue
+        tile = catalog.by_name[rule.tile]
+        config, why = _kernel(tile, problem.types, problem.group_size, problem.moe, arch)
+        if why is not None:
+            passed.append(f"rule {position} wants {rule.tile}, which on {arch} {why}")
+            continue
+        unserved = marlin.unserved(config, problem)
+        if unserved is not None:
+            raise UnsupportedError(f"no kernel serves {_describe(problem)}: {unserved}")
+        return Choice(problem, arch, config, _reason(catalog, position, rule, config, tile, passed), catalog)
+    raise UnsupportedError(
+        f"no kernel serves {_describe(problem)} on {arch}: {'; '.join(passed) or 'no rule matches'}"
+    )
+
+
+def spans(problem: Problem, last: int, arch: Arch, catalog: Catalog | None = None) -> list[Span]:
+    """Return which kernel serves each m from 1 to `last`: few spans, in order, without a gap.
+
+    Args:
+        problem: The problem; its m is not looked at.
+        last: Largest m.
+        arch: The GPU target.
+        catalog: The installed one if None.
+
+    Raises:
+        InputError: `last` is less than 1, or the problem makes no sense.
+        UnsupportedError: Some m is served by no kernel.
+    """
+    if last < 1:
+        raise InputError(f"the largest m must be at least 1 (got {last})")
+    catalog = catalog or load()
+    _check(replace(problem, m=1), catalog)
+    starts = sorted({1, *_switches(problem, last, catalog)})
+    found: list[Span] = []
+    for first, next_first in zip(starts, [*starts[1:], last + 1], strict=True):
+        choice = select(replace(problem, m=first), arch, catalog)
+        if found and found[-1].choice.config == choice.config and found[-1].choice.reason == choice.reason:
+            found[-1] = replace(found[-1], last=next_first - 1)
+        else:
+            found.append(Span(first, next_first - 1, choice))
+    return found
+
+
+def _switches(problem: Problem, last: int, catalog: Catalog) -> Iterator[int]:
+    """Yield each m at which some rule begins or ceases to match."""
+    for rule in catalog.rules:
+        for rows in (rule.rows.above, rule.rows.max):
+            first = last_m(rows, problem) + 1
+            if 1 < first <= last:
+                yield int(first)
+
+
+def _check(problem: Problem, catalog: Catalog) -> None:
+    if problem.m < 1:
+        raise InputError(f"m must be at least 1 (got {problem.m})")
+    if problem.num_experts < 0:
+        raise InputError(f"num_experts must be 0 (dense) or more (got {problem.num_experts})")
+    if problem.moe and not 1 <= problem.top_k <= problem.num_experts:
+        raise InputError(f"top_k must be 1 to num_experts = {problem.num_experts} (got {problem.top_k})")
+    if not problem.moe and problem.top_k:
+        raise InputError(f"top_k must be 0 for a dense layer (got {problem.top_k}); give num_experts too")
+    formats = [one for one in catalog.formats if problem.types in one.types()]
+    if not formats:
+        known = ", ".join(str(types) for one in catalog.formats for types in one.types())
+        raise UnsupportedError(
+            f"no kernel family serves the types {problem.types} (A_B_scales_D); served: {known}"
+        )
+    groups = [group for one in formats for group in one.group_sizes]
+    if problem.group_size not in groups:
+        raise UnsupportedError(
+            f"group_size must be one of {', '.join(map(str, groups))} for {problem.types.b} weights "
+            f"(got {problem.group_size}; -1 is one scale per output channel)"
+        )
+
+
+@cache
+def _kernel(
+    tile: Tile, types: GemmTypes, group_size: int, indexed: bool, arch: Arch
+) -> tuple[KernelConfig, str | None]:
+    return deepest(KernelConfig(marlin.FAMILY, types, group_size, tile, indexed, arch))
+
+
+def _describe(problem: Problem) -> str:
+    kind = f", {problem.num_experts} experts, top_k {problem.top_k}" if problem.moe else ""
+    return (
+        f"m={problem.m} n={problem.n} k={problem.k}{kind}, {problem.types}, group_size {problem.group_size}"
+    )
+
+
+def _reason(
+    catalog: Catalog, position: int, rule: Rule, config: KernelConfig, tile: Tile, passed: list[str]
+) -> str:
+    words = [f"{catalog.rules_file} rule {position} ({rule.describe()})", *passed]
+    if config.tile.stages < tile.stages:
+        words.append(f"{config.tile.stages} stages, since {tile.stages} do not fit in shared memory")
+    return "; ".join(words)
+
+
+def _outranked(config: KernelConfig, choice: Choice) -> str:
+    """Return why a kernel that could serve the problem was not chosen."""
+    name = tile_name(config.tile)
+    problem, capability = choice.problem, choice.arch.capability
+    positions = [i for i, rule in enumerate(choice.catalog.rules, 1) if rule.tile == name]
+    if not positions:
+        return "could serve, but no rule names it"
+    for position in positions:
+        if choice.catalog.rules[position - 1].matches(problem, capability):
+            return f"could serve, but its rule {position} comes after the one that won"
+    wanted = " or ".join(f"rule {i} ({choice.catalog.rules[i - 1].describe()})" for i in positions)
+    return f"could serve, but is for {wanted}"
