@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from ..config import STRIP
 from ..errors import WeightError
-from .u4b8 import ZERO_CODE
+from .u4b8 import ZERO_CODE, count_groups
 
 # n = 64 s + 16 i + 8 h + g and k = 64 b + 16 j + 8 q + 2 t + o: what an axis splits into, slowest first.
 _N_SPLIT = (4, 2, 8)  # i h g
@@ -28,6 +28,11 @@ CODE_BLOCK = (4, 32, 4)  # i, lane, j: the words of one 64 x 64 block
 def count_strips(extent: int) -> int:
     """Return how many strips of 64 cover `extent`."""
     return -(-extent // STRIP)
+
+
+def count_packed_groups(k: int, group_size: int) -> int:
+    """Return how many scales along k are stored: those of the padded k, so that no block lacks one."""
+    return count_groups(count_strips(k) * STRIP, group_size)
 
 
 def code_split(n: int, k: int) -> tuple[int, ...]:
@@ -86,45 +91,53 @@ def unpack_codes(packed: npt.NDArray[np.uint32], k: int, n: int) -> npt.NDArray[
     return np.ascontiguousarray(rows[:n, :k].T)
 
 
-def pack_scales(scales: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def pack_scales(scales: npt.NDArray[Any], k: int, group_size: int) -> npt.NDArray[Any]:
     """Pack scales.
 
     Args:
         scales: f16 or bf16 [.., groups, n].
+        k: Input features of the weight.
+        group_size: Weights along k that share one scale; -1 for channel scales.
 
     Returns:
-        The same type, [.., n64, groups, 64], contiguous; padding holds 0.
+        The same type, [.., n64, padded groups, 64], contiguous; padding holds 0.
 
     Raises:
-        WeightError: Not two or three axes.
+        WeightError: Not two or three axes, or not one row per group.
     """
     if scales.ndim not in (2, 3):
         raise WeightError(f"scales must be [groups, n] or [experts, groups, n] (got {scales.shape})")
     if scales.ndim == 3:
-        return _stack([pack_scales(one) for one in scales])
+        return _stack([pack_scales(one, k, group_size) for one in scales])
     groups, n = scales.shape
-    padded = np.zeros((count_strips(n) * STRIP, groups), scales.dtype)
-    padded[:n] = scales.T
+    if groups != count_groups(k, group_size):
+        raise WeightError(
+            f"k={k} in groups of {group_size} has {count_groups(k, group_size)} scales (got {groups})"
+        )
+    padded = np.zeros((count_strips(n) * STRIP, count_packed_groups(k, group_size)), scales.dtype)
+    padded[:n, :groups] = scales.T
+    groups = padded.shape[1]
     ordered = padded.reshape(scale_split(n, groups)).transpose(SCALE_AXES)
     return np.ascontiguousarray(ordered).reshape(count_strips(n), groups, STRIP)
 
 
-def unpack_scales(packed: npt.NDArray[Any], n: int) -> npt.NDArray[Any]:
+def unpack_scales(packed: npt.NDArray[Any], k: int, n: int, group_size: int) -> npt.NDArray[Any]:
     """Return the scales [.., groups, n] that `pack_scales` packed.
 
     Raises:
-        WeightError: The array does not have the shape of scales of n channels.
+        WeightError: The array does not have the shape of scales of an [.., k, n] weight.
     """
-    if packed.ndim not in (3, 4) or packed.shape[-3] != count_strips(n) or packed.shape[-1] != STRIP:
-        raise WeightError(
-            f"packed scales of n={n} must be [.., {count_strips(n)}, groups, {STRIP}] (got {packed.shape})"
-        )
+    groups = count_packed_groups(k, group_size)
+    want = (count_strips(n), groups, STRIP)
+    if packed.ndim not in (3, 4) or packed.shape[-3:] != want:
+        raise WeightError(f"packed scales of n={n}, k={k} must be {want} (got {packed.shape})")
     if packed.ndim == 4:
-        return _stack([unpack_scales(one, n) for one in packed])
-    groups = packed.shape[-2]
+        return _stack([unpack_scales(one, k, n, group_size) for one in packed])
     split = scale_split(n, groups)
     ordered = packed.reshape([split[axis] for axis in SCALE_AXES]).transpose(np.argsort(SCALE_AXES))
-    return np.ascontiguousarray(ordered.reshape(count_strips(n) * STRIP, groups)[:n].T)
+    return np.ascontiguousarray(
+        ordered.reshape(count_strips(n) * STRIP, groups)[:n, : count_groups(k, group_size)].T
+    )
 
 
 def _stack(experts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:

@@ -18,7 +18,7 @@ from .elements import rounding
 from .u4b8 import count_groups
 
 # A tensor core adds 16 products and the accumulator, aligned to the largest and cut to 24 bits: each of the
-# 17 addends and the sum lose less than one unit of the last place. So the unit is 2^-23, not 2^-24 (rounding).
+# 17 addends and the sum lose less than one unit of the last place: the unit is 2^-23, not 2^-24 (rounding).
 _MMA_K = 16
 _MMA_LOSSES = _MMA_K + 2
 _UNIT = 2.0**-23
