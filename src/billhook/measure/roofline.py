@@ -1,0 +1,86 @@
+"""What a problem must cost at least: bytes that must move, operations that must be done, and the larger of both times."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..config import Problem
+from ..errors import InputError
+
+
+@dataclass(frozen=True)
+class Peak:
+    """What one GPU sustains.
+
+    Args:
+        bandwidth: Global memory, bytes per second, as a device-to-device copy reaches it (read and written counted).
+        flops: 16-bit tensor-core operations per second, as a large dense product reaches it.
+    """
+
+    bandwidth: float
+    flops: float
+
+
+# Measured, not from data sheets. H100: 80 GB HBM3 SXM, 3.0 TB/s and 800 TFLOP/s (2026-11-21); H200: a copy of 8.6 GB
+# in 2.0 ms, an 8192^3 bf16 product at 788 TFLOP/s (2026-10-28).
+PEAKS: dict[str, Peak] = {
+    "H100 80GB HBM3": Peak(3.0e12, 800e12),
+    "H200": Peak(4.3e12, 800e12),
+}
+
+
+def peak_of(gpu: str, bandwidth: float | None = None, flops: float | None = None) -> Peak:
+    """Return what `gpu` sustains.
+
+    Args:
+        gpu: The GPU's name, as the driver tells it.
+        bandwidth: Bytes per second, in place of the table's.
+        flops: Operations per second, in place of the table's.
+
+    Raises:
+        InputError: The GPU is not in the table and a number is missing.
+    """
+    known = next((peak for name, peak in PEAKS.items() if name in gpu), None)
+    bandwidth = bandwidth or (known.bandwidth if known else None)
+    flops = flops or (known.flops if known else None)
+    if bandwidth is None or flops is None:
+        raise InputError(
+            f"no measured peak for GPU {gpu!r} (known: {', '.join(PEAKS)}); give --bandwidth TB/s and --tflops"
+        )
+    return Peak(bandwidth, flops)
+
+
+def weight_bytes(problem: Problem, experts_hit: int | None = None) -> int:
+    """Return the bytes of weights and scales that must be read.
+
+    Args:
+        problem: The GEMM.
+        experts_hit: Experts that have at least one row; all if None. Ignored for dense layers.
+    """
+    groups = 1 if problem.group_size == -1 else -(-problem.k // problem.group_size)
+    matrix = problem.n * problem.k * problem.types.b.bits // 8 + groups * problem.n * problem.types.s.bits // 8
+    if not problem.moe:
+        return matrix
+    return matrix * (problem.num_experts if experts_hit is None else experts_hit)
+
+
+def rows_out(problem: Problem) -> int:
+    """Return the rows of D: m, or one per (token, slot) for MoE."""
+    return problem.m * problem.top_k if problem.moe else problem.m
+
+
+def moved_bytes(problem: Problem, experts_hit: int | None = None) -> int:
+    """Return the bytes that must move: weights of the experts hit, each row of A once, D once."""
+    activations = problem.m * problem.k * problem.types.a.bits // 8
+    output = rows_out(problem) * problem.n * problem.types.c.bits // 8
+    return weight_bytes(problem, experts_hit) + activations + output
+
+
+def operations(problem: Problem) -> int:
+    """Return the multiplications and additions of the product."""
+    return 2 * rows_out(problem) * problem.n * problem.k
+
+
+def floor_us(problem: Problem, peak: Peak, experts_hit: int | None = None) -> float:
+    """Return the time that no kernel beats, microseconds: the larger of moving the bytes and doing the operations."""
+    return 1e6 * max(moved_bytes(problem, experts_hit) / peak.bandwidth, operations(problem) / peak.flops)
