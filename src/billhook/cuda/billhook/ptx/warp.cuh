@@ -1,0 +1,22 @@
+// Sums and ranks within one warp. SM80+.
+// Source: PTX ISA 9.0, "redux.sync"; CUDA Programming Guide, "Warp Vote Functions".
+#pragma once
+#include "billhook/numeric/types.cuh"
+
+namespace billhook::ptx {
+
+// The sum of every lane's value, in every lane.
+__device__ __forceinline__ i32 warp_sum(i32 value) {
+  i32 sum;
+  asm volatile("redux.sync.add.s32 %0, %1, 0xffffffff;" : "=r"(sum) : "r"(value));
+  return sum;
+}
+
+// How many lanes below this one say yes.
+__device__ __forceinline__ i32 lanes_below(bool yes) {
+  u32 below;
+  asm("mov.u32 %0, %%lanemask_lt;" : "=r"(below));
+  return __popc(__ballot_sync(0xffffffffu, yes) & below);
+}
+
+}  // namespace billhook::ptx
