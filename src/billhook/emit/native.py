@@ -3,27 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cache
-from typing import TYPE_CHECKING
 
 from ..arch import Arch
 from ..config import KernelConfig
+from .environment import templates
 from .source import SourceFile
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
-
-
-@cache
-def _templates() -> Environment:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    return Environment(
-        loader=PackageLoader("billhook.emit"),
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-        autoescape=False,
-    )
 
 
 def emit(configs: Iterable[KernelConfig]) -> list[SourceFile]:
@@ -35,7 +19,7 @@ def emit(configs: Iterable[KernelConfig]) -> list[SourceFile]:
     Returns:
         One `NAME.cu` per kernel, NAME being `KernelConfig.name`, also the kernel's symbol.
     """
-    template = _templates().get_template("kernel.cu.jinja")
+    template = templates().get_template("kernel.cu.jinja")
     return [
         SourceFile(f"{config.name}.cu", template.render(kernel=config)) for config in dict.fromkeys(configs)
     ]
@@ -48,4 +32,4 @@ def support_name(arch: Arch) -> str:
 
 def emit_support(arch: Arch) -> SourceFile:
     """Write the source of the kernels that MoE layers need beside their GEMMs."""
-    return SourceFile(f"{support_name(arch)}.cu", _templates().get_template("route.cu.jinja").render())
+    return SourceFile(f"{support_name(arch)}.cu", templates().get_template("route.cu.jinja").render())
