@@ -17,11 +17,7 @@ CATALOG = Path(__file__).parents[1] / "catalog" / "vllm"
 ACTIVATIONS = {"f16": "kFloat16", "bf16": "kBFloat16", "int8": "kS8", "fp8": "kFE4M3fn"}
 
 
-class _Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A table of the data file: unknown keys are errors."""
-
-
-class MarlinTile(_Data):
+class MarlinTile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A tile of the Marlin kernel.
 
     Args:
@@ -37,7 +33,7 @@ class MarlinTile(_Data):
     m_blocks: tuple[float, ...]
 
 
-class MarlinSet(_Data):
+class MarlinSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The kernels of one hardware generation.
 
     Args:
@@ -61,7 +57,7 @@ class MarlinSet(_Data):
         )
 
 
-class Fp8Activations(_Data):
+class Fp8Activations(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The rule for FP8 activations, which have files of their own.
 
     Args:
@@ -77,7 +73,7 @@ class Fp8Activations(_Data):
     message: str
 
 
-class MarlinFormat(_Data):
+class MarlinFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A weight format with the activations it is multiplied by.
 
     Args:
@@ -97,7 +93,7 @@ class MarlinFormat(_Data):
     scale: str | None = None
 
 
-class MarlinRelease(_Data):
+class MarlinRelease(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The Marlin half of a release.
 
     Args:
@@ -121,7 +117,7 @@ class MarlinRelease(_Data):
     formats: tuple[MarlinFormat, ...]
 
 
-class MacheteRelease(_Data):
+class MacheteRelease(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a release's Machete sources spell what changes between releases.
 
     Args:
@@ -143,7 +139,7 @@ class MacheteRelease(_Data):
     print_scalar_type: str
 
 
-class Release(_Data):
+class Release(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One release of vLLM.
 
     Args:
