@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from .arch import Arch
-from .catalog import Catalog, Rule, deepest, last_m, load, tile_name
+from .catalog import Catalog, deepest, last_m, load, tile_name
 from .config import GemmTypes, KernelConfig, Problem, Tile
 from .errors import InputError, UnsupportedError
 from .families import marlin
@@ -76,7 +76,7 @@ class Span:
 def candidates(
     problem: Problem, arch: Arch, catalog: Catalog | None = None
 ) -> list[tuple[KernelConfig, str | None]]:
-    """Return every tile of the catalog as a kernel for this problem, and why it cannot serve it (None if it can).
+    """Return every tile of the catalog as a kernel for this problem, with why it cannot serve it or None.
 
     Args:
         problem: What is asked.
@@ -116,7 +116,10 @@ def select(problem: Problem, arch: Arch, catalog: Catalog | None = None) -> Choi
         unserved = marlin.unserved(config, problem)
         if unserved is not None:
             raise UnsupportedError(f"no kernel serves {_describe(problem)}: {unserved}")
-        return Choice(problem, arch, config, _reason(catalog, position, rule, config, tile, passed), catalog)
+        reason = "; ".join(
+            [f"{catalog.rules_file} rule {position} ({rule.describe()})", *passed, *_shallower(config, tile)]
+        )
+        return Choice(problem, arch, config, reason, catalog)
     raise UnsupportedError(
         f"no kernel serves {_describe(problem)} on {arch}: {'; '.join(passed) or 'no rule matches'}"
     )
@@ -196,13 +199,10 @@ def _describe(problem: Problem) -> str:
     )
 
 
-def _reason(
-    catalog: Catalog, position: int, rule: Rule, config: KernelConfig, tile: Tile, passed: list[str]
-) -> str:
-    words = [f"{catalog.rules_file} rule {position} ({rule.describe()})", *passed]
-    if config.tile.stages < tile.stages:
-        words.append(f"{config.tile.stages} stages, since {tile.stages} do not fit in shared memory")
-    return "; ".join(words)
+def _shallower(config: KernelConfig, tile: Tile) -> list[str]:
+    if config.tile.stages == tile.stages:
+        return []
+    return [f"{config.tile.stages} stages, since {tile.stages} do not fit in shared memory"]
 
 
 def _outranked(config: KernelConfig, choice: Choice) -> str:

@@ -112,9 +112,8 @@ def _expand(rows: tuple[_TileRow, ...], path: Path, text: str) -> tuple[Tile, ..
         for tile_m in row.m:
             tile = Tile(tile_m, row.n, row.k, row.stages)
             if tile_name(tile) in tiles:
-                raise ConfigError(
-                    f"{path}{_line(text, 'tiles', position)}: tile {tile_name(tile)} is listed twice; drop one"
-                )
+                place = f"{path}{_line(text, 'tiles', position)}"
+                raise ConfigError(f"{place}: tile {tile_name(tile)} is listed twice; drop one")
             tiles[tile_name(tile)] = tile
     if not tiles:
         raise ConfigError(f"{path}: lists no tile; add a [[tiles]] table")

@@ -1,0 +1,318 @@
+"""What a request needs: its layers, the kernels that serve them, and which row counts go to which kernel.
+
+A plan is plain data (text and whole numbers): `to_json` and `from_json` move it into bundles and to
+other programs. `docs/plan-json.md` describes the JSON. Equal requests give equal plans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from .arch import Arch, parse
+from .catalog import Catalog, load
+from .config import KernelConfig, Problem, parse_name
+from .dtypes import DType
+from .errors import ConfigError, InputError, UnsupportedError
+from .models import Layer, Model, layers
+from .select import Span, spans
+
+_Key = tuple[int, int, str, int, int, int]  # n, k, types, group_size, num_experts, top_k
+
+FORMAT = 1  # of the JSON; raised when a reader of the old one would go wrong
+DEFAULT_MAX_TOKENS = 8192
+
+
+@dataclass(frozen=True)
+class Need:
+    """Why a kernel is in the plan.
+
+    Args:
+        layer: `Layer.id` of the layer that it serves.
+        first: Smallest number of tokens.
+        last: Largest number of tokens.
+    """
+
+    layer: str
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class PlannedKernel:
+    """A kernel to be built.
+
+    Args:
+        name: `KernelConfig.name`.
+        arch: The GPU target, such as `9.0a` or `9.0+PTX`.
+        reason: The rules that chose it, in words.
+        needed_by: Layers and token counts that it serves.
+    """
+
+    name: str
+    arch: str
+    reason: str
+    needed_by: tuple[Need, ...]
+
+    @property
+    def config(self) -> KernelConfig:
+        """The kernel's compile-time constants."""
+        return replace(parse_name(self.name), arch=parse(self.arch))
+
+
+@dataclass(frozen=True)
+class Range:
+    """Consecutive row counts m (`Problem.m`) and the kernel that serves them.
+
+    Args:
+        first: Smallest m.
+        last: Largest m.
+        kernel: `KernelConfig.name`.
+    """
+
+    first: int
+    last: int
+    kernel: str
+
+
+@dataclass(frozen=True)
+class Dispatch:
+    """Which kernel serves which m of one class of problems on one GPU target.
+
+    Args:
+        arch: The GPU target, as in `PlannedKernel.arch`.
+        n: Output features.
+        k: Input features.
+        types: `str(GemmTypes)`.
+        group_size: Weights along k that share a scale; -1 for channel scales.
+        num_experts: 0 for dense layers.
+        top_k: 0 for dense layers.
+        ranges: From m = 1 on, in order, without a gap.
+    """
+
+    arch: str
+    n: int
+    k: int
+    types: str
+    group_size: int
+    num_experts: int
+    top_k: int
+    ranges: tuple[Range, ...]
+
+    def serves(self, problem: Problem, capability: tuple[int, int]) -> bool:
+        """Whether this entry is for the problem's class and for a GPU of `capability`."""
+        return self.key == _key(problem) and parse(self.arch).runs_on(capability)
+
+    @property
+    def key(self) -> _Key:
+        """The problem class: n, k, types, group_size, num_experts, top_k."""
+        return (self.n, self.k, self.types, self.group_size, self.num_experts, self.top_k)
+
+    def kernel(self, m: int) -> str:
+        """Return the name of the kernel for `m` rows; beyond the last range, that of the last range.
+
+        Raises:
+            InputError: m is less than 1.
+        """
+        if m < 1:
+            raise InputError(f"m must be at least 1 (got {m})")
+        return next((one.kernel for one in self.ranges if m <= one.last), self.ranges[-1].kernel)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a request needs.
+
+    Args:
+        format: Version of this structure.
+        archs: GPU targets.
+        max_tokens: Token counts 1 to this are served.
+        layers: Every quantized GEMM, by model, tensor-parallel size and place in the model.
+        kernels: To be built, by GPU target, then in the order in which layers need them.
+        dispatch: Per GPU target and problem class.
+        notes: What the reader of the plan should know, in words.
+    """
+
+    format: int
+    archs: tuple[str, ...]
+    max_tokens: int
+    layers: tuple[Layer, ...]
+    kernels: tuple[PlannedKernel, ...]
+    dispatch: tuple[Dispatch, ...]
+    notes: tuple[str, ...] = ()
+
+
+def make_plan(
+    models: Iterable[Model],
+    archs: Iterable[Arch],
+    max_tokens: int = DEFAULT_MAX_TOKENS,
+    tps: Iterable[int] = (1,),
+    act: DType | None = None,
+    *,
+    catalog: Catalog | None = None,
+) -> Plan:
+    """Plan the kernels for models.
+
+    Args:
+        models: From `load_model`.
+        archs: GPU targets.
+        max_tokens: Serve every token count from 1 to this.
+        tps: Tensor-parallel sizes.
+        act: Activations' type; what each model's config says if None.
+        catalog: The installed one if None.
+
+    Raises:
+        InputError: Nothing to plan, or max_tokens is less than 1.
+        UnsupportedError: A layer that no kernel serves, or a size that a model cannot be split into.
+    """
+    models, tps = list(models), list(dict.fromkeys(tps))
+    found = [layer for model in models for tp in tps for layer in layers(model, tp, act)]
+    ids = [layer.id for layer in found]
+    repeated = next((one for one in ids if ids.count(one) > 1), None)
+    if repeated is not None:
+        raise InputError(f"two models are called {repeated.split('/')[0]!r}; rename one's folder")
+    notes = tuple(f"{model.name}: {note}" for model in models for note in model.notes)
+    return _plan(found, list(archs), max_tokens, catalog or load(), notes)
+
+
+def plan_problems(
+    problems: Iterable[Problem],
+    archs: Iterable[Arch],
+    max_tokens: int = DEFAULT_MAX_TOKENS,
+    catalog: Catalog | None = None,
+) -> Plan:
+    """Plan the kernels for explicit shapes; each problem's m is not looked at.
+
+    Args:
+        problems: Shapes, types and experts.
+        archs: GPU targets.
+        max_tokens: Serve every m from 1 to this.
+        catalog: The installed one if None.
+
+    Raises:
+        InputError: Nothing to plan, or max_tokens is less than 1.
+        UnsupportedError: A problem that no kernel serves.
+    """
+    found = dict.fromkeys(_layer(problem) for problem in problems)
+    return _plan(list(found), list(archs), max_tokens, catalog or load(), ())
+
+
+def to_json(plan: Plan, indent: int = 2) -> str:
+    """Return the plan as JSON text."""
+    return msgspec.json.format(msgspec.json.encode(plan), indent=indent).decode()
+
+
+def from_json(text: str | bytes) -> Plan:
+    """Read a plan back.
+
+    Raises:
+        ConfigError: Not a plan's JSON, or one of another format.
+    """
+    try:
+        plan = msgspec.json.decode(text, type=Plan)
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"not a plan: {error}") from error
+    if plan.format != FORMAT:
+        raise ConfigError(f"plan format must be {FORMAT} (got {plan.format}); plan again with this version")
+    return plan
+
+
+def _plan(
+    found: Sequence[Layer], archs: Sequence[Arch], max_tokens: int, catalog: Catalog, notes: tuple[str, ...]
+) -> Plan:
+    if not found:
+        raise InputError("nothing to plan: give at least one model or problem")
+    if max_tokens < 1:
+        raise InputError(f"max_tokens must be at least 1 (got {max_tokens})")
+    archs = _merge(archs)
+    kernels: list[PlannedKernel] = []
+    dispatch: list[Dispatch] = []
+    for arch in archs:
+        tables = _tables(found, arch, max_tokens, catalog)
+        kernels += _kernels(found, arch, max_tokens, tables)
+        dispatch += [
+            Dispatch(
+                str(arch),
+                *key,
+                ranges=tuple(Range(span.first, span.last, span.choice.config.name) for span in table),
+            )
+            for key, table in tables.items()
+        ]
+    return Plan(
+        FORMAT, tuple(map(str, archs)), max_tokens, tuple(found), tuple(kernels), tuple(dispatch), notes
+    )
+
+
+def _merge(archs: Sequence[Arch]) -> list[Arch]:
+    """Return each target once, with PTX if any of its mentions asks for it."""
+    if not archs:
+        raise InputError("nothing to plan: give at least one GPU architecture, such as 9.0a")
+    wants_ptx = {one.sm for one in archs if one.ptx}
+    return list(dict.fromkeys(replace(one, ptx=one.sm in wants_ptx) for one in archs))
+
+
+def _tables(found: Sequence[Layer], arch: Arch, max_tokens: int, catalog: Catalog) -> dict[_Key, list[Span]]:
+    """Return, per problem class, which kernel serves each m that a layer of that class can ask for."""
+    rows: dict[_Key, int] = {}
+    for layer in found:
+        problem = layer.problem(max_tokens)
+        rows[_key(problem)] = max(problem.m, rows.get(_key(problem), 0))
+    tables: dict[_Key, list[Span]] = {}
+    for layer in found:
+        problem = layer.problem(1)
+        key = _key(problem)
+        if key not in tables:
+            try:
+                tables[key] = spans(problem, rows[key], arch, catalog)
+            except UnsupportedError as error:
+                raise UnsupportedError(f"{layer.id}: {error}") from error
+    return tables
+
+
+def _kernels(
+    found: Sequence[Layer], arch: Arch, max_tokens: int, tables: dict[_Key, list[Span]]
+) -> Iterator[PlannedKernel]:
+    """Yield the kernels of the tables, in the order in which layers and then row counts ask for them."""
+    needs: dict[str, list[Need]] = {}
+    reasons: dict[str, dict[str, None]] = {}
+    for layer in found:
+        for span in tables[_key(layer.problem(1))]:
+            name = span.choice.config.name
+            reasons.setdefault(name, {})[span.choice.reason] = None
+            # the token counts whose rows fall into the span
+            first = -(-span.first // layer.rows_per_token)
+            last = min(span.last // layer.rows_per_token, max_tokens)
+            if first <= last:
+                needs.setdefault(name, []).append(Need(layer.id, first, last))
+    for name, words in reasons.items():
+        yield PlannedKernel(name, str(arch), " | ".join(words), tuple(needs.get(name, ())))
+
+
+def _key(problem: Problem) -> _Key:
+    return (
+        problem.n,
+        problem.k,
+        str(problem.types),
+        problem.group_size,
+        problem.num_experts,
+        problem.top_k,
+    )
+
+
+def _layer(problem: Problem) -> Layer:
+    group = "ch" if problem.group_size == -1 else str(problem.group_size)
+    experts = f"_e{problem.num_experts}t{problem.top_k}" if problem.moe else ""
+    return Layer(
+        model="problem",
+        tp=1,
+        name=f"n{problem.n}k{problem.k}_{problem.types}_g{group}{experts}",
+        n=problem.n,
+        k=problem.k,
+        types=str(problem.types),
+        group_size=problem.group_size,
+        count=1,
+        num_experts=problem.num_experts,
+        top_k=problem.top_k,
+    )
