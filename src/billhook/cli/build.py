@@ -1,0 +1,112 @@
+"""`billhook build`: compile a model's kernels into a bundle."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from ..build import Input
+    from ..models import Model
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...", type=click.Path(path_type=Path))
+@click.option(
+    "--arch", multiple=True, default=["9.0a"], show_default=True, help="GPU targets: 9.0a, 8.0,8.9, native."
+)
+@click.option(
+    "--out", default="build", show_default=True, type=click.Path(path_type=Path), help="Bundle to write."
+)
+@click.option(
+    "--jobs", "-j", type=click.IntRange(1), help="Compilations at a time.  [default: all processors]"
+)
+@click.option(
+    "--tp", multiple=True, default=["1"], show_default=True, help="Tensor-parallel sizes: 1 or 1,2,4."
+)
+@click.option("--max-tokens", type=click.IntRange(1), help="Serve 1 to this many tokens.  [default: 8192]")
+@click.option("--act", type=click.Choice(["f16", "bf16"]), help="Activations' type.  [default: the model's]")
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON (docs/bundle.md).")
+def command(
+    *,
+    models: tuple[Path, ...],
+    arch: tuple[str, ...],
+    out: Path,
+    jobs: int | None,
+    tp: tuple[str, ...],
+    max_tokens: int | None,
+    act: str | None,
+    as_json: bool,
+) -> None:
+    """Compile every kernel that MODEL needs into a bundle.
+
+    MODEL is a Hugging Face config.json, or a folder that holds one. Kernels that were compiled before
+    come from the cache. Exit code 1 if a kernel does not compile; the others are kept.
+    """
+    from ..arch import parse_list
+    from ..build import build_plan, check_target, plan_units
+    from ..build.report import Progress, print_outcome, summary
+    from ..driver import native_archs
+    from ..dtypes import dtype
+    from ..errors import CompileError
+    from ..models import load_model
+    from ..plan import DEFAULT_MAX_TOKENS, make_plan
+    from .options import parse_sizes
+
+    sizes = parse_sizes(tp)
+    check_target(out)
+    loaded = [load_model(model) for model in models]
+    plan = make_plan(
+        loaded,
+        parse_list(arch, native_archs),
+        max_tokens or DEFAULT_MAX_TOKENS,
+        sizes,
+        dtype(act) if act else None,
+    )
+    options = {
+        "arch": ",".join(plan.archs),
+        "tp": ",".join(map(str, sizes)),
+        "max_tokens": str(plan.max_tokens),
+        "act": act or "the model's",
+    }
+    started = time.perf_counter()
+    with Progress(len(plan_units(plan))) as progress:
+        outcome = build_plan(
+            plan, out, jobs=jobs, inputs=_inputs(loaded), options=options, done=progress.done
+        )
+    seconds = time.perf_counter() - started
+    if as_json:
+        import msgspec
+
+        click.echo(msgspec.json.format(msgspec.json.encode(summary(outcome, plan)), indent=2).decode())
+    else:
+        print_outcome(outcome, plan)
+        if outcome.bundle:
+            compiled = sum(not artifact.cached for artifact in outcome.artifacts)
+            click.echo(
+                f"\n{outcome.bundle.folder}: {len(outcome.artifacts)} kernels, "
+                f"{compiled} compiled, {seconds:.1f} s"
+            )
+    if outcome.failures:
+        raise CompileError(
+            f"{len(outcome.failures)} of {len(outcome.failures) + len(outcome.artifacts)} kernels did not "
+            "compile; no bundle was written, the others are kept in the cache"
+        )
+
+
+def _inputs(models: Iterable[Model]) -> list[Input]:
+    """Return name and hash of each config file."""
+    from ..build import Input
+
+    return [
+        Input(
+            f"{model.file.resolve().parent.name}/{model.file.name}",
+            hashlib.sha256(model.file.read_bytes()).hexdigest(),
+        )
+        for model in models
+    ]
