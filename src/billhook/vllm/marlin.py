@@ -53,7 +53,13 @@ def inputs(job: Job) -> list[Path]:
     return [
         job.release.data_file,
         *sorted(text.TEMPLATES.glob("marlin_*.jinja")),
-        *package_files("arch.py", *(f"vllm/{name}" for name in code), *narrowing),
+        *package_files(
+            "arch.py",
+            "emit/environment.py",
+            "emit/manifest.py",
+            *(f"vllm/{name}" for name in code),
+            *narrowing,
+        ),
         *job.narrowing.models,
     ]
 
