@@ -1,0 +1,179 @@
+"""Launch kernels: grids, arguments, and programmatic dependent launch.
+
+What does not change from call to call is made once: launch descriptions per (kernel,
+grid, stream), argument blocks per thread. The driver copies arguments during the call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+import threading
+from typing import Any
+
+from ..families import marlin
+from . import cuda, params
+from .loader import GemmKernel, LoadedKernel
+from .workspace import workspace
+
+ROUTE_THREADS = 1024  # kThreads of cuda/billhook/kernel/route.cuh
+MAX_EXPERTS = 1024  # kMaxExperts of the same
+_ROUTE_LAYOUT = struct.Struct("=Q3i4xQQQ")
+_ROUTE_OFFSETS = (0, 8, 12, 16, 24, 32, 40)
+
+
+class _Arguments(threading.local):
+    """Memory for the arguments of this thread's next launch, and the array of pointers to them."""
+
+    def __init__(self) -> None:
+        self.gemm = ctypes.create_string_buffer(params.LAYOUT.size)
+        self.route = ctypes.create_string_buffer(_ROUTE_LAYOUT.size)
+        gemm, route = ctypes.addressof(self.gemm), ctypes.addressof(self.route)
+        self._arrays = (
+            (ctypes.c_void_p * 1)(gemm),
+            (ctypes.c_void_p * len(_ROUTE_OFFSETS))(*(route + offset for offset in _ROUTE_OFFSETS)),
+        )
+        self.gemm_pointers, self.route_pointers = map(ctypes.addressof, self._arrays)
+
+
+_arguments = _Arguments()
+
+
+def work_items(kernel: GemmKernel, tiles_m: int, strips: int, blocks: int, split_k: bool) -> int:
+    """Return how many pieces of work the CTAs can share.
+
+    Args:
+        kernel: The kernel.
+        tiles_m: Tiles along m.
+        strips: Strips of 64 output features.
+        blocks: Blocks of 64 input features.
+        split_k: Whether CTAs may share an output tile: then one stage is a piece, else one tile.
+    """
+    tile = kernel.config.tile
+    tiles = tiles_m * -(-strips // tile.warps_n)
+    return tiles * -(-blocks // tile.warps_k) if split_k else tiles
+
+
+def launch_gemm(
+    gemm: GemmKernel,
+    stream: int,
+    capturing: bool,
+    tiles_m: int,
+    *,
+    a: int,
+    codes: int,
+    scales: int,
+    bias: int,
+    d: int,
+    m: int,
+    n: int,
+    k: int,
+    lda: int,
+    ldd: int,
+    groups: int,
+    split_k: bool,
+    sorted_token_ids: int = 0,
+    expert_ids: int = 0,
+    num_tokens_padded: int = 0,
+    topk_weights: int = 0,
+    top_k: int = 1,
+) -> None:
+    """Launch a GEMM; `cuda/billhook/kernel/params.cuh` explains the arguments (addresses and numbers).
+
+    Args:
+        gemm: The kernel.
+        stream: Stream handle.
+        capturing: Whether the stream is being captured into a CUDA graph.
+        tiles_m: Tiles along m, for MoE the most there can be.
+
+    Raises:
+        CudaError: The driver refused.
+    """
+    kernel = gemm.kernel
+    strips, blocks = -(-n // 64), -(-k // 64)
+    ctas = min(work_items(gemm, tiles_m, strips, blocks, split_k), kernel.resident)
+    space = workspace(kernel.device, stream, capturing, *marlin.workspace(gemm.config, ctas))
+    params.pack_into(
+        _arguments.gemm,
+        0,
+        a,
+        codes,
+        scales,
+        bias,
+        d,
+        space.partials,
+        space.counters,
+        sorted_token_ids,
+        expert_ids,
+        num_tokens_padded,
+        topk_weights,
+        m,
+        n,
+        k,
+        lda,
+        ldd,
+        strips,
+        blocks,
+        groups,
+        top_k,
+        split_k,
+    )
+    _launch(kernel, ctas, stream, _arguments.gemm_pointers)
+
+
+def launch_route(
+    kernel: LoadedKernel,
+    stream: int,
+    *,
+    topk_ids: int,
+    count: int,
+    num_experts: int,
+    block_m: int,
+    sorted_token_ids: int,
+    expert_ids: int,
+    num_tokens_padded: int,
+) -> None:
+    """Launch the routing kernel, one CTA per expert; see `cuda/billhook/kernel/route.cuh` for the arguments.
+
+    Raises:
+        CudaError: The driver refused.
+    """
+    _ROUTE_LAYOUT.pack_into(
+        _arguments.route,
+        0,
+        topk_ids,
+        count,
+        num_experts,
+        block_m,
+        sorted_token_ids,
+        expert_ids,
+        num_tokens_padded,
+    )
+    _launch(kernel, num_experts, stream, _arguments.route_pointers)
+
+
+def _launch(kernel: LoadedKernel, ctas: int, stream: int, pointers: int) -> None:
+    cuda.bind_thread(kernel.device)
+    description = kernel.launches.get((ctas, stream))
+    if description is None:
+        description = kernel.launches[ctas, stream] = _describe(kernel, ctas, stream)
+    (status,) = cuda.driver().cuLaunchKernelEx(description, kernel.function, pointers, 0)
+    if status != 0:
+        error = cuda.refusal("cuLaunchKernelEx", status)
+        raise type(error)(f"{kernel.name}, {ctas} CTAs on GPU {kernel.device}: {error}")
+
+
+def _describe(kernel: LoadedKernel, ctas: int, stream: int) -> Any:
+    driver = cuda.driver()
+    description = driver.CUlaunchConfig()
+    description.gridDimX, description.gridDimY, description.gridDimZ = ctas, 1, 1
+    description.blockDimX, description.blockDimY, description.blockDimZ = kernel.threads, 1, 1
+    description.sharedMemBytes = kernel.shared_memory
+    description.hStream = driver.CUstream(stream)
+    if kernel.overlaps:
+        attribute = driver.CUlaunchAttribute()
+        attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        attribute.value.programmaticStreamSerializationAllowed = 1
+        description.attrs = [attribute]
+        description.numAttrs = 1
+    return description

@@ -1,0 +1,146 @@
+"""The kernels that this process uses, loaded per GPU.
+
+They come from a bundle if one is given (`use_bundle(path)`, else the environment variable
+`BILLHOOK_BUNDLE`), else they are compiled on first use into the cache.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import NamedTuple
+
+from ..build.bundle import Bundle
+from ..config import GemmTypes, KernelConfig, Problem
+from ..dtypes import U4B8, dtype
+from . import cuda
+from .launch import ROUTE_THREADS
+from .loader import GemmKernel, LoadedKernel, load_gemm, load_kernel
+from .source import BundleSource, Compiler, Source
+
+_MOST_CHOICES = 1 << 16
+
+
+class Request(NamedTuple):
+    """A problem on a GPU, as a key that is quick to make and to hash.
+
+    Args:
+        device: GPU number.
+        m: Tokens.
+        n: Output features.
+        k: Input features.
+        activations: "f16" or "bf16".
+        group_size: Weights along k that share one scale; -1 for channel scales.
+        num_experts: 0 for a dense layer.
+        top_k: 0 for a dense layer.
+        block_m: MoE: rows of one block of the routing; 0 for any.
+    """
+
+    device: int
+    m: int
+    n: int
+    k: int
+    activations: str
+    group_size: int
+    num_experts: int = 0
+    top_k: int = 0
+    block_m: int = 0
+
+    @property
+    def problem(self) -> Problem:
+        """The problem, without the GPU."""
+        element = dtype(self.activations)
+        types = GemmTypes(element, U4B8, element, element)
+        return Problem(self.m, self.n, self.k, types, self.group_size, self.num_experts, self.top_k)
+
+
+class Kernels:
+    """Kernels of one source, loaded per GPU.
+
+    Args:
+        source: Where they come from.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self._chosen: dict[Request, GemmKernel] = {}
+        self._gemms: dict[tuple[int, KernelConfig], GemmKernel] = {}
+        self._routes: dict[int, LoadedKernel] = {}
+        self._lock = threading.RLock()
+
+    def gemm(self, request: Request) -> GemmKernel:
+        """Return the kernel for a problem, loaded.
+
+        Raises:
+            UnsupportedError: No kernel serves it.
+            CompileError, ToolchainError, BundleError, CudaError: It cannot be compiled, read or loaded.
+        """
+        found = self._chosen.get(request)
+        if found is not None:
+            return found
+        found = self.load(self.choose(request), request.device)
+        with self._lock:
+            if len(self._chosen) >= _MOST_CHOICES:
+                self._chosen.clear()
+            self._chosen[request] = found
+        return found
+
+    def choose(self, request: Request) -> KernelConfig:
+        """Return the kernel for a problem, without loading it.
+
+        Raises: As `gemm`.
+        """
+        return self.source.choose(request.problem, cuda.capability(request.device), request.block_m)
+
+    def load(self, config: KernelConfig, device: int) -> GemmKernel:
+        """Return a given kernel, loaded.
+
+        Raises: As `gemm`.
+        """
+        with self._lock:
+            found = self._gemms.get((device, config))
+            if found is None:
+                found = self._gemms[device, config] = load_gemm(self.source.cubin(config), config, device)
+            return found
+
+    def route(self, device: int) -> LoadedKernel:
+        """Return the MoE routing kernel, loaded.
+
+        Raises: As `gemm`.
+        """
+        found = self._routes.get(device)
+        if found is None:
+            with self._lock:
+                arch, cubin = self.source.support(cuda.capability(device))
+                found = load_kernel(cubin, "route_tokens", arch, device, threads=ROUTE_THREADS)
+                self._routes[device] = found
+        return found
+
+
+_current: Kernels | None = None
+_lock = threading.Lock()
+
+
+def use_bundle(path: str | Path | None) -> None:
+    """Take all kernels from a bundle from now on; with None, compile them on first use.
+
+    Raises:
+        BundleError: The bundle is missing, damaged or not one of ours.
+    """
+    global _current  # noqa: PLW0603 - the process's one choice
+    source = Compiler() if path is None else BundleSource(Bundle.load(path))
+    with _lock:
+        _current = Kernels(source)
+
+
+def kernels() -> Kernels:
+    """Return the kernels that this process uses.
+
+    Raises:
+        BundleError: `BILLHOOK_BUNDLE` names no whole bundle.
+    """
+    if _current is None:
+        use_bundle(os.environ.get("BILLHOOK_BUNDLE") or None)
+    found = _current
+    return found if found is not None else kernels()

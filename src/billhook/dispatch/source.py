@@ -1,0 +1,136 @@
+"""The two sources of kernels: compilation on first use, and bundles."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from typing import Protocol
+
+from .. import arch as archs
+from ..arch import Arch
+from ..build.bundle import Bundle
+from ..build.compile import compile_kernel, compile_support
+from ..config import KernelConfig, Problem
+from ..emit import support_name
+from ..errors import BundleError, UnsupportedError
+from ..families import marlin
+from ..select import candidates, select
+
+
+def native_arch(capability: tuple[int, int]) -> Arch:
+    """Return the target that kernels for a GPU are compiled for: its own instruction set where it has one.
+
+    Raises:
+        ArchError: Billhook does not know this compute capability.
+    """
+    own = archs.parse(f"{capability[0]}.{capability[1]}")
+    return replace(own, suffix="a") if capability == (9, 0) else own
+
+
+class Source(Protocol):
+    """Chooses kernels and holds their machine code."""
+
+    def choose(self, problem: Problem, capability: tuple[int, int], block_m: int) -> KernelConfig:
+        """Return the kernel for a problem; with `block_m` > 0 one that takes as many rows at a time.
+
+        Raises:
+            UnsupportedError: No kernel serves it.
+        """
+
+    def cubin(self, config: KernelConfig) -> bytes:
+        """Return a kernel's machine code."""
+
+    def support(self, capability: tuple[int, int]) -> tuple[Arch, bytes]:
+        """Return the machine code of the MoE routing kernels, and its target."""
+
+
+class Compiler:
+    """Compiles kernels on first use, through the content-addressed cache; the catalog's rules choose."""
+
+    def choose(self, problem: Problem, capability: tuple[int, int], block_m: int) -> KernelConfig:
+        """As `Source.choose`."""
+        arch = native_arch(capability)
+        chosen = select(problem, arch).config
+        if block_m in (0, chosen.tile.tile_m):
+            return chosen
+        legal = [config for config, why_not in candidates(problem, arch) if why_not is None]
+        return _with_rows(legal, chosen, block_m, "the catalog")
+
+    def cubin(self, config: KernelConfig) -> bytes:
+        """As `Source.cubin`."""
+        why_not = marlin.illegal(config)
+        if why_not is not None:
+            raise UnsupportedError(f"no such kernel as {config}: {why_not}")
+        return compile_kernel(config).cubin
+
+    def support(self, capability: tuple[int, int]) -> tuple[Arch, bytes]:
+        """As `Source.support`."""
+        arch = native_arch(capability)
+        return arch, compile_support(arch).cubin
+
+
+class BundleSource:
+    """Takes kernels from a bundle; its dispatch table chooses.
+
+    Args:
+        bundle: The bundle.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+
+    @cached_property
+    def configs(self) -> dict[str, KernelConfig]:
+        """The bundle's GEMM kernels by name."""
+        return {kernel.name: kernel.config for kernel in self.bundle.plan.kernels}
+
+    def choose(self, problem: Problem, capability: tuple[int, int], block_m: int) -> KernelConfig:
+        """As `Source.choose`."""
+        entries = [one for one in self.bundle.plan.dispatch if one.serves(problem, capability)]
+        if not entries:
+            raise UnsupportedError(
+                f"bundle {self.bundle.folder} has no kernel for n={problem.n} k={problem.k} "
+                f"group_size={problem.group_size} {problem.types} num_experts={problem.num_experts} "
+                f"top_k={problem.top_k} on a GPU of {capability[0]}.{capability[1]}; build it for that, "
+                "or call use_bundle(None) to compile on first use"
+            )
+        nearest = max(entries, key=lambda entry: archs.parse(entry.arch))
+        chosen = self.configs[nearest.kernel(problem.m)]
+        if block_m in (0, chosen.tile.tile_m):
+            return chosen
+        fitting = [
+            config
+            for config in self.configs.values()
+            if config.arch == chosen.arch and marlin.unserved(config, problem) is None
+        ]
+        return _with_rows(fitting, chosen, block_m, f"bundle {self.bundle.folder}")
+
+    def cubin(self, config: KernelConfig) -> bytes:
+        """As `Source.cubin`."""
+        return self.bundle.cubin(config.name)
+
+    def support(self, capability: tuple[int, int]) -> tuple[Arch, bytes]:
+        """As `Source.support`."""
+        held = [
+            archs.parse(kernel.arch) for kernel in self.bundle.manifest.kernels if kernel.kind == "support"
+        ]
+        fitting = [arch for arch in held if arch.runs_on(capability)]
+        if not fitting:
+            raise BundleError(
+                f"bundle {self.bundle.folder} holds no MoE routing kernel for a GPU of "
+                f"{capability[0]}.{capability[1]}; build it with a Mixture-of-Experts model for that target"
+            )
+        arch = max(fitting)
+        return arch, self.bundle.cubin(support_name(arch))
+
+
+def _with_rows(configs: list[KernelConfig], like: KernelConfig, block_m: int, where: str) -> KernelConfig:
+    """Return the kernel nearest to `like` among those that take `block_m` rows at a time."""
+    fitting = [config for config in configs if config.tile.tile_m == block_m]
+    if not fitting:
+        raise UnsupportedError(
+            f"{where} has no kernel for blocks of {block_m} rows to stand in for {like}; "
+            f"route with block_m={like.tile.tile_m}"
+        )
+    same = (like.tile.tile_n, like.tile.tile_k)
+    return next((one for one in fitting if (one.tile.tile_n, one.tile.tile_k) == same), fitting[0])
