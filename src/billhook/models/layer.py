@@ -219,6 +219,6 @@ def _check_split(model: Model, gemm: _Gemm, stored: WeightFormat, tp: int) -> No
     """Refuse to cut a group of weights that share a scale."""
     if tp > 1 and gemm.row_parallel and stored.group_size > 0 and gemm.k % stored.group_size:
         raise UnsupportedError(
-            f"{model.name}: tensor-parallel size {tp} gives {gemm.name} k = {gemm.k}, which is not a multiple "
-            f"of group_size {stored.group_size}; a group cannot be split"
+            f"{model.name}: tensor-parallel size {tp} gives {gemm.name} k = {gemm.k}, which is not a "
+            f"multiple of group_size {stored.group_size}; a group cannot be split"
         )

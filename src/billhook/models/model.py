@@ -189,8 +189,8 @@ def _notes(fields: Fields, architecture: str) -> tuple[str, ...]:
     missing = [name for name in _LLAMA_FIELDS if not fields.has(name)]
     if missing:
         raise ConfigError(
-            f"{fields.file}: architecture {architecture!r} is unknown and field {missing[0]} is missing, so it "
-            f"cannot be planned like Llama; known are {', '.join(_KNOWN)}"
+            f"{fields.file}: architecture {architecture!r} is unknown, and it cannot be planned like Llama "
+            f"because field {missing[0]} is missing; known are {', '.join(_KNOWN)}"
         )
     return (*notes, f"architecture {architecture!r} is unknown; planned like Llama")
 

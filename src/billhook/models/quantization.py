@@ -47,17 +47,19 @@ class Rule:
 
 @dataclass(frozen=True)
 class Quantization:
-    """How each module of a checkpoint is stored: the first rule that matches its name, else `default`.
+    """How each module of a checkpoint is stored: as the first rule that matches says, else as `default`.
 
     Args:
         method: `quant_method` of the config.
         plain: Names of modules that are not quantized.
+        listed: Parts of names; a module is quantized only if its name has one of them. Empty: no condition.
         rules: In order of precedence.
         default: For modules that no rule matches; None: not quantized.
     """
 
     method: str
     plain: frozenset[str]
+    listed: tuple[str, ...]
     rules: tuple[Rule, ...]
     default: WeightFormat | Refusal | None
 
@@ -70,10 +72,7 @@ class Quantization:
         Raises:
             UnsupportedError: Their format is not built, or they differ.
         """
-        if not self.plain and not self.rules:
-            found = {self.default}
-        else:
-            found = {self._stored(module) for module in modules}
+        found = {self._stored(module) for module in modules} if self._has_exceptions else {self.default}
         for one in found:
             if isinstance(one, Refusal):
                 raise UnsupportedError(f"{modules[0]}: {one.why}")
@@ -85,10 +84,35 @@ class Quantization:
         (only,) = found
         return only if isinstance(only, WeightFormat) else None
 
+    @property
+    def _has_exceptions(self) -> bool:
+        return bool(self.plain or self.listed or self.rules)
+
     def _stored(self, module: str) -> WeightFormat | Refusal | None:
-        if module in self.plain:
+        names = _spellings(module)
+        if not self.plain.isdisjoint(names):
             return None
-        return next((rule.stored for rule in self.rules if rule.pattern.match(module)), self.default)
+        if self.listed and not any(part in name for part in self.listed for name in names):
+            return None
+        for rule in self.rules:
+            if any(rule.pattern.match(name) for name in names):
+                return rule.stored
+        return self.default
+
+
+_FUSED = {
+    "q_proj": "qkv_proj",
+    "k_proj": "qkv_proj",
+    "v_proj": "qkv_proj",
+    "gate_proj": "gate_up_proj",
+    "up_proj": "gate_up_proj",
+}
+
+
+def _spellings(module: str) -> tuple[str, ...]:
+    """Return a module's name and, if engines fuse it with others, theirs for it: configs use both."""
+    place, _, name = module.rpartition(".")
+    return (module, f"{place}.{_FUSED[name]}") if name in _FUSED else (module,)
 
 
 def read_quantization(config: Fields) -> Quantization:
@@ -128,8 +152,7 @@ def _read_gptq(fields: Fields) -> Quantization:
         pattern = _regex(dynamic, key.removeprefix("-:").removeprefix("+:"))
         stored = None if key.startswith("-:") else _gptq_format(dynamic.table(key), fields)
         rules.append(Rule(pattern, stored))
-    rules += _only_listed(fields)
-    return Quantization("gptq", frozenset(), tuple(rules), _gptq_format(fields, fields))
+    return Quantization("gptq", frozenset(), _listed(fields), tuple(rules), _gptq_format(fields, fields))
 
 
 def _gptq_format(fields: Fields, base: Fields) -> WeightFormat | Refusal:
@@ -148,18 +171,15 @@ def _gptq_format(fields: Fields, base: Fields) -> WeightFormat | Refusal:
     return WeightFormat(U4B8, group_size)
 
 
-def _only_listed(fields: Fields) -> list[Rule]:
-    """Return the rule that leaves out modules that `modules_in_block_to_quantize`, if there, does not list."""
-    blocks = fields.data.get("modules_in_block_to_quantize")
-    if blocks is None:
-        return []
+def _listed(fields: Fields) -> tuple[str, ...]:
+    """Return what `modules_in_block_to_quantize` lists, in one list or in lists of lists."""
+    blocks = fields.data.get("modules_in_block_to_quantize") or []
     if not isinstance(blocks, list):
         raise fields.wrong("modules_in_block_to_quantize", "a list")
     names = [name for block in blocks for name in (block if isinstance(block, list) else [block])]
-    if not names or not all(isinstance(name, str) for name in names):
+    if not all(isinstance(name, str) for name in names):
         raise fields.wrong("modules_in_block_to_quantize", "a list of module names")
-    listed = "|".join(re.escape(name) for name in names)
-    return [Rule(re.compile(rf"(?!.*(?:^|\.)(?:{listed})(?:\.|$))"), None)]
+    return tuple(names)
 
 
 def _read_compressed_tensors(fields: Fields) -> Quantization:
@@ -180,7 +200,7 @@ def _read_compressed_tensors(fields: Fields) -> Quantization:
     ignored = fields.texts("ignore")
     plain = frozenset(name for name in ignored if not name.startswith("re:"))
     skips = [Rule(_target(fields, name), None) for name in ignored if name.startswith("re:")]
-    return Quantization("compressed-tensors", plain, (*skips, *named), default)
+    return Quantization("compressed-tensors", plain, (), (*skips, *named), default)
 
 
 def _compressed_format(group: Fields, layout: str) -> WeightFormat | Refusal:
