@@ -7,13 +7,13 @@ from pathlib import Path
 
 import click
 
-from .. import arch as archs
 from ..emit.writer import Changes
 from ..errors import InputError, StorageError
-from ..vllm.documented import native_archs, summary
+from ..vllm.documented import summary
 from ..vllm.generate import depfile, generate
 from ..vllm.job import FAMILIES, SELECTORS, Job, Narrowing, family
 from ..vllm.release import ACTIVATIONS, Release, load_release, releases
+from ..vllm.targets import parse_targets
 
 _TARGETS = [*(f"vllm-{number}" for number in releases()), "vllm"]
 
@@ -75,8 +75,7 @@ def command(
         if name == "machete":
             job = Job(name, release, qqq=qqq, heuristic=heuristic)
         elif targets:
-            given = tuple(archs.parse_list(targets, native_archs))
-            job = Job(name, release, given, selector, narrowing)
+            job = Job(name, release, parse_targets(targets), selector, narrowing)
         else:
             raise InputError(f"family {name} needs --arch, such as --arch 8.0,8.9,9.0a")
         if only_list:

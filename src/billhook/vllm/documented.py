@@ -6,12 +6,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .. import arch as archs
 from ..emit.writer import Changes, remove
 from ..errors import BillhookError
 from .generate import generate, originals
 from .job import Job
 from .release import load_release
+from .targets import parse_targets
 
 RELEASE = "0.16"  # the release that the documents describe
 
@@ -35,8 +35,7 @@ def generate_new_kernels(
         InputError: The folder or the release is wrong.
         StorageError: A file cannot be read or written; nothing has changed then.
     """
-    targets = tuple(archs.parse_list(architectures, native_archs))
-    return generate(Job(family, load_release(release), targets), folder)
+    return generate(Job(family, load_release(release), parse_targets(architectures)), folder)
 
 
 def remove_old_kernels(folder: Path, release: str = RELEASE, family: str = "marlin-moe") -> Changes:
@@ -51,13 +50,6 @@ def remove_old_kernels(folder: Path, release: str = RELEASE, family: str = "marl
         StorageError: A file cannot be read or removed; nothing has changed then.
     """
     return remove(folder, originals(Job(family, load_release(release))))
-
-
-def native_archs() -> list[archs.Arch]:
-    """Return the targets of this machine's GPUs."""
-    from ..driver import native_archs as ask_driver
-
-    return list(ask_driver())
 
 
 def run_marlin_script(
