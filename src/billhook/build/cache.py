@@ -97,6 +97,18 @@ class Cache:
         except OSError as error:
             raise StorageError(_refusal("write", path, error)) from error
 
+    def measure(self) -> tuple[int, int]:
+        """Return the number of entries and their size in bytes.
+
+        Raises:
+            StorageError: The folder cannot be read.
+        """
+        try:
+            sizes = [path.stat().st_size for path in self.folder.glob("kernels/??/*") if path.is_file()]
+        except OSError as error:
+            raise StorageError(_refusal("read", self.folder, error)) from error
+        return len(sizes), sum(sizes)
+
 
 def _refusal(verb: str, path: Path, error: OSError) -> str:
     return (
