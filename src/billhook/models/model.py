@@ -9,7 +9,7 @@ import msgspec
 
 from ..errors import ConfigError, UnsupportedError
 from .fields import Fields
-from .quantization import Quantization, read_quantization
+from .quantization import Quantization, WeightFormat, read_quantization
 
 
 @dataclass(frozen=True)
@@ -110,11 +110,12 @@ _FOREIGN_FIELDS = (
 )
 
 
-def load_model(path: str | Path) -> Model:
+def load_model(path: str | Path, stored: WeightFormat | None = None) -> Model:
     """Read a model from its Hugging Face config.json.
 
     Args:
         path: The file, or the folder that holds it.
+        stored: How all weights are taken to be stored, in place of what the config says.
 
     Raises:
         ConfigError: Unreadable, not JSON, not quantized, or a field is missing or wrong; names file, field
@@ -125,7 +126,7 @@ def load_model(path: str | Path) -> Model:
     if file.is_dir():
         file = file / "config.json"
     fields = Fields(file, _read(file))
-    quantization = read_quantization(fields)
+    quantization = Quantization("", frozenset(), (), (), stored) if stored else read_quantization(fields)
     architecture = _architecture(fields)
     notes = _notes(fields, architecture)
     hidden_size = fields.integer("hidden_size")
