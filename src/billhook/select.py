@@ -104,24 +104,27 @@ def select(problem: Problem, arch: Arch, catalog: Catalog | None = None) -> Choi
     """
     catalog = catalog or load()
     _check(problem, catalog)
-    passed: list[str] = []
+    passed: dict[int, tuple[str, str]] = {}
     for position, rule in enumerate(catalog.rules, 1):
         if not rule.matches(problem, arch.capability):
             continue
         tile = catalog.by_name[rule.tile]
         config, why = _kernel(tile, problem.types, problem.group_size, problem.moe, arch)
         if why is not None:
-            passed.append(f"rule {position} wants {rule.tile}, which on {arch} {why}")
+            passed[position] = (rule.tile, why)
             continue
         unserved = marlin.unserved(config, problem)
         if unserved is not None:
-            raise UnsupportedError(f"no kernel serves {_describe(problem)}: {unserved}")
+            raise UnsupportedError(f"no kernel serves {describe(problem)}: {unserved}")
         reason = "; ".join(
-            [f"{catalog.rules_file} rule {position} ({rule.describe()})", *passed, *_shallower(config, tile)]
+            [f"{catalog.rules_file} rule {position} ({rule.describe()})"]
+            + [f"rule {i} wants {name}, which {why}" for i, (name, why) in passed.items()]
+            + _shallower(config, tile)
         )
         return Choice(problem, arch, config, reason, catalog)
+    reasons = dict.fromkeys(why for _, why in passed.values())
     raise UnsupportedError(
-        f"no kernel serves {_describe(problem)} on {arch}: {'; '.join(passed) or 'no rule matches'}"
+        f"no kernel serves {describe(problem)} on {arch}: {'; '.join(reasons) or 'no rule matches'}"
     )
 
 
@@ -192,7 +195,8 @@ def _kernel(
     return deepest(KernelConfig(marlin.FAMILY, types, group_size, tile, indexed, arch))
 
 
-def _describe(problem: Problem) -> str:
+def describe(problem: Problem) -> str:
+    """Return a problem in words."""
     kind = f", {problem.num_experts} experts, top_k {problem.top_k}" if problem.moe else ""
     return (
         f"m={problem.m} n={problem.n} k={problem.k}{kind}, {problem.types}, group_size {problem.group_size}"
@@ -208,12 +212,9 @@ def _shallower(config: KernelConfig, tile: Tile) -> list[str]:
 def _outranked(config: KernelConfig, choice: Choice) -> str:
     """Return why a kernel that could serve the problem was not chosen."""
     name = tile_name(config.tile)
-    problem, capability = choice.problem, choice.arch.capability
-    positions = [i for i, rule in enumerate(choice.catalog.rules, 1) if rule.tile == name]
-    if not positions:
-        return "could serve, but no rule names it"
-    for position in positions:
-        if choice.catalog.rules[position - 1].matches(problem, capability):
-            return f"could serve, but its rule {position} comes after the one that won"
-    wanted = " or ".join(f"rule {i} ({choice.catalog.rules[i - 1].describe()})" for i in positions)
-    return f"could serve, but is for {wanted}"
+    naming = [(place, rule) for place, rule in enumerate(choice.catalog.rules, 1) if rule.tile == name]
+    for place, rule in naming:
+        if rule.matches(choice.problem, choice.arch.capability):
+            return f"could serve; rule {place} names it, but an earlier rule won"
+    wanted = ", ".join(f"rule {place} ({rule.describe()})" for place, rule in naming)
+    return f"could serve; named only by {wanted}" if wanted else "could serve; no rule names it"

@@ -65,10 +65,12 @@ def deepest(config: KernelConfig) -> tuple[KernelConfig, str | None]:
     """Return the config with the deepest pipeline, at most its own, that is legal; else why none is.
 
     Returns:
-        The legal config and None; or the shallowest one tried and the reason why it is illegal.
+        The legal config and None; or an illegal one (the shallowest, if depth matters) and why it is.
     """
-    why = marlin.illegal(config)
+    wanted, why_not_wanted = config, marlin.illegal(config)
+    why = why_not_wanted
     while why is not None and config.tile.stages > _MIN_STAGES:
         config = replace(config, tile=replace(config.tile, stages=config.tile.stages - 1))
         why = marlin.illegal(config)
-    return config, why
+    # what no depth changes is told of the config that was asked about
+    return (wanted, why) if why == why_not_wanted else (config, why)

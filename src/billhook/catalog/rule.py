@@ -72,7 +72,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         words = [] if self.moe is None else ["moe" if self.moe else "dense"]
         words += [bounds.describe(name) for name, bounds in self.bounds().items()]
         words += [f"arch {' or '.join(self.arch)}"] if self.arch else []
-        return ", ".join(word for word in words if word) or "always"
+        return ", ".join(word for word in words if word) or "otherwise"
 
     def bounds(self) -> dict[str, Bounds]:
         """Return the conditions on numbers by name."""

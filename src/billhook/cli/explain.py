@@ -1,0 +1,160 @@
+"""`billhook explain`: tell which kernel serves a problem, and why the others do not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ..errors import InputError, UnsupportedError
+
+if TYPE_CHECKING:
+    from ..arch import Arch
+    from ..config import Problem
+    from ..select import Choice
+
+
+@click.command()
+@click.option("--m", type=int, required=True, help="Rows of A; with --model: tokens of the step.")
+@click.option("--n", type=int, help="Output features.")
+@click.option("--k", type=int, help="Input features.")
+@click.option("--group-size", type=int, help="Weights that share a scale; -1: per channel.  [default: 128]")
+@click.option("--act", type=click.Choice(["f16", "bf16"]), help="Activations.  [default: bf16, the model's]")
+@click.option("--experts", type=int, help="Experts of an MoE layer.")
+@click.option("--top-k", type=int, help="Experts that each row visits.")
+@click.option("--model", type=click.Path(path_type=Path), help="Take a layer of this config.json instead.")
+@click.option("--layer", help="The layer's name, such as qkv, gate_up or w13.")
+@click.option("--tp", type=click.IntRange(1), help="The model's tensor-parallel size.  [default: 1]")
+@click.option("--arch", default="9.0a", show_default=True, help="GPU targets: 9.0a, 8.0,8.9, native.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON (docs/plan-json.md).")
+def command(
+    *,
+    m: int,
+    n: int | None,
+    k: int | None,
+    group_size: int | None,
+    act: str | None,
+    experts: int | None,
+    top_k: int | None,
+    model: Path | None,
+    layer: str | None,
+    tp: int | None,
+    arch: str,
+    as_json: bool,
+) -> None:
+    """Tell which kernel serves a problem, and why each other candidate does not.
+
+    The problem is given by --n and --k, or as a layer of a model by --model and --layer.
+    """
+    from ..arch import parse_list
+    from ..driver import native_archs
+    from ..select import select
+
+    shape = {"--n": n, "--k": k, "--group-size": group_size, "--experts": experts, "--top-k": top_k}
+    if model is not None:
+        _refuse(shape, "cannot be given with --model, which has the layers' shapes")
+        problem = _layer_problem(model, layer, tp or 1, m, act)
+    else:
+        _refuse({"--layer": layer, "--tp": tp}, "needs --model")
+        problem = _shape_problem(m=m, n=n, k=k, group_size=group_size, act=act, experts=experts, top_k=top_k)
+    choices = []
+    for target in parse_list(arch, native_archs):
+        try:
+            choices.append(select(problem, target))
+        except UnsupportedError:
+            if not as_json:
+                click.echo("\n".join(_show_refusals(problem, target)))
+            raise
+    click.echo(_to_json(choices) if as_json else "\n\n".join("\n".join(_show(one)) for one in choices))
+
+
+def _refuse(options: Mapping[str, int | str | None], why: str) -> None:
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise InputError(f"{given[0]} {why}")
+
+
+def _layer_problem(model: Path, name: str | None, tp: int, tokens: int, act: str | None) -> Problem:
+    from ..dtypes import dtype
+    from ..models import layers, load_model
+
+    found = {layer.name: layer for layer in layers(load_model(model), tp, dtype(act) if act else None)}
+    if name is None or name not in found:
+        got = "nothing" if name is None else repr(name)
+        raise InputError(f"--layer must be one of {', '.join(found)} (got {got})")
+    return found[name].problem(tokens)
+
+
+def _shape_problem(
+    *,
+    m: int,
+    n: int | None,
+    k: int | None,
+    group_size: int | None,
+    act: str | None,
+    experts: int | None,
+    top_k: int | None,
+) -> Problem:
+    from ..config import GemmTypes, Problem
+    from ..dtypes import U4B8, dtype
+
+    if n is None or k is None:
+        raise InputError("give --n and --k, or --model and --layer")
+    a = dtype(act or "bf16")
+    return Problem(
+        m=m,
+        n=n,
+        k=k,
+        types=GemmTypes(a, U4B8, a, a),
+        group_size=128 if group_size is None else group_size,
+        num_experts=experts or 0,
+        top_k=top_k or 0,
+    )
+
+
+def _show(choice: Choice) -> Iterator[str]:
+    from .columns import align
+
+    yield f"{_describe(choice.problem)}, on {choice.arch}"
+    yield ""
+    yield f"served by  {choice.config}"
+    yield f"because    {choice.reason}"
+    yield ""
+    yield from align([("not taken", "why"), *((one.config.tile, one.why_not) for one in choice.rejected)])
+
+
+def _show_refusals(problem: Problem, arch: Arch) -> Iterator[str]:
+    from ..select import candidates
+
+    yield f"{_describe(problem)}, on {arch}"
+    yield ""
+    tiles: dict[str, list[str]] = {}
+    for config, why in candidates(problem, arch):
+        tiles.setdefault(why or "could serve", []).append(str(config.tile))
+    for why, refused in tiles.items():
+        yield f"not taken  {', '.join(refused)}"
+        yield f"why        {why}"
+
+
+def _describe(problem: Problem) -> str:
+    from ..select import describe
+
+    rows = f" ({problem.rows_per_expert:g} rows per expert)" if problem.moe and problem.top_k > 0 else ""
+    return describe(problem) + rows
+
+
+def _to_json(choices: Sequence[Choice]) -> str:
+    import msgspec
+
+    value = [
+        {
+            "arch": str(choice.arch),
+            "kernel": choice.config.name,
+            "reason": choice.reason,
+            "rejected": [{"kernel": one.config.name, "why": one.why_not} for one in choice.rejected],
+        }
+        for choice in choices
+    ]
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()

@@ -1,0 +1,96 @@
+"""`billhook plan`: show which kernels a model needs, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from ..plan import Plan, PlannedKernel
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...", type=click.Path(path_type=Path))
+@click.option(
+    "--arch", multiple=True, default=["9.0a"], show_default=True, help="GPU targets: 9.0a, 8.0,8.9, native."
+)
+@click.option(
+    "--tp", multiple=True, default=["1"], show_default=True, help="Tensor-parallel sizes: 1 or 1,2,4."
+)
+@click.option("--max-tokens", type=click.IntRange(1), help="Serve 1 to this many tokens.  [default: 8192]")
+@click.option("--act", type=click.Choice(["f16", "bf16"]), help="Activations' type.  [default: the model's]")
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON (docs/plan-json.md).")
+def command(
+    *,
+    models: tuple[Path, ...],
+    arch: tuple[str, ...],
+    tp: tuple[str, ...],
+    max_tokens: int | None,
+    act: str | None,
+    as_json: bool,
+) -> None:
+    """Show which kernels MODEL needs for every token count, and why.
+
+    MODEL is a Hugging Face config.json, or a folder that holds one. Nothing is compiled or written.
+    """
+    from ..arch import parse_list
+    from ..driver import native_archs
+    from ..dtypes import dtype
+    from ..models import load_model
+    from ..plan import DEFAULT_MAX_TOKENS, make_plan, to_json
+    from .options import parse_sizes
+
+    plan = make_plan(
+        [load_model(model) for model in models],
+        parse_list(arch, native_archs),
+        max_tokens or DEFAULT_MAX_TOKENS,
+        parse_sizes(tp),
+        dtype(act) if act else None,
+    )
+    click.echo(to_json(plan) if as_json else "\n".join(_show(plan)))
+
+
+def _show(plan: Plan) -> Iterator[str]:
+    from .columns import align
+
+    yield f"{len(plan.layers)} quantized GEMMs, for 1 to {plan.max_tokens} tokens"
+    yield ""
+    heading = ("layer", "n", "k", "group", "experts", "top_k", "count", "types")
+    rows = [
+        (
+            layer.id,
+            layer.n,
+            layer.k,
+            layer.group_size if layer.group_size > 0 else "channel",
+            layer.num_experts or "-",
+            layer.top_k or "-",
+            layer.count,
+            layer.types + (" + bias" if layer.bias else ""),
+        )
+        for layer in plan.layers
+    ]
+    yield from align([heading, *rows])
+    for arch, kernels in groupby(plan.kernels, key=lambda kernel: kernel.arch):
+        planned = list(kernels)
+        yield ""
+        yield f"{len(planned)} kernels for {arch}"
+        for kernel in planned:
+            yield ""
+            yield from _show_kernel(kernel)
+    for note in plan.notes:
+        yield ""
+        yield f"note: {note}"
+
+
+def _show_kernel(kernel: PlannedKernel) -> Iterator[str]:
+    yield kernel.name
+    yield f"    why     {kernel.reason}"
+    layers: dict[tuple[int, int], list[str]] = {}
+    for need in kernel.needed_by:
+        layers.setdefault((need.first, need.last), []).append(need.layer)
+    for (first, last), names in layers.items():
+        yield f"    serves  {first} to {last} tokens of {', '.join(names)}"
