@@ -1,0 +1,11 @@
+"""Write Machete's dispatch, prepacking and kernel instantiations: generate.py [OUT_DIR]."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "src"))
+
+from billhook.vllm.machete.documented import run_machete_script
+
+if __name__ == "__main__":
+    sys.exit(run_machete_script(sys.argv[1:], Path(__file__)))
