@@ -73,7 +73,7 @@ def command(
     stale = False
     for name, folder in places.items():
         if name == "machete":
-            job = Job(name, release, qqq=qqq, heuristic=heuristic)
+            job = Job(name, release, narrowing=narrowing, qqq=qqq, heuristic=heuristic)
         elif targets:
             job = Job(name, release, parse_targets(targets), selector, narrowing)
         else:
