@@ -1,4 +1,4 @@
-"""Measurements as data: one JSON line per problem and contestant, with everything needed to judge it later."""
+"""Measurements as data: one JSON line per problem and contestant, with all that is needed to judge it."""
 
 from __future__ import annotations
 
@@ -156,7 +156,9 @@ def append(path: Path, records: Iterable[Record]) -> None:
         with path.open("ab") as file:
             file.write(text)
     except OSError as error:
-        raise StorageError(f"{path}: cannot write records ({error.strerror}); choose another --out") from error
+        raise StorageError(
+            f"{path}: cannot write records ({error.strerror}); choose another --out"
+        ) from error
 
 
 def read(paths: Iterable[Path]) -> Iterator[Record]:

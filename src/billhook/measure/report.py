@@ -84,9 +84,14 @@ def _render_run(run: str, rows: list[Row]) -> str:
                 _ratio(row.ratio()),
             ]
         )
-    peers = f"; {', '.join(f'{name} {version}' for name, version in machine.peers.items())}" if machine.peers else ""
+    peers = (
+        f"; {', '.join(f'{name} {version}' for name, version in machine.peers.items())}"
+        if machine.peers
+        else ""
+    )
     lines = [
-        f"run {run}  {machine.gpu}, driver {machine.driver or 'unknown'}, CUDA {machine.cuda}, torch {machine.torch}"
+        f"run {run}  {machine.gpu}, driver {machine.driver or 'unknown'}, CUDA {machine.cuda}, "
+        f"torch {machine.torch}"
         f"{peers}; commit {machine.commit or 'unknown'}",
         "medians in microseconds per call; spread p10 to p90 is in the records",
         "",
@@ -102,7 +107,10 @@ def align(table: list[list[str]]) -> list[str]:
     """Return the lines of a table: the first column to the left, all others to the right."""
     widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
     return [
-        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
         for line in table
     ]
 

@@ -1,4 +1,4 @@
-"""What a problem must cost at least: bytes that must move, operations that must be done, and the larger of both times."""
+"""What a problem must cost at least: the time to move its bytes or to do its operations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Peak:
     """What one GPU sustains.
 
     Args:
-        bandwidth: Global memory, bytes per second, as a device-to-device copy reaches it (read and written counted).
+        bandwidth: Global memory, bytes per second, as a device-to-device copy reaches it, read and written.
         flops: 16-bit tensor-core operations per second, as a large dense product reaches it.
     """
 
@@ -21,8 +21,8 @@ class Peak:
     flops: float
 
 
-# Measured, not from data sheets. H100: 80 GB HBM3 SXM, 3.0 TB/s and 800 TFLOP/s (2026-11-21); H200: a copy of 8.6 GB
-# in 2.0 ms, an 8192^3 bf16 product at 788 TFLOP/s (2026-10-28).
+# Measured, not from data sheets. H100: 3.0 TB/s and 800 TFLOP/s (2026-11-21). H200: a copy of 8.6 GB in
+# 2.0 ms, an 8192^3 bf16 product at 788 TFLOP/s (2026-10-28).
 PEAKS: dict[str, Peak] = {
     "H100 80GB HBM3": Peak(3.0e12, 800e12),
     "H200": Peak(4.3e12, 800e12),
@@ -45,7 +45,7 @@ def peak_of(gpu: str, bandwidth: float | None = None, flops: float | None = None
     flops = flops or (known.flops if known else None)
     if bandwidth is None or flops is None:
         raise InputError(
-            f"no measured peak for GPU {gpu!r} (known: {', '.join(PEAKS)}); give --bandwidth TB/s and --tflops"
+            f"no measured peak for GPU {gpu!r} (known: {', '.join(PEAKS)}); give --bandwidth and --tflops"
         )
     return Peak(bandwidth, flops)
 
@@ -58,7 +58,9 @@ def weight_bytes(problem: Problem, experts_hit: int | None = None) -> int:
         experts_hit: Experts that have at least one row; all if None. Ignored for dense layers.
     """
     groups = 1 if problem.group_size == -1 else -(-problem.k // problem.group_size)
-    matrix = problem.n * problem.k * problem.types.b.bits // 8 + groups * problem.n * problem.types.s.bits // 8
+    matrix = (
+        problem.n * problem.k * problem.types.b.bits // 8 + groups * problem.n * problem.types.s.bits // 8
+    )
     if not problem.moe:
         return matrix
     return matrix * (problem.num_experts if experts_hit is None else experts_hit)
@@ -82,5 +84,5 @@ def operations(problem: Problem) -> int:
 
 
 def floor_us(problem: Problem, peak: Peak, experts_hit: int | None = None) -> float:
-    """Return the time that no kernel beats, microseconds: the larger of moving the bytes and doing the operations."""
+    """Return the microseconds that no kernel beats: moving the bytes or doing the operations."""
     return 1e6 * max(moved_bytes(problem, experts_hit) / peak.bandwidth, operations(problem) / peak.flops)

@@ -9,7 +9,7 @@ from .record import Record
 from .report import OURS, geomean
 
 PREFIX = f"{OURS}:"
-TIE = 0.01  # a tile that is this much slower than the best of its rows still counts as equal: fewer switch points
+TIE = 0.01  # a tile at most this much slower than the best counts as equal: fewer switch points
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ def losses(shapes: Times) -> dict[str, float]:
     """Return each tile's geometric mean of time over the best tile's, for tiles measured on every shape."""
     everywhere = set.intersection(*(set(tiles) for tiles in shapes.values()))
     found = {
-        tile: geomean(tiles[tile] / min(tiles.values()) for tiles in shapes.values()) for tile in sorted(everywhere)
+        tile: geomean(tiles[tile] / min(tiles.values()) for tiles in shapes.values())
+        for tile in sorted(everywhere)
     }
     return {tile: loss for tile, loss in found.items() if loss is not None}
 
@@ -98,7 +99,12 @@ def exceptions(records: Iterable[Record], at_least: float = 0.05) -> list[str]:
     lines = []
     for (moe, rows, (n, k)), tiles in best.items():
         chosen = next(
-            (c.tile for c in choices if c.moe == moe and rows > c.above and (c.last is None or rows <= c.last)), None
+            (
+                c.tile
+                for c in choices
+                if c.moe == moe and rows > c.above and (c.last is None or rows <= c.last)
+            ),
+            None,
         )
         fastest = min(tiles, key=lambda tile: tiles[tile])
         if chosen in tiles and tiles[chosen] > tiles[fastest] * (1 + at_least):

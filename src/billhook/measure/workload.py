@@ -1,4 +1,4 @@
-"""What to measure: layers and the token counts to run them at, from a TOML file, a model's config, or plain numbers."""
+"""What to measure: layers and token counts, from a TOML file, a model's config, or plain numbers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Workload:
         group_size: Weights along k that share one scale; -1 for channel scales.
         num_experts: Weight matrices of an MoE layer; 0 for a dense layer.
         top_k: Experts that each token visits; 0 for a dense layer.
-        per_slot: MoE: A holds one row per (token, slot), as the second projection sees it, instead of one per token.
+        per_slot: MoE: A holds one row per (token, slot), as the second projection sees it, not per token.
     """
 
     name: str
@@ -71,7 +71,9 @@ class Workload:
         if (self.num_experts == 0) != (self.top_k == 0) or self.num_experts < 0:
             raise InputError(f"{self.name}: give num_experts and top_k together, or neither")
         if not 0 <= self.top_k <= self.num_experts:
-            raise InputError(f"{self.name}: top_k must be at most num_experts {self.num_experts} (got {self.top_k})")
+            raise InputError(
+                f"{self.name}: top_k must be at most num_experts {self.num_experts} (got {self.top_k})"
+            )
         return self
 
 
@@ -152,7 +154,9 @@ def parse_counts(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(int(word) for word in words))
 
 
-def read_model(path: Path, tp: int, tokens: tuple[int, ...] | None, activations: str | None) -> list[Workload]:
+def read_model(
+    path: Path, tp: int, tokens: tuple[int, ...] | None, activations: str | None
+) -> list[Workload]:
     """Return the distinct quantized GEMMs of a model.
 
     Args:
@@ -163,27 +167,25 @@ def read_model(path: Path, tp: int, tokens: tuple[int, ...] | None, activations:
 
     Raises:
         ConfigError: The config cannot be read or is not quantized.
+        UnsupportedError: A layer's format has no kernel.
     """
-    from .. import models
+    from ..models import layers, load_model
 
     workloads: dict[Problem, Workload] = {}
-    for layer in models.layers(models.load_model(path), tp):
+    for layer in layers(load_model(path), tp, dtype(activations) if activations else None):
         problem = layer.problem(1)
-        types = gemm_types(activations) if activations else problem.types
-        usual = MOE_TOKENS if problem.moe else DENSE_TOKENS
-        slots = problem.m if problem.moe else 0
         workloads.setdefault(
             problem,
             Workload(
                 name=layer.name,
                 n=problem.n,
                 k=problem.k,
-                tokens=tokens or usual,
-                types=types,
+                tokens=tokens or (MOE_TOKENS if problem.moe else DENSE_TOKENS),
+                types=problem.types,
                 group_size=problem.group_size,
                 num_experts=problem.num_experts,
-                top_k=max(problem.top_k, slots) if problem.moe else 0,
-                per_slot=slots > 1,
+                top_k=problem.top_k * layer.rows_per_token,
+                per_slot=layer.rows_per_token > 1,
             ).check(),
         )
     return list(workloads.values())

@@ -1,0 +1,134 @@
+"""Time calls inside CUDA graphs, contestants in turn, and check every output that was timed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .contestant import Launch
+from .record import Times
+
+if TYPE_CHECKING:
+    import torch
+
+LEAST_CALLS = 20
+MOST_CALLS = 96
+GRAPH_US = (
+    500.0  # short calls are repeated until a graph takes about this long, so that its edges do not show
+)
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A contestant's calls as one CUDA graph.
+
+    Args:
+        launch: What is called.
+        graph: The graph.
+        outputs: One tensor per call, each with its own memory.
+        copies: Copies of the weights that the calls rotate over.
+    """
+
+    launch: Launch
+    graph: torch.cuda.CUDAGraph
+    outputs: list[torch.Tensor]
+    copies: int
+
+
+def calls_for(expected_us: float, copies: int) -> int:
+    """Return how many calls to put into a graph: a multiple of `copies`, 20 at least.
+
+    Args:
+        expected_us: A lower bound of the time of one call.
+        copies: Copies of the weights.
+    """
+    wanted = min(MOST_CALLS, max(LEAST_CALLS, math.ceil(GRAPH_US / expected_us)))
+    return -(-wanted // copies) * copies
+
+
+def capture(launch: Launch, calls: int, copies: int, stream: torch.cuda.Stream) -> Captured:
+    """Run each copy once on `stream`, then capture `calls` calls that rotate over the copies."""
+    import torch
+
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for copy in range(copies):  # compiles, allocates workspaces, loads modules
+            launch.call(copy)
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        # Kept alive, so that no two calls share an output and each can be checked.
+        outputs = [launch.call(call % copies) for call in range(calls)]
+    torch.cuda.synchronize()
+    return Captured(launch, graph, outputs, copies)
+
+
+def worst_error(captured: Captured, expected: torch.Tensor) -> float:
+    """Poison all outputs, replay the graph, return the largest relative error; NaN if one is not whole.
+
+    Args:
+        captured: The graph.
+        expected: float32 `[rows of D, n]`.
+    """
+    import torch
+
+    check = captured.launch.check
+    for output in captured.outputs:
+        output.fill_(float("nan") if output.is_floating_point() else -1)
+    captured.graph.replay()
+    torch.cuda.synchronize()
+    if check is not None:
+        return max(check(output) for output in captured.outputs)
+    norm = expected.norm()
+    errors = [
+        (output.reshape(expected.shape).float() - expected).norm() / norm for output in captured.outputs
+    ]
+    return float(torch.stack(errors).max())
+
+
+def interleave(graphs: Sequence[Captured], rounds: int) -> list[list[float]]:
+    """Time every graph once per round, in an order that rotates.
+
+    Each graph is replayed twice and the second replay timed: the GPU is then busy when it
+    begins, so that no launch latency of the host is counted.
+
+    Returns:
+        For each graph, microseconds per call by round.
+    """
+    import torch
+
+    samples: list[list[float]] = [[] for _ in graphs]
+    for step in range(rounds):
+        for offset in range(len(graphs)):
+            index = (step + offset) % len(graphs)
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            graphs[index].graph.replay()
+            start.record()
+            graphs[index].graph.replay()
+            end.record()
+            end.synchronize()
+            samples[index].append(1000.0 * start.elapsed_time(end) / len(graphs[index].outputs))
+    return samples
+
+
+def summarize(samples: Sequence[float], calls: int, copies: int) -> Times:
+    """Return median and spread of one contestant's rounds."""
+    ordered = sorted(samples)
+    return Times(
+        median_us=quantile(ordered, 0.5),
+        p10_us=quantile(ordered, 0.1),
+        p90_us=quantile(ordered, 0.9),
+        rounds=len(ordered),
+        calls=calls,
+        copies=copies,
+    )
+
+
+def quantile(ordered: Sequence[float], fraction: float) -> float:
+    """Return a quantile of sorted numbers, interpolated between neighbours."""
+    position = fraction * (len(ordered) - 1)
+    low = math.floor(position)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
