@@ -20,6 +20,12 @@ FAMILIES = {
     "machete": "billhook.vllm.machete",
 }
 SELECTORS = ("chain", "switch")
+# The code that decides what a narrowed generation keeps.
+NARROWING_CODE = (
+    "vllm/narrow.py",
+    "vllm/host_model.py",
+    *(f"models/{name}.py" for name in ("fields", "layer", "model", "quantization")),
+)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..emit.source import SourceFile
 from . import selector, text
-from .job import Job, package_files
+from .job import NARROWING_CODE, Job, package_files
 from .marlin_plan import MarlinPlan, all_file_names, plan_marlin
 
 SELECTOR = "kernel_selector.h"
@@ -48,7 +48,7 @@ def render_selector(planned: MarlinPlan, job: Job) -> str:
 
 def inputs(job: Job) -> list[Path]:
     """Return the code, templates and data that decide what is rendered."""
-    narrowing = ("vllm/narrow.py", "vllm/host_model.py", "models.py") if job.narrowing else ()
+    narrowing = NARROWING_CODE if job.narrowing else ()
     code = ("job.py", "marlin.py", "marlin_plan.py", "release.py", "selector.py", "text.py")
     return [
         job.release.data_file,

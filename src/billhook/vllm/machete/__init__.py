@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...emit.source import SourceFile
-from ..job import Job, package_files
+from ..job import NARROWING_CODE, Job, package_files
 from ..rule_file import DEFAULT
 from .cutlass import (
     DataType,
@@ -56,10 +56,6 @@ _CODE = (
     "vllm/toml_positions.py",
     *(f"vllm/machete/{name}.py" for name in ("__init__", "cutlass", "emit", "plan", "types")),
 )
-_NARROWING = (
-    "vllm/narrow.py",
-    *(f"models/{name}.py" for name in ("fields", "layer", "model", "quantization")),
-)
 
 
 def names(job: Job) -> list[str]:
@@ -87,7 +83,7 @@ def inputs(job: Job) -> list[Path]:
         package / "catalog" / "vllm" / "machete.toml",
         job.heuristic or DEFAULT,
         *sorted((package / "emit" / "templates" / "vllm").glob("machete_*.jinja")),
-        *package_files(*_CODE, *(_NARROWING if job.narrowing else ())),
+        *package_files(*_CODE, *(NARROWING_CODE if job.narrowing else ())),
         *job.narrowing.models,
     ]
 
