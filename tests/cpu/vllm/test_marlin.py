@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
+from cpu.vllm.marlin_table import FP8, builds_fp8, expected, parse_chain, parse_kernels
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from marlin_table import FP8, builds_fp8, expected, parse_chain, parse_kernels
 
 from billhook.arch import parse_list
 from billhook.errors import ConfigError, InputError
