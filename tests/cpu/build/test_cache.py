@@ -60,14 +60,19 @@ def test_the_order_of_headers_does_not_change_the_key() -> None:
     assert key(headers={"a": "1", "b": "2"}) == key(headers={"b": "2", "a": "1"})
 
 
-@given(st.lists(st.text(max_size=4), min_size=2, max_size=2), st.lists(st.text(max_size=4), min_size=2, max_size=2))
+@given(
+    st.lists(st.text(max_size=4), min_size=2, max_size=2),
+    st.lists(st.text(max_size=4), min_size=2, max_size=2),
+)
 def test_keys_do_not_run_texts_together(one: list[str], other: list[str]) -> None:
     same = key(text=one[0], compiler=one[1]) == key(text=other[0], compiler=other[1])
     assert same == (one == other)
 
 
 @given(st.data())
-def test_a_damaged_entry_is_as_good_as_absent(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_a_damaged_entry_is_as_good_as_absent(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     cache = Cache(tmp_path_factory.mktemp("cache"))
     cache.put(KEY, COMPILED)
     content = bytearray(cache.path(KEY).read_bytes())

@@ -17,7 +17,7 @@ def test_headers_of_headers_are_found_once_and_sorted(tmp_path: Path) -> None:
     write(
         tmp_path,
         a='#include "c.cuh"\n#include "b.cuh"\n',
-        b='#  include <c.cuh>  // again\n',
+        b="#  include <c.cuh>  // again\n",
         c="#pragma once\n",
         unused="int x;\n",
     )

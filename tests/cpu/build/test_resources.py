@@ -39,8 +39,8 @@ def test_a_log_without_numbers_is_refused() -> None:
 
 def test_warnings_are_found_also_where_ptxas_calls_them_info() -> None:
     serialised = (
-        "ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized due to "
-        "insufficient register resources for the wgmma pipeline in the function 'k'"
+        "ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized due "
+        "to insufficient register resources for the wgmma pipeline in the function 'k'"
     )
     frontend = 'k.cu(3): warning #177-D: variable "x" was declared but never referenced'
     assert read_warnings(f"{LOG}{serialised}\n{frontend}\n  {serialised}\n") == [serialised, frontend]
