@@ -20,12 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError, StorageError
-from .manifest import GENERATED, MANIFEST, Manifest, digest, read_manifest
+from .manifest import GENERATED, MANIFEST, STAGING, Manifest, digest, read_manifest
 from .source import SourceFile
 
 Move = tuple[Path | None, Path]  # (source, target); without a source the target is removed
 
-_STAGING = ".billhook-staging-"
 GUARD = (
     f"// {GENERATED}.\n"
     '#error "Billhook was interrupted while it replaced the files of this folder; run the generator again."\n'
@@ -235,6 +234,8 @@ def _locked(folder: Path) -> Iterator[None]:
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
+        for left in folder.glob(f"{STAGING}*"):  # of a killed run
+            shutil.rmtree(left, ignore_errors=True)
         yield
     finally:
         os.close(handle)
@@ -242,12 +243,10 @@ def _locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _staging(folder: Path) -> Iterator[Path]:
-    """Give a folder on the same file system, gone afterwards; also clear those of killed runs."""
-    for left in folder.glob(f"{_STAGING}*"):
-        shutil.rmtree(left, ignore_errors=True)
+    """Give a folder on the same file system, gone afterwards."""
     aside = None
     try:
-        aside = Path(tempfile.mkdtemp(prefix=_STAGING, dir=folder))
+        aside = Path(tempfile.mkdtemp(prefix=STAGING, dir=folder))
         yield aside
     except OSError as error:
         raise StorageError(

@@ -1,4 +1,4 @@
-"""The writer changes only what differs, leaves others' files alone, and survives kills and failures at any point."""
+"""The writer changes only what differs, leaves others' files alone, and survives kills and failures."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def state(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    return {path.name: path.read_text() for path in folder.iterdir() if path.name != MANIFEST}
+    return {
+        path.name: path.read_text() for path in folder.iterdir() if path.is_file() and path.name != MANIFEST
+    }
 
 
 def texts(sources: list[SourceFile]) -> dict[str, str]:
@@ -188,7 +190,7 @@ STEPS = ["replace", "unlink"]
 
 
 def break_at(step: int, how: Callable[[], None], after: bool) -> Callable[[], int]:
-    """Make the step-th rename or removal call `how`, before or after it happens; return a counter of steps."""
+    """Make the step-th rename or removal call `how`, before or after it happens; return a counter."""
     count = 0
 
     def wrap(name: str) -> None:
@@ -252,6 +254,7 @@ def test_a_run_killed_at_any_step_never_leaves_a_wrong_mixture(tmp_path: Path) -
                 assert is_safe(folder)
                 guarded += "#error" in (folder / "selector.h").read_text()
                 put(folder, wanted)
+                assert not [path for path in folder.iterdir() if path.is_dir()]
                 assert contents(folder) == {**texts(wanted), "kernel.h": "mine"}
     assert guarded >= steps  # the guard was seen in place
 
