@@ -22,15 +22,14 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Args:
         request: What was asked for, in JSON types.
         inputs: Name -> SHA-256 of every file that decided what was rendered.
-        files: Name -> SHA-256 of every generated file, the one that refers to the others first.
-        complete: False while a run replaces files; it then lists the old and the new ones.
+        files: Name -> SHA-256 of every generated file, the one that refers to the others first. While a
+            run replaces files, it lists the old and the new ones.
         format: Version of this record.
     """
 
     request: dict[str, object]
     inputs: dict[str, str]
     files: dict[str, str]
-    complete: bool = True
     format: int = 1
 
     def encode(self) -> bytes:
@@ -86,7 +85,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 def is_current(folder: Path, request: dict[str, object], inputs: dict[str, str]) -> bool:
     """Tell whether a folder holds, unchanged, what this request renders from these inputs."""
     manifest = read_manifest(folder)
-    if manifest is None or not manifest.complete or any(folder.glob(f"{STAGING}*")):
+    if manifest is None or any(folder.glob(f"{STAGING}*")):
         return False
     if manifest.request != request or manifest.inputs != inputs:
         return False

@@ -129,7 +129,7 @@ def write(
         old = read_manifest(folder)
         if not changes and old == new:
             return changes
-        intent = Manifest(request, inputs, {**(old.files if old else {}), **new.files}, complete=False)
+        intent = Manifest(request, inputs, {**(old.files if old else {}), **new.files})
         with _staging(folder) as aside:
             moves = _stage(folder, aside, files, changes)
             begin, end = aside / "begin", aside / "end"
