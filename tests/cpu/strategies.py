@@ -1,0 +1,76 @@
+"""Hypothesis strategies for the leaves' values."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from billhook.arch import Arch, supported
+from billhook.config import GemmTypes, KernelConfig, Problem, Tile
+from billhook.dtypes import ALL, BF16, F16, U4B8
+
+
+def archs() -> st.SearchStrategy[Arch]:
+    """Every target that `parse` accepts."""
+    capabilities = [tuple(map(int, text.split("."))) for text in supported()]
+    suffixes = [
+        Arch(major, minor, suffix)
+        for major, minor in capabilities
+        for suffix in ("", "a", "f")
+        if not suffix or (major, minor) >= ((9, 0) if suffix == "a" else (10, 0))
+    ]
+    return st.sampled_from(suffixes)
+
+
+def marlin_archs() -> st.SearchStrategy[Arch]:
+    """Targets that the Marlin family has."""
+    return archs().filter(lambda arch: arch.capability >= (8, 0))
+
+
+def any_types() -> st.SearchStrategy[GemmTypes]:
+    """Any four types, whether a kernel multiplies them or not."""
+    one = st.sampled_from(sorted(ALL.values()))
+    return st.builds(GemmTypes, one, one, one, one)
+
+
+def served_types() -> st.SearchStrategy[GemmTypes]:
+    """Types of the installed kernels."""
+    return st.sampled_from([GemmTypes(a, U4B8, a, a) for a in (F16, BF16)])
+
+
+def tiles() -> st.SearchStrategy[Tile]:
+    """Tiles, legal or not."""
+    number = st.integers(1, 1024)
+    return st.builds(Tile, number, number, number, st.integers(1, 12))
+
+
+def group_sizes() -> st.SearchStrategy[int]:
+    """Group sizes of the installed kernels."""
+    return st.sampled_from([-1, 32, 64, 128])
+
+
+def kernel_configs() -> st.SearchStrategy[KernelConfig]:
+    """Configs whose names follow the grammar, legal or not."""
+    return st.builds(
+        KernelConfig,
+        family=st.from_regex(r"[a-z]+", fullmatch=True),
+        types=any_types(),
+        group_size=st.just(-1) | st.integers(1, 4096),
+        tile=tiles(),
+        indexed=st.booleans(),
+        arch=archs(),
+    )
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> Problem:
+    """Problems that the installed kernels serve."""
+    num_experts = draw(st.sampled_from([0, 0, 1, 3, 8, 60, 128]))
+    return Problem(
+        m=draw(st.integers(1, 20000)),
+        n=16 * draw(st.integers(1, 4000)),
+        k=16 * draw(st.integers(1, 2000)),
+        types=draw(served_types()),
+        group_size=draw(group_sizes()),
+        num_experts=num_experts,
+        top_k=draw(st.integers(1, min(8, num_experts))) if num_experts else 0,
+    )
