@@ -139,6 +139,22 @@ class MacheteRelease(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     print_scalar_type: str
 
 
+class Sign(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Something a tree of a release shows, by which it is told from others.
+
+    Args:
+        file: A file of the tree, relative to the root that holds it.
+        exists: Whether it is there; if not, it must be under no root.
+        holds: Regular expressions that its text matches somewhere.
+        lacks: Regular expressions that its text matches nowhere.
+    """
+
+    file: str
+    exists: bool = True
+    holds: tuple[str, ...] = ()
+    lacks: tuple[str, ...] = ()
+
+
 class Release(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One release of vLLM.
 
@@ -147,12 +163,14 @@ class Release(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         roots: Folders of a tree that may hold the families' folders; the first that exists counts.
         marlin: The Marlin half, dense and MoE.
         machete: The Machete half.
+        signs: What tells a tree of this release from one of another; all must be there.
     """
 
     release: str
     roots: tuple[str, ...]
     marlin: MarlinRelease
     machete: MacheteRelease
+    signs: tuple[Sign, ...]
 
     @property
     def data_file(self) -> Path:
