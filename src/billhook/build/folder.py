@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import secrets
 import shutil
@@ -41,17 +42,22 @@ def fill_folder(target: Path, contents: Mapping[str, bytes]) -> None:
 
 def _swap(new: Path, target: Path) -> None:
     """Put `new` in the place of `target`; afterwards `new` is gone or holds what `target` held."""
-    if not target.exists() or not any(target.iterdir()):
-        new.rename(target)
-    elif not _exchange(new, target):
-        old = new.with_name(f"{new.name}.old")
-        target.rename(old)
-        try:
-            new.rename(target)
-        except OSError:
-            old.rename(target)
+    try:
+        new.rename(target)  # works where `target` is absent or empty
+        return
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-        old.rename(new)
+    if _exchange(new, target):
+        return
+    old = new.with_name(f"{new.name}.old")
+    target.rename(old)
+    try:
+        new.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    old.rename(new)
 
 
 def _exchange(one: Path, other: Path) -> bool:

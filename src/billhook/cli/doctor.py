@@ -98,11 +98,12 @@ def _cache() -> Finding:
         entries, size = Cache(folder).measure()
     except BillhookError as error:
         return Finding("kernel cache", False, str(error), "set BILLHOOK_CACHE_DIR to a folder of yours")
-    if not os.access(_existing(folder), os.W_OK):
+    place = _existing(folder)
+    if not place.is_dir() or not os.access(place, os.W_OK):
         return Finding(
             "kernel cache",
             False,
-            f"{folder} cannot be written",
+            f"{place} cannot be written to",
             "mend its permissions, or set BILLHOOK_CACHE_DIR to a folder of yours",
         )
     return Finding("kernel cache", True, f"{folder}, {entries} kernels, {size / 2**20:.1f} MiB")
