@@ -1,0 +1,76 @@
+"""Gaps and unreachable rules, against trying every cell of the grid that the bounds span."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from billhook.catalog.coverage import first_gap, unreachable
+from billhook.catalog.rule import ANY, Bounds, Rule
+
+TARGETS = [(8, 0), (8, 6), (9, 0)]
+VALUES = [1, 2, 3, 5, 8]
+TILES = ["small", "big"]
+
+
+def legal(tile: str, target: tuple[int, int]) -> bool:
+    return tile == "small" or target != (8, 6)
+
+
+@st.composite
+def bounds(draw: st.DrawFn) -> Bounds:
+    low, high = sorted(
+        draw(st.lists(st.sampled_from([0, *VALUES, math.inf]), min_size=2, max_size=2, unique=True))
+    )
+    return Bounds(above=low, max=high)
+
+
+rules = st.lists(
+    st.builds(
+        Rule,
+        tile=st.sampled_from(TILES),
+        rows=st.just(ANY) | bounds(),
+        n=st.just(ANY) | bounds(),
+        k=st.just(ANY) | bounds(),
+        moe=st.none() | st.booleans(),
+        arch=st.just(()) | st.just(("8.6",)) | st.just(("8.0", "9.0")),
+    ),
+    max_size=7,
+)
+
+
+@given(rules)
+def test_agrees_with_trying_everything(found: list[Rule]) -> None:
+    cells = [*VALUES, 9]  # one number of every interval between bounds
+    winners = set()
+    served_everywhere = True
+    for target, moe, *place in itertools.product(TARGETS, (False, True), cells, cells, cells):
+        served = False
+        for position, rule in enumerate(found):
+            inside = all(value in one for value, one in zip(place, rule.bounds().values(), strict=True))
+            if not rule.applies(moe, target) or not inside:
+                continue
+            winners.add(position)
+            if legal(rule.tile, target):
+                served = True
+                break
+        served_everywhere &= served
+    assert unreachable(found, TARGETS, legal) == [i for i in range(len(found)) if i not in winners]
+    assert (first_gap(found, TARGETS, legal) is None) == served_everywhere
+
+
+def test_a_gap_is_told_in_words() -> None:
+    found = [Rule("small", rows=Bounds(max=8)), Rule("small", n=Bounds(max=64))]
+    assert first_gap(found, [(9, 0)], legal) == "dense layers on 9.0 with rows > 8, n > 64"
+
+
+def test_bounds_in_words() -> None:
+    assert Bounds(above=8, max=16).describe("rows") == "8 < rows <= 16"
+    assert Bounds(above=8).describe("rows") == "rows > 8"
+    assert Bounds(max=16).describe("n") == "n <= 16"
+    assert ANY.describe("n") == ""
+    assert Rule("small").describe() == "otherwise"
+    assert Rule("small", moe=True, k=Bounds(max=4), arch=("9.0",)).describe() == "moe, k <= 4, arch 9.0"

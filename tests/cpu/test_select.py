@@ -1,0 +1,132 @@
+"""Selection: the first rule whose tile is legal wins, the others are told why not, spans agree with it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from cpu.strategies import marlin_archs, problems
+from hypothesis import given
+from hypothesis import strategies as st
+
+from billhook.arch import Arch, parse
+from billhook.catalog import deepest, load, tile_name
+from billhook.config import GemmTypes, KernelConfig, Problem
+from billhook.dtypes import BF16, F16, U4, U4B8
+from billhook.errors import InputError, UnsupportedError
+from billhook.families import marlin
+from billhook.select import candidates, select, spans
+
+TYPES = GemmTypes(BF16, U4B8, BF16, BF16)
+DENSE = Problem(m=1, n=4096, k=4096, types=TYPES, group_size=128)
+MOE = Problem(m=1, n=1536, k=2048, types=TYPES, group_size=128, num_experts=128, top_k=8)
+
+
+@given(problems(), marlin_archs())
+def test_the_chosen_kernel_is_legal_and_serves(problem: Problem, arch: Arch) -> None:
+    config = select(problem, arch).config
+    assert marlin.illegal(config) is None
+    assert marlin.unserved(config, problem) is None
+    assert config.arch == arch
+
+
+@given(problems(), marlin_archs())
+def test_the_first_rule_with_a_legal_tile_wins(problem: Problem, arch: Arch) -> None:
+    catalog = load()
+    for rule in catalog.rules:
+        inside = (
+            rule.rows.above < problem.rows_per_expert <= rule.rows.max
+            and problem.n in rule.n
+            and problem.k in rule.k
+            and rule.applies(problem.moe, arch.capability)
+        )
+        tile = catalog.by_name[rule.tile]
+        config, why = deepest(
+            KernelConfig("marlin", problem.types, problem.group_size, tile, problem.moe, arch)
+        )
+        if inside and why is None:
+            assert select(problem, arch).config == config
+            return
+    pytest.fail("no rule serves the problem")
+
+
+@given(problems(), marlin_archs())
+def test_every_other_tile_is_rejected_with_a_reason(problem: Problem, arch: Arch) -> None:
+    choice = select(problem, arch)
+    rejected = [tile_name(one.config.tile) for one in choice.rejected]
+    assert sorted([*rejected, tile_name(choice.config.tile)]) == sorted(load().by_name)
+    for one in choice.rejected:
+        why = marlin.illegal(one.config)
+        assert one.why_not == why if why else one.why_not.startswith("could serve")
+
+
+@given(problems(), marlin_archs(), st.integers(1, 20000), st.data())
+def test_spans_agree_with_single_answers(
+    problem: Problem, arch: Arch, last: int, data: st.DataObject
+) -> None:
+    found = spans(problem, last, arch)
+    assert [span.first for span in found] == [1, *(span.last + 1 for span in found[:-1])]
+    assert found[-1].last == last
+    edges = {m for span in found for m in (span.first, span.last)}
+    for m in {*edges, data.draw(st.integers(1, last))}:
+        serving = next(span for span in found if span.first <= m <= span.last)
+        assert serving.choice.config == select(replace(problem, m=m), arch).config
+
+
+def test_spans_switch_where_the_rules_do() -> None:
+    arch = parse("9.0a")
+    assert [span.last for span in spans(DENSE, 100, arch)][:3] == [8, 16, 32]
+    # 8 tokens x 8 experts over 128: a mean of 8 rows at 128 tokens
+    assert [span.last for span in spans(MOE, 1000, arch)][:3] == [128, 256, 512]
+
+
+def test_a_tile_that_does_not_fit_gives_way_to_the_next_rule() -> None:
+    choice = select(replace(MOE, m=4096), parse("8.6"))
+    assert tile_name(choice.config.tile) == "m64n256k128"
+    assert "m64n128k256" in choice.reason
+    assert "shared memory" in choice.reason
+
+
+def test_the_reason_tells_a_shallower_pipeline() -> None:
+    assert "4 do not fit" in select(replace(DENSE, m=32), parse("8.6")).reason
+    assert "fit" not in select(replace(DENSE, m=32), parse("9.0a")).reason
+
+
+@pytest.mark.parametrize(
+    ("problem", "arch", "words"),
+    [
+        (replace(DENSE, n=100), "9.0a", ["n must", "100"]),
+        (replace(DENSE, k=8), "9.0a", ["k must", "8"]),
+        (DENSE, "7.5", ["7.5", "8.0"]),
+        (replace(DENSE, group_size=16), "9.0a", ["group_size", "16", "-1"]),
+        (replace(DENSE, types=GemmTypes(BF16, U4, BF16, BF16)), "9.0a", ["bf16_u4_bf16_bf16", str(TYPES)]),
+        (replace(DENSE, types=GemmTypes(BF16, U4B8, F16, BF16)), "9.0a", ["bf16_u4b8_f16_bf16"]),
+    ],
+)
+def test_what_no_kernel_serves_is_refused(problem: Problem, arch: str, words: list[str]) -> None:
+    with pytest.raises(UnsupportedError) as caught:
+        select(problem, parse(arch))
+    for word in words:
+        assert word in str(caught.value)
+    if problem.types == TYPES:
+        assert all(why for _, why in candidates(problem, parse(arch)))
+
+
+@pytest.mark.parametrize(
+    ("problem", "word"),
+    [
+        (replace(DENSE, m=0), "m must"),
+        (replace(DENSE, num_experts=-1), "num_experts"),
+        (replace(DENSE, top_k=2), "top_k"),
+        (replace(MOE, top_k=0), "top_k"),
+        (replace(MOE, top_k=129), "129"),
+    ],
+)
+def test_nonsense_is_refused(problem: Problem, word: str) -> None:
+    with pytest.raises(InputError, match=word):
+        select(problem, parse("9.0a"))
+
+
+def test_spans_need_a_last_m() -> None:
+    with pytest.raises(InputError, match="largest m"):
+        spans(DENSE, 0, parse("9.0a"))
