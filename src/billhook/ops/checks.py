@@ -1,0 +1,108 @@
+"""What the operators ask of their tensors; each refusal names the value and the remedy."""
+
+from __future__ import annotations
+
+import torch
+
+from ..dispatch.launch import MAX_EXPERTS
+from ..dispatch.routing import capacity
+from ..errors import InputError, WeightError
+from .arguments import Gemm, MoeGemm, MoeGemmTopk
+
+
+def check_gemm(p: Gemm, out: torch.Tensor) -> None:
+    """Check the tensors of a dense GEMM.
+
+    Raises:
+        WeightError: Wrong dtype, device, shape, strides or alignment.
+    """
+    _check_activations(p.a, p.codes, p.scales)
+    _check_output(out, p.a, p.rows, p.n)
+    _check_extra("bias", p.bias, p.a, p.n, p.a.dtype)
+
+
+def check_moe_gemm(p: MoeGemm, out: torch.Tensor) -> None:
+    """Check the tensors of an MoE GEMM.
+
+    Raises:
+        WeightError: As `check_gemm`.
+        InputError: The routing has too little room.
+    """
+    _check_activations(p.a, p.codes, p.scales)
+    _check_output(out, p.a, p.rows, p.n)
+    _check_extra("bias", p.bias, p.a, p.experts * p.n, p.a.dtype)
+    _check_extra("topk_weights", p.topk_weights, p.a, p.rows, torch.float32)
+    for tensor in (p.sorted_token_ids, p.expert_ids, p.num_tokens_padded):
+        if tensor.dtype != torch.int32 or tensor.device != p.a.device or not tensor.is_contiguous():
+            raise InputError(f"routing must be contiguous int32 on {p.a.device}, as billhook.route makes it")
+    blocks = capacity(p.rows, p.experts, p.block_m)
+    if p.sorted_token_ids.shape[0] < blocks * p.block_m or p.expert_ids.shape[0] < blocks:
+        raise InputError(f"routing has room for {p.expert_ids.shape[0]} blocks; {p.rows} rows need {blocks}")
+
+
+def check_topk(p: MoeGemmTopk) -> None:
+    """Check the expert ids against the activations; the rest is checked once it is routed.
+
+    Raises:
+        InputError: They have other tokens, are not on the same device, or as `check_topk_ids`.
+    """
+    check_topk_ids(p.topk_ids, int(p.codes.shape[0]), 1)
+    if p.topk_ids.shape[0] != p.a.shape[0] or p.topk_ids.device != p.a.device:
+        raise InputError(
+            f"topk_ids must be [{p.a.shape[0]}, top_k] on {p.a.device} "
+            f"(got {tuple(p.topk_ids.shape)} on {p.topk_ids.device})"
+        )
+
+
+def check_topk_ids(topk_ids: torch.Tensor, num_experts: int, block_m: int) -> None:
+    """Check the arguments of routing.
+
+    Raises:
+        InputError: A wrong dtype or shape, or a number out of range.
+    """
+    if topk_ids.dtype not in (torch.int32, torch.int64) or topk_ids.dim() != 2:
+        raise InputError(
+            f"topk_ids must be int32 or int64 [tokens, top_k] (got {topk_ids.dtype} {tuple(topk_ids.shape)})"
+        )
+    if not 1 <= num_experts <= MAX_EXPERTS:
+        raise InputError(f"num_experts must be 1 to {MAX_EXPERTS} (got {num_experts})")
+    if block_m < 1:
+        raise InputError(f"block_m must be at least 1 (got {block_m})")
+
+
+def _check_activations(a: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor) -> None:
+    if a.dtype != scales.dtype or a.dtype not in (torch.float16, torch.bfloat16):
+        raise WeightError(f"activations must be {scales.dtype} like the weight's scales (got {a.dtype})")
+    if codes.device != a.device or scales.device != a.device:
+        raise WeightError(f"activations are on {a.device}, the weight on {codes.device}")
+    if a.dim() != 2 or a.stride(1) != 1 or (a.shape[0] > 1 and a.stride(0) % 8) or a.data_ptr() % 16:
+        raise WeightError(
+            "activations must be [m, k] with dense rows that begin at multiples of 16 bytes (got shape "
+            f"{tuple(a.shape)}, strides {a.stride()}, address {a.data_ptr():#x}); use .contiguous()"
+        )
+    if a.shape[1] % 16 or -(-a.shape[1] // 64) != codes.shape[-4]:
+        raise WeightError(f"activations have k={a.shape[1]}, the weight {codes.shape[-4]} blocks of 64")
+
+
+def _check_output(d: torch.Tensor, a: torch.Tensor, rows: int, n: int) -> None:
+    if d.dtype != a.dtype or d.device != a.device or tuple(d.shape) != (rows, n):
+        raise WeightError(
+            f"out must be {a.dtype} [{rows}, {n}] on {a.device} "
+            f"(got {d.dtype} {tuple(d.shape)} on {d.device})"
+        )
+    if d.stride(1) != 1 or (rows > 1 and (d.stride(0) % 4 or d.stride(0) < n)) or d.data_ptr() % 8:
+        raise WeightError(f"out must have dense rows at multiples of 8 bytes (strides {d.stride()})")
+
+
+def _check_extra(
+    name: str, extra: torch.Tensor | None, like: torch.Tensor, count: int, dtype: torch.dtype
+) -> None:
+    if extra is None:
+        return
+    if extra.dtype != dtype or extra.device != like.device or extra.numel() != count:
+        raise WeightError(
+            f"{name} must hold {count} elements of {dtype} on {like.device} "
+            f"(got {tuple(extra.shape)} of {extra.dtype} on {extra.device})"
+        )
+    if not extra.is_contiguous() or extra.data_ptr() % 8:
+        raise WeightError(f"{name} must be contiguous and 8-byte aligned; use .contiguous()")

@@ -1,0 +1,60 @@
+"""The operators on CPU tensors, computed in float32 and rounded once. Arguments are checked before."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ..dispatch import routing
+from ..formats import pack, u4b8
+from .arguments import Gemm, MoeGemm, MoeGemmTopk
+from .weight import from_numpy, to_numpy
+
+
+def gemm_out(p: Gemm, out: torch.Tensor) -> None:
+    """Compute a dense GEMM."""
+    result = p.a.float() @ _weight(p.codes, p.scales, p)
+    out.copy_(result if p.bias is None else result + p.bias.float())
+
+
+def moe_gemm_out(p: MoeGemm, out: torch.Tensor) -> None:
+    """Compute an MoE GEMM with a given routing."""
+    result = torch.zeros(p.rows, p.n)
+    blocks = int(p.num_tokens_padded) // p.block_m
+    experts = p.expert_ids[:blocks].repeat_interleave(p.block_m)
+    ids = p.sorted_token_ids[: blocks * p.block_m].long()
+    for expert in experts.unique().tolist():
+        mine = ids[(experts == expert) & (ids < p.rows)]
+        product = p.a[mine // p.top_k].float() @ _weight(p.codes[expert], p.scales[expert], p)
+        result[mine] = product if p.bias is None else product + p.bias.view(-1, p.n)[expert].float()
+    out.copy_(result if p.topk_weights is None else result * p.topk_weights.reshape(-1, 1))
+
+
+def routed(p: MoeGemmTopk) -> MoeGemm:
+    """Route in blocks of one row."""
+    return p.routed(route(p.topk_ids, int(p.codes.shape[0]), block_m=1), block_m=1)
+
+
+def route(
+    topk_ids: torch.Tensor, num_experts: int, block_m: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Sort rows by expert; what lies beyond the used length is unspecified, here padding."""
+    rows = topk_ids.numel()
+    blocks = routing.capacity(rows, num_experts, block_m)
+    token_ids, experts, length = routing.route(topk_ids.numpy(), num_experts, block_m)
+    sorted_token_ids = torch.full((blocks * block_m,), rows, dtype=torch.int32)
+    expert_ids = torch.full((blocks,), -1, dtype=torch.int32)
+    sorted_token_ids[:length] = torch.from_numpy(token_ids)
+    expert_ids[: len(experts)] = torch.from_numpy(experts)
+    return sorted_token_ids, expert_ids, torch.tensor([length], dtype=torch.int32)
+
+
+def _weight(codes: torch.Tensor, scales: torch.Tensor, p: Gemm | MoeGemm) -> torch.Tensor:
+    """Return one dequantized weight, float32 [k, n]."""
+    k = int(p.a.shape[1])
+    unpacked = u4b8.Quantized(
+        pack.unpack_codes(to_numpy(codes).view(np.uint32), k, p.n),
+        pack.unpack_scales(to_numpy(scales), k, p.n, p.group_size),
+        p.group_size,
+    )
+    return from_numpy(u4b8.dequantize(unpacked))

@@ -1,0 +1,128 @@
+"""The operators on CUDA tensors: find the kernel, launch it on the current stream. Arguments are checked."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+
+from ..config import KernelConfig, parse_name
+from ..dispatch import launch
+from ..dispatch.loader import GemmKernel
+from ..dispatch.provider import Request, kernels
+from ..dispatch.routing import capacity
+from ..errors import InputError
+from .arguments import Gemm, MoeGemm, MoeGemmTopk
+
+TYPE_NAMES = {torch.float16: "f16", torch.bfloat16: "bf16"}
+
+
+def gemm_out(p: Gemm, out: torch.Tensor) -> None:
+    """Compute a dense GEMM."""
+    if p.rows == 0:
+        return
+    kernel = _kernel(p.config, _request(p))
+    _launch(kernel, -(-p.rows // kernel.config.tile.tile_m), p, out)
+
+
+def moe_gemm_out(p: MoeGemm, out: torch.Tensor) -> None:
+    """Compute an MoE GEMM with a given routing."""
+    if not p.complete:
+        out.zero_()
+    if p.rows == 0:
+        return
+    _launch(
+        _kernel(p.config, _request(p, p.experts, p.top_k, p.block_m)),
+        capacity(p.rows, p.experts, p.block_m),
+        p,
+        out,
+        sorted_token_ids=p.sorted_token_ids.data_ptr(),
+        expert_ids=p.expert_ids.data_ptr(),
+        num_tokens_padded=p.num_tokens_padded.data_ptr(),
+        topk_weights=0 if p.topk_weights is None else p.topk_weights.data_ptr(),
+        top_k=p.top_k,
+    )
+
+
+def routed(p: MoeGemmTopk) -> MoeGemm:
+    """Route for the kernel that suits the problem."""
+    experts = int(p.codes.shape[0])
+    block_m = 1 if p.rows == 0 else _kernel(p.config, _request(p, experts, p.top_k)).config.tile.tile_m
+    return p.routed(route(p.topk_ids, experts, block_m), block_m)
+
+
+def route(
+    topk_ids: torch.Tensor, num_experts: int, block_m: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Sort rows by expert; what lies beyond the used length is unspecified."""
+    rows = topk_ids.numel()
+    blocks = capacity(rows, num_experts, block_m)
+    ids = topk_ids.to(torch.int32).contiguous()
+    if ids.data_ptr() % 16:
+        ids = ids.clone()
+    sorted_token_ids = ids.new_empty(blocks * block_m)
+    expert_ids, num_tokens_padded = ids.new_empty(blocks), ids.new_empty(1)
+    device = ids.device.index
+    launch.launch_route(
+        kernels().route(device),
+        _stream(device),
+        topk_ids=ids.data_ptr(),
+        count=rows,
+        num_experts=num_experts,
+        block_m=block_m,
+        sorted_token_ids=sorted_token_ids.data_ptr(),
+        expert_ids=expert_ids.data_ptr(),
+        num_tokens_padded=num_tokens_padded.data_ptr(),
+    )
+    return sorted_token_ids, expert_ids, num_tokens_padded
+
+
+def _stream(device: int) -> int:
+    """As torch.cuda.current_stream(device).cuda_stream, without a microsecond for making a Stream."""
+    return int(torch._C._cuda_getCurrentRawStream(device))
+
+
+def _request(p: Gemm | MoeGemm | MoeGemmTopk, experts: int = 0, top_k: int = 0, block_m: int = 0) -> Request:
+    m, k = p.a.shape
+    return Request(p.a.device.index, m, p.n, k, TYPE_NAMES[p.a.dtype], p.group_size, experts, top_k, block_m)
+
+
+def _kernel(config: str, request: Request) -> GemmKernel:
+    source = kernels()
+    if not config:
+        return source.gemm(request)
+    chosen = _parse(config)
+    if chosen.group_size != request.group_size or chosen.types.a.name != request.activations:
+        raise InputError(f"kernel {config} is not for {request.activations}, group_size {request.group_size}")
+    if chosen.indexed != bool(request.num_experts) or request.block_m not in (0, chosen.tile.tile_m):
+        wanted = f"MoE layers in blocks of {request.block_m}" if request.num_experts else "dense layers"
+        raise InputError(f"kernel {config} is not for {wanted}")
+    return source.load(chosen, request.device)
+
+
+@cache
+def _parse(name: str) -> KernelConfig:
+    return parse_name(name)
+
+
+def _launch(kernel: GemmKernel, tiles_m: int, p: Gemm | MoeGemm, out: torch.Tensor, **moe: int) -> None:
+    m, k = p.a.shape
+    launch.launch_gemm(
+        kernel,
+        _stream(kernel.kernel.device),
+        torch.cuda.is_current_stream_capturing(),
+        tiles_m,
+        a=p.a.data_ptr(),
+        codes=p.codes.data_ptr(),
+        scales=p.scales.data_ptr(),
+        bias=0 if p.bias is None else p.bias.data_ptr(),
+        d=out.data_ptr(),
+        m=p.rows,
+        n=p.n,
+        k=k,
+        lda=p.a.stride(0) if m > 1 else k,
+        ldd=out.stride(0) if p.rows > 1 else p.n,
+        groups=p.scales.shape[-2],
+        split_k=p.split_k,
+        **moe,
+    )

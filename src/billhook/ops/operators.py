@@ -1,0 +1,197 @@
+"""GEMM, MoE GEMM and routing as functions of packed weights.
+
+They call the operators of `torch.ops.billhook`: on CUDA tensors a kernel is launched
+on the current stream, on CPU tensors a float32 reference answers. All can be captured
+into CUDA graphs and traced by torch.compile. The kernel is chosen by the bundle's
+dispatch table or the catalog's rules; `config` overrides that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..config import KernelConfig
+from ..dispatch.provider import Request, kernels
+from ..errors import InputError, WeightError
+from . import library
+from .on_cuda import TYPE_NAMES
+from .weight import PackedWeight
+
+_HOST_BLOCK_M = 16  # where there is no kernel to choose: any is right on the CPU
+
+
+@dataclass(frozen=True, eq=False)
+class Routing:
+    """(token, slot) rows sorted by the expert they visit; both GEMMs of an MoE layer may share one.
+
+    Args:
+        sorted_token_ids: int32 row numbers in blocks of `block_m`; `rows` is padding.
+        expert_ids: int32, the expert of each block.
+        num_tokens_padded: int32 [1], the used length of sorted_token_ids.
+        rows: tokens * top_k.
+        top_k: Experts that each token visits.
+        num_experts: Number of experts.
+        block_m: Rows of one block; the kernels that use it take as many rows at a time.
+        complete: Whether every row has an expert; if not, outputs are cleared first.
+    """
+
+    sorted_token_ids: torch.Tensor
+    expert_ids: torch.Tensor
+    num_tokens_padded: torch.Tensor
+    rows: int
+    top_k: int
+    num_experts: int
+    block_m: int
+    complete: bool = False
+
+
+def gemm(
+    a: torch.Tensor,
+    weight: PackedWeight,
+    bias: torch.Tensor | None = None,
+    *,
+    config: KernelConfig | str | None = None,
+    split_k: bool = True,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Multiply activations by a packed weight: D = A @ W + bias.
+
+    Args:
+        a: float16 or bfloat16 [m, k] of the weight's type; rows dense, 16-byte aligned.
+        weight: A dense packed weight.
+        bias: [n] of the same type, or None.
+        config: A kernel or its name; chosen for the problem if None.
+        split_k: Whether several CTAs may share an output tile. With False and a fixed `config`, a row's
+            result does not depend, to the bit, on the other rows given with it.
+        out: Where D goes, [m, n] of the same type, rows dense; a new tensor if None.
+
+    Returns:
+        D [m, n], float32 sums rounded once.
+
+    Raises:
+        WeightError: A tensor does not fit: dtype, device, shape, strides, alignment or packing.
+        UnsupportedError: No kernel serves the problem on this GPU.
+    """
+    _check_weight(a, weight, moe=False)
+    arguments = (a, weight.codes, weight.scales, bias, weight.n, weight.group_size, split_k, _name(config))
+    if out is None:
+        return library.operators.gemm.default(*arguments)
+    library.operators.gemm_out.default(*arguments, out)
+    return out
+
+
+def moe_gemm(
+    a: torch.Tensor,
+    weight: PackedWeight,
+    routing: Routing | torch.Tensor,
+    topk_weights: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    *,
+    config: KernelConfig | str | None = None,
+    split_k: bool = True,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Multiply each token by the weights of the experts it visits: D = (A @ W + bias) * topk_weight.
+
+    The second GEMM of an MoE layer takes the first one's rows: `a` then has one row per
+    (token, slot), and the routing is the same.
+
+    Args:
+        a: float16 or bfloat16 [tokens, k], or [tokens * top_k, k], of the weight's type.
+        weight: A packed MoE weight.
+        routing: What `route` gave; or the expert ids [tokens, top_k] themselves, routed on the way.
+        topk_weights: float32 [tokens, top_k] or [tokens * top_k], multiplied into the rows; or None.
+        bias: [num_experts, n] of a's type, or None.
+        config: A kernel or its name; its tile_m must be the routing's block_m.
+        split_k: As in `gemm`.
+        out: Where D goes, with a `Routing` only; a new tensor if None.
+
+    Returns:
+        D [tokens * top_k, n]; rows whose expert id is outside the experts (such as -1) are zeros, unless
+        the routing was said to be complete.
+
+    Raises:
+        WeightError: As `gemm`.
+        UnsupportedError: As `gemm`.
+        InputError: `out` without a `Routing`, or a routing that does not fit.
+    """
+    _check_weight(a, weight, moe=True)
+    head = (a, weight.codes, weight.scales, bias, weight.n, weight.group_size, split_k, _name(config))
+    if not isinstance(routing, Routing):
+        if out is not None:
+            raise InputError("out needs a Routing; call billhook.route first")
+        return library.operators.moe_gemm_topk.default(*head, topk_weights, routing)
+    if routing.num_experts != weight.num_experts:
+        raise InputError(f"routing is for {routing.num_experts} experts, the weight has {weight.num_experts}")
+    tokens = routing.rows // routing.top_k
+    if a.shape[0] not in (tokens, routing.rows):
+        raise InputError(
+            f"activations must have {tokens} rows (tokens) or {routing.rows} rows (token, slot) "
+            f"for this routing (got {a.shape[0]})"
+        )
+    top_k = routing.top_k if a.shape[0] == tokens else 1
+    sorting = (routing.sorted_token_ids, routing.expert_ids, routing.num_tokens_padded)
+    arguments = (*head, topk_weights, top_k, *sorting, routing.block_m, routing.complete)
+    if out is None:
+        return library.operators.moe_gemm.default(*arguments)
+    library.operators.moe_gemm_out.default(*arguments, out)
+    return out
+
+
+def route(topk_ids: torch.Tensor, num_experts: int, block_m: int, *, complete: bool = False) -> Routing:
+    """Sort (token, slot) rows by the expert they visit, in blocks that each belong to one expert.
+
+    Args:
+        topk_ids: int32 or int64 [tokens, top_k]; ids outside the experts are dropped.
+        num_experts: 1 to 1024.
+        block_m: Rows of one block; `moe_block_m` tells what suits a weight.
+        complete: Promise that no id is outside the experts; saves clearing the outputs.
+
+    Raises:
+        InputError: A wrong dtype or shape, or num_experts or block_m out of range.
+    """
+    ids, experts, length = library.operators.route.default(topk_ids, num_experts, block_m)
+    return Routing(ids, experts, length, topk_ids.numel(), topk_ids.shape[1], num_experts, block_m, complete)
+
+
+def moe_block_m(weight: PackedWeight, tokens: int, top_k: int) -> int:
+    """Return the `block_m` that suits `moe_gemm` of this weight best.
+
+    Args:
+        weight: A packed MoE weight.
+        tokens: Number of tokens, at least 1.
+        top_k: Experts that each token visits.
+
+    Raises:
+        UnsupportedError: No kernel serves the problem on the weight's GPU.
+    """
+    if weight.device.type != "cuda":
+        return _HOST_BLOCK_M
+    request = Request(
+        weight.device.index,
+        tokens,
+        weight.n,
+        weight.k,
+        TYPE_NAMES[weight.dtype],
+        weight.group_size,
+        weight.num_experts,
+        top_k,
+    )
+    return kernels().choose(request).tile.tile_m
+
+
+def _check_weight(a: torch.Tensor, weight: PackedWeight, moe: bool) -> None:
+    if not isinstance(weight, PackedWeight):
+        raise WeightError(
+            f"weight must be a billhook.PackedWeight (got {type(weight).__name__}); pack_weight makes one"
+        )
+    if bool(weight.num_experts) != moe:
+        raise WeightError(f"the weight {'is dense; use gemm' if moe else 'holds experts; use moe_gemm'}")
+    if a.shape[-1] != weight.k:
+        raise WeightError(f"activations have k={a.shape[-1]}, the weight k={weight.k}")
+
+
+def _name(config: KernelConfig | str | None) -> str:
+    return config.name if isinstance(config, KernelConfig) else config or ""
