@@ -89,7 +89,7 @@ def command(
         if outcome.bundle:
             compiled = sum(not artifact.cached for artifact in outcome.artifacts)
             click.echo(
-                f"\n{outcome.bundle.folder}: {len(outcome.artifacts)} kernels, "
+                f"\n{out}: {len(outcome.artifacts)} kernels, "
                 f"{compiled} compiled, {seconds:.1f} s"
             )
     if outcome.failures:
