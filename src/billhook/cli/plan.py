@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,7 +13,20 @@ if TYPE_CHECKING:
     from ..plan import Plan, PlannedKernel
 
 
-@click.command()
+class _ByTarget(click.Command):
+    """Leaves the plans of foreign source trees (`--target vllm-...`) to their own command."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        if any(arg.partition("=")[0] == "--target" for arg in args):
+            from .plan_vllm import command as plan_vllm
+
+            return plan_vllm.make_context(info_name, args, parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+
+@click.command(cls=_ByTarget)
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...", type=click.Path(path_type=Path))
 @click.option(
     "--arch", multiple=True, default=["9.0a"], show_default=True, help="GPU targets: 9.0a, 8.0,8.9, native."
@@ -36,6 +49,8 @@ def command(
     """Show which kernels MODEL needs for every token count, and why.
 
     MODEL is a Hugging Face config.json, or a folder that holds one. Nothing is compiled or written.
+    With --target, such as --target vllm-0.33: what a narrowed build of that source tree keeps
+    (see `billhook plan --target vllm-0.33 --help`).
     """
     from ..arch import parse_list
     from ..driver import native_archs

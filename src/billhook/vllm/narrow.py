@@ -34,7 +34,6 @@ from .release import ACTIVATIONS, Release, matches
 
 PARALLEL_SIZES = (1, 2, 4, 8)
 UNLIMITED = 1 << 30  # tokens; far above every size at which the host's choice changes
-ACT_ORDER = 0  # the group size that stands for act-order over part of k
 
 _FORMATS = {"u4b8": "gptq-int4", "u8b128": "gptq-int8", "u4": "awq-int4", "u8": "awq-int8"}
 _DTYPES = {"float16": "f16", "bfloat16": "bf16"}
@@ -82,7 +81,7 @@ def check(narrowing: Narrowing, release: Release) -> None:
     known = [form.name for form in release.marlin.formats] + [one.format for one in load_catalog().types]
     _refuse_unknown("--formats", narrowing.formats, known)
     _refuse_unknown("--act", narrowing.activations, ACTIVATIONS)
-    sizes = {_group_size(blocks) for form in release.marlin.formats for blocks in form.group_blocks}
+    sizes = {group_size(blocks) for form in release.marlin.formats for blocks in form.group_blocks}
     _refuse_unknown("--group-size", map(str, narrowing.group_sizes), map(str, sorted(sizes)))
 
 
@@ -113,36 +112,56 @@ def narrow(full: MarlinPlan, job: Job) -> MarlinPlan:
     Raises:
         InputError: A name that the release does not know.
     """
-    check(job.narrowing, job.release)
-    asked = requests(job.narrowing)
+    asked = requests_of(job)
     if asked is None:
-        kept = {kernel for kernel in full.kernels if _wanted(kernel, job.narrowing)}
+        kept = {kernel for kernel in full.kernels if why_unwanted(kernel, job.narrowing) is None}
     else:
-        of_family = (one for one in asked if bool(one.num_experts) == (job.family == "marlin-moe"))
-        kept = reached(full.kernels, of_family, job.release, job.archs)
+        reach = Reach(full.kernels, job.release, job.archs)
+        kept = {kernel for request in asked for kernel in reach.of(request)}
     return full.narrowed(kept.__contains__)
 
 
-def reached(
-    kernels: Sequence[Instantiation], asked: Iterable[Request], release: Release, targets: Sequence[Arch]
-) -> set[Instantiation]:
-    """Return the kernels that the host looks up for some request on some GPU that the targets run on."""
-    index: dict[tuple[str, str, str, int, int], dict[Lookup, Instantiation]] = {}
-    for kernel in kernels:
-        key = (kernel.format, kernel.a, kernel.c, kernel.group_blocks, kernel.stages)
-        index.setdefault(key, {})[_lookup(kernel)] = kernel
-    capabilities = _capabilities(targets)
-    found: set[Instantiation] = set()
-    for request in asked:
+def requests_of(job: Job) -> list[Request] | None:
+    """Return the requests that a Marlin folder must serve: dense or MoE; None if any shape may come.
+
+    Raises:
+        InputError: A name that the release does not know.
+    """
+    check(job.narrowing, job.release)
+    asked = requests(job.narrowing)
+    if asked is None:
+        return None
+    return [one for one in asked if bool(one.num_experts) == (job.family == "marlin-moe")]
+
+
+class Reach:
+    """Answers which kernels the host looks up for a request.
+
+    Args:
+        kernels: The full set.
+        release: The tree's release.
+        targets: What is built for; every GPU that it runs on counts.
+    """
+
+    def __init__(self, kernels: Iterable[Instantiation], release: Release, targets: Sequence[Arch]) -> None:
+        self.release = release
+        self.capabilities = _capabilities(targets)
+        self.kernels: dict[tuple[str, str, str, int, int], dict[Lookup, Instantiation]] = {}
+        for kernel in kernels:
+            key = (kernel.format, kernel.a, kernel.c, kernel.group_blocks, kernel.stages)
+            self.kernels.setdefault(key, {})[_lookup(kernel)] = kernel
+
+    def of(self, request: Request) -> set[Instantiation]:
+        """Return the kernels that are looked up for a request on some GPU."""
         a, c = ACTIVATIONS[request.activation], ACTIVATIONS[request.output]
-        for gemm in _gemms(request, release, a):
-            for capability in capabilities:
+        found: set[Instantiation] = set()
+        for gemm in gemms(request, self.release):
+            for capability in self.capabilities:
                 gpu = _gpu(capability)
-                candidates = index.get((request.format, a, c, gemm.group_blocks, gpu.stages), {})
-                if candidates and _runs(release, a, capability):
-                    looked_up = _looked_up(request, gemm, gpu, candidates)
-                    found.update(candidates[lookup] for lookup in looked_up)
-    return found
+                candidates = self.kernels.get((request.format, a, c, gemm.group_blocks, gpu.stages), {})
+                if candidates and _runs(self.release, a, capability):
+                    found.update(map(candidates.__getitem__, _looked_up(request, gemm, gpu, candidates)))
+        return found
 
 
 def _looked_up(
@@ -155,15 +174,28 @@ def _looked_up(
     return host_model.dense(gemm, request.max_tokens, gpu, exists)
 
 
-def _wanted(kernel: Instantiation, narrowing: Narrowing) -> bool:
-    """Whether a kernel can be reached by some shape, given the other limits."""
-    tokens = narrowing.max_tokens or UNLIMITED
-    return (
-        (not narrowing.formats or kernel.format in narrowing.formats)
-        and (not narrowing.activations or kernel.a in {ACTIVATIONS[name] for name in narrowing.activations})
-        and (not narrowing.group_sizes or _group_size(kernel.group_blocks) in narrowing.group_sizes)
-        and kernel.thread_m_blocks <= _most_m_blocks(tokens)
-    )
+def why_unwanted(kernel: Instantiation, narrowing: Narrowing) -> str | None:
+    """Return why a narrowing without models leaves a kernel out, in words; None if some shape reaches it."""
+    if narrowing.formats and kernel.format not in narrowing.formats:
+        return f"--formats leaves out {kernel.format}"
+    if narrowing.activations and kernel.a not in {ACTIVATIONS[name] for name in narrowing.activations}:
+        return f"--act leaves out {activation_name(kernel)}"
+    size = group_size(kernel.group_blocks)
+    if narrowing.group_sizes and size not in narrowing.group_sizes:
+        return f"--group-size leaves out {size}"
+    if kernel.thread_m_blocks > _most_m_blocks(narrowing.max_tokens or UNLIMITED):
+        return f"--max-tokens {narrowing.max_tokens} never fills {kernel.thread_m_blocks} blocks of rows"
+    return None
+
+
+def activation_name(kernel: Instantiation) -> str:
+    """Return a kernel's activation type as `--act` takes it."""
+    return next(name for name, type_name in ACTIVATIONS.items() if type_name == kernel.a)
+
+
+def group_size(group_blocks: int) -> int:
+    """Return the weights along k that share a scale; -1: a whole channel, 0: act-order."""
+    return group_blocks * 16 if group_blocks > 0 else group_blocks
 
 
 def _most_m_blocks(tokens: int) -> int:
@@ -238,12 +270,13 @@ def _expert_counts(layer: Layer) -> list[int]:
     )
 
 
-def _gemms(request: Request, release: Release, a: str) -> Iterator[Gemm]:
-    """Give the request's GEMM at each group size that it may have."""
+def gemms(request: Request, release: Release) -> Iterator[Gemm]:
+    """Give the request's GEMM, as the host sees it, at each group size that it may have."""
+    a = ACTIVATIONS[request.activation]
     for form in release.marlin.formats:
         if form.name != request.format or not any(pair[0] == a for pair in form.types):
             continue
-        sizes = [_group_size(blocks) for blocks in form.group_blocks]
+        sizes = [group_size(blocks) for blocks in form.group_blocks]
         for size in sizes if request.group_size is None else [request.group_size]:
             if size <= 0 or request.k % size == 0:
                 a_bits = 8 if a in ("kS8", "kFE4M3fn") else 16
@@ -257,10 +290,6 @@ def _lookup(kernel: Instantiation) -> Lookup:
     return Lookup(tile, kernel.thread_m_blocks, kernel.m_block_size_8)
 
 
-def _group_size(group_blocks: int) -> int:
-    return group_blocks * 16 if group_blocks > 0 else group_blocks
-
-
 @cache
 def _gpu(capability: tuple[int, int]) -> Gpu:
     return Gpu(Arch(*capability).limits.smem_per_cta, 2 if capability == (7, 5) else 4)
@@ -268,12 +297,14 @@ def _gpu(capability: tuple[int, int]) -> Gpu:
 
 def _capabilities(targets: Sequence[Arch]) -> list[tuple[int, int]]:
     """Return the compute capabilities of the GPUs that code for these targets runs on."""
-    known = [archs.parse(name).capability for name in archs.supported()]
-    return [
-        one
-        for one in known
-        if any(target.runs_on(one) or (target.ptx and one >= target.capability) for target in targets)
-    ]
+    found = []
+    for one in (archs.parse(name).capability for name in archs.supported()):
+        names = {one, (10, 1)} if one == (11, 0) else {one}  # CUDA 12 called 11.0 by another number
+        for target in targets:
+            if any(target.runs_on(name) or (target.ptx and name >= target.capability) for name in names):
+                found.append(one)
+                break
+    return found
 
 
 def _runs(release: Release, a: str, capability: tuple[int, int]) -> bool:
