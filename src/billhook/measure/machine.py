@@ -112,10 +112,11 @@ def sm_clock_mhz(device: torch.device) -> int:
 
 def _nvml() -> Any:
     try:
-        nvml = importlib.import_module("pynvml")
-        nvml.nvmlInit()
+        nvml: Any = importlib.import_module("pynvml")
     except ImportError:
         return None
-    except OSError:
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError:
         return None
     return nvml

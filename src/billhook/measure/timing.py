@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,9 +16,9 @@ if TYPE_CHECKING:
 
 LEAST_CALLS = 20
 MOST_CALLS = 96
-GRAPH_US = (
-    500.0  # short calls are repeated until a graph takes about this long, so that its edges do not show
-)
+KEPT_BYTES = 512 << 20  # of outputs, per contestant
+# Short calls are repeated until a graph takes about this long, so that its edges do not show.
+GRAPH_US = 500.0
 
 
 @dataclass(frozen=True)
@@ -27,14 +28,14 @@ class Captured:
     Args:
         launch: What is called.
         graph: The graph.
-        outputs: One tensor per call, each with its own memory.
-        copies: Copies of the weights that the calls rotate over.
+        calls: Calls in it.
+        outputs: Those of the last calls, each with its own memory.
     """
 
     launch: Launch
     graph: torch.cuda.CUDAGraph
+    calls: int
     outputs: list[torch.Tensor]
-    copies: int
 
 
 def calls_for(expected_us: float, copies: int) -> int:
@@ -54,19 +55,27 @@ def capture(launch: Launch, calls: int, copies: int, stream: torch.cuda.Stream) 
 
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for copy in range(copies):  # compiles, allocates workspaces, loads modules
-            launch.call(copy)
+        for copy in range(copies):  # compiles, loads modules, allocates workspaces
+            output = launch.call(copy)
     stream.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        # Kept alive, so that no two calls share an output and each can be checked.
-        outputs = [launch.call(call % copies) for call in range(calls)]
+    # Outputs that are kept do not share memory, so each can be checked. All are, unless they are large: then
+    # early ones are dropped, and later calls write where those did.
+    outputs: deque[torch.Tensor] = deque(maxlen=max(2, KEPT_BYTES // output.nbytes))
+    # Not the context manager `torch.cuda.graph`, which gives all cached memory back to the driver each time.
+    with torch.cuda.stream(stream):
+        graph.capture_begin(capture_error_mode="thread_local")
+        try:
+            for call in range(calls):
+                outputs.append(launch.call(call % copies))
+        finally:
+            graph.capture_end()
     torch.cuda.synchronize()
-    return Captured(launch, graph, outputs, copies)
+    return Captured(launch, graph, calls, list(outputs))
 
 
 def worst_error(captured: Captured, expected: torch.Tensor) -> float:
-    """Poison all outputs, replay the graph, return the largest relative error; NaN if one is not whole.
+    """Poison the outputs, replay the graph, return the largest relative error; NaN if one is not whole.
 
     Args:
         captured: The graph.
@@ -109,7 +118,7 @@ def interleave(graphs: Sequence[Captured], rounds: int) -> list[list[float]]:
             graphs[index].graph.replay()
             end.record()
             end.synchronize()
-            samples[index].append(1000.0 * start.elapsed_time(end) / len(graphs[index].outputs))
+            samples[index].append(1000.0 * start.elapsed_time(end) / graphs[index].calls)
     return samples
 
 

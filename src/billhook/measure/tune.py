@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -30,6 +31,10 @@ class Choice:
     tile: str
     loss: float
 
+    def serves(self, moe: bool, rows: float) -> bool:
+        """Whether this is the range of so many rows."""
+        return moe == self.moe and rows > self.above and (self.last is None or rows <= self.last)
+
 
 Shape = tuple[int, int]
 Times = dict[Shape, dict[str, float]]  # (n, k) -> tile -> microseconds
@@ -50,9 +55,15 @@ def choose(records: Iterable[Record]) -> list[Choice]:
             continue
         problem = record.case.problem
         shapes = measured[problem.moe].setdefault(problem.rows_per_expert, {})
-        tile = record.contestant[len(PREFIX) :].rpartition("s")[0]
-        shapes.setdefault((problem.n, problem.k), {})[tile] = record.times.median_us
+        _note(shapes.setdefault((problem.n, problem.k), {}), record)
     return [choice for moe, by_rows in measured.items() for choice in _merge(moe, by_rows)]
+
+
+def _note(tiles: dict[str, float], record: Record) -> None:
+    """Keep a tile's time, the best of its pipeline depths."""
+    tile = record.contestant[len(PREFIX) :].rpartition("s")[0]
+    if record.times is not None:
+        tiles[tile] = min(record.times.median_us, tiles.get(tile, math.inf))
 
 
 def losses(shapes: Times) -> dict[str, float]:
@@ -89,26 +100,18 @@ def exceptions(records: Iterable[Record], at_least: float = 0.05) -> list[str]:
     """Return a line for each problem on which another tile beats the suggested one by `at_least`."""
     records = list(records)
     choices = choose(records)
-    best: dict[tuple[bool, float, Shape], dict[str, float]] = {}
+    measured: dict[tuple[bool, float, Shape], dict[str, float]] = {}
     for record in records:
-        if record.times is not None and record.contestant.startswith(PREFIX):
+        if record.contestant.startswith(PREFIX) and record.times is not None:
             problem = record.case.problem
-            tile = record.contestant[len(PREFIX) :].rpartition("s")[0]
             key = (problem.moe, problem.rows_per_expert, (problem.n, problem.k))
-            best.setdefault(key, {})[tile] = record.times.median_us
+            _note(measured.setdefault(key, {}), record)
     lines = []
-    for (moe, rows, (n, k)), tiles in best.items():
-        chosen = next(
-            (
-                c.tile
-                for c in choices
-                if c.moe == moe and rows > c.above and (c.last is None or rows <= c.last)
-            ),
-            None,
-        )
+    for (moe, rows, (n, k)), tiles in measured.items():
+        chosen = next(choice.tile for choice in choices if choice.serves(moe, rows))
         fastest = min(tiles, key=lambda tile: tiles[tile])
-        if chosen in tiles and tiles[chosen] > tiles[fastest] * (1 + at_least):
-            gain = tiles[chosen] / tiles[fastest] - 1
+        gain = tiles[chosen] / tiles[fastest] - 1 if chosen in tiles else 0.0
+        if gain >= at_least:
             kind = "moe" if moe else "dense"
             lines.append(f"# {kind} n={n} k={k} rows={rows:g}: {fastest} beats {chosen} by {gain:.0%}")
     return lines

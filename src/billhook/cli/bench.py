@@ -1,0 +1,247 @@
+"""`billhook bench`: measure kernels and peers side by side; report and tune from records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ..errors import BillhookError, InputError
+
+if TYPE_CHECKING:
+    from ..arch import Arch
+    from ..config import Tile
+    from ..measure.contestant import Contestant
+    from ..measure.ours import Ours
+    from ..measure.record import Record
+    from ..measure.workload import Workload
+
+CONTESTANTS = ("read", "ours", "torch", "marlin", "machete", "humming")
+
+
+@click.command()
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--report", is_flag=True, help="Print the comparison tables of record FILES; needs no GPU.")
+@click.option("--tune", is_flag=True, help="Print the tile rules that record FILES suggest; needs no GPU.")
+@click.option(
+    "--model", "model_path", type=click.Path(path_type=Path), help="Measure the GEMMs of this config.json."
+)
+@click.option("--tp", default=1, show_default=True, help="Tensor-parallel size of the model.")
+@click.option(
+    "--shapes", multiple=True, type=click.Path(path_type=Path), help="Measure the layers of this TOML file."
+)
+@click.option("--shape", "shape_texts", multiple=True, metavar="NxK", help="Measure this layer.")
+@click.option("--m", "counts", metavar="LIST", help="Token counts, such as 1,16,256.")
+@click.option("--group-size", default=128, show_default=True, help="Of --shape; -1 for channel scales.")
+@click.option("--experts", default=0, help="Experts of --shape; 0 for a dense layer.")
+@click.option("--top-k", default=0, help="Experts that each token visits.")
+@click.option(
+    "--act", type=click.Choice(["bf16", "f16"]), help="Activations. [default: bf16, or the model's]"
+)
+@click.option(
+    "--contestants", default=",".join(CONTESTANTS), show_default=True, metavar="LIST", help="Who takes part."
+)
+@click.option(
+    "--tile", "tiles", multiple=True, metavar="TILE", help="Also measure this tile, such as m16n128k256."
+)
+@click.option("--all-tiles", is_flag=True, help="Also measure every legal tile: what --tune learns from.")
+@click.option("--rounds", default=15, show_default=True, type=click.IntRange(min=3), help="Timed rounds.")
+@click.option("--seed", default=0, show_default=True, help="Of weights, activations and routing.")
+@click.option("--bandwidth", type=click.FloatRange(min=0, min_open=True), help="TB/s of the floor.")
+@click.option("--tflops", type=click.FloatRange(min=0, min_open=True), help="TFLOP/s of the floor.")
+@click.option("--out", type=click.Path(path_type=Path), help="Append the records to this JSONL file.")
+def command(
+    *,
+    files: tuple[Path, ...],
+    report: bool,
+    tune: bool,
+    model_path: Path | None,
+    tp: int,
+    shapes: tuple[Path, ...],
+    shape_texts: tuple[str, ...],
+    counts: str | None,
+    group_size: int,
+    experts: int,
+    top_k: int,
+    act: str | None,
+    contestants: str,
+    tiles: tuple[str, ...],
+    all_tiles: bool,
+    rounds: int,
+    seed: int,
+    bandwidth: float | None,
+    tflops: float | None,
+    out: Path | None,
+) -> None:
+    """Measure kernels and installed peers side by side, in CUDA graphs, every output checked.
+
+    \b
+    billhook bench --shapes bench/shapes/dense.toml --out bench/records/h100.jsonl
+    billhook bench --model examples/models/qwen3-30b-a3b-gptq-int4 --m 1,16
+    billhook bench --report bench/records/h100.jsonl
+    """
+    if report or tune:
+        _show(files, report, tune)
+        return
+    if files:
+        raise InputError(f"{files[0]}: record files are read with --report or --tune")
+    names = _names(contestants)
+    workloads = _workloads(
+        model_path=model_path,
+        tp=tp,
+        shapes=shapes,
+        shape_texts=shape_texts,
+        counts=counts,
+        group_size=group_size,
+        experts=experts,
+        top_k=top_k,
+        act=act,
+    )
+
+    from ..measure import machine, ours, run
+    from ..measure import record as records
+    from ..measure.roofline import peak_of
+
+    for text in tiles:
+        ours.parse_tile(text)
+    device = machine.find_gpu()
+    arch = _native_arch()
+    tile_contestants = [_tiles(workload, arch, tiles, all_tiles) for workload in workloads]
+    fixed = _contestants(names, arch)
+    described = machine.describe(device, fixed)
+    peak = peak_of(described.gpu, bandwidth and bandwidth * 1e12, tflops and tflops * 1e12)
+    session = run.begin(device, described, peak, rounds, seed)
+    packing = ours.Packing()
+    mine: list[Ours] = [ours.Ours(arch, packing)] if "ours" in names else []
+    everything: list[Record] = []
+
+    def keep(found: list[Record]) -> None:
+        if out is not None:
+            records.append(out, found)
+        everything.extend(found)
+        click.echo(_line(found), err=True)
+
+    try:
+        for workload, fixed_tiles in zip(workloads, tile_contestants, strict=True):
+            own = [*mine, *(ours.Ours(arch, packing, tile) for tile in fixed_tiles)]
+            ours.compile_ahead(own, workload)
+            run.measure(session, workload, [*own, *fixed], keep)
+    finally:
+        _print(everything, tune=all_tiles)
+    wrong = [one for one in everything if one.contestant == "ours" and one.skipped]
+    if wrong:
+        raise BillhookError(
+            f"our kernel gave no result on {len(wrong)} problems, "
+            f"the first {wrong[0].case.label}: {wrong[0].skipped}"
+        )
+
+
+def _show(files: tuple[Path, ...], report: bool, tune: bool) -> None:
+    from ..measure import record
+
+    if not files:
+        raise InputError("name the record files to read, such as bench/records/h100.jsonl")
+    found = list(record.read(files))
+    if report:
+        _print(found, tune=False)
+    if tune:
+        if not any(":" in one.contestant for one in found):
+            raise InputError("the records hold no fixed tiles; measure with --all-tiles first")
+        _print_rules(found)
+
+
+def _print(found: list[Record], tune: bool) -> None:
+    from ..measure import report
+
+    if found:
+        click.echo(report.render(found))
+    if found and tune:
+        click.echo()
+        _print_rules(found)
+
+
+def _print_rules(found: list[Record]) -> None:
+    from ..measure import tune
+
+    click.echo(tune.render_rules(tune.choose(found)))
+    for line in tune.exceptions(found):
+        click.echo(line)
+
+
+def _names(text: str) -> list[str]:
+    names = [word for word in text.replace(",", " ").split() if word]
+    unknown = [name for name in names if name not in CONTESTANTS]
+    if unknown or not names:
+        raise InputError(f"{text!r}: contestants are {', '.join(CONTESTANTS)}")
+    return names
+
+
+def _workloads(
+    *,
+    model_path: Path | None,
+    tp: int,
+    shapes: tuple[Path, ...],
+    shape_texts: tuple[str, ...],
+    counts: str | None,
+    group_size: int,
+    experts: int,
+    top_k: int,
+    act: str | None,
+) -> list[Workload]:
+    from dataclasses import replace
+
+    from ..measure import workload
+
+    tokens = workload.parse_counts(counts) if counts is not None else None
+    types = workload.gemm_types(act or "bf16")
+    found: list[Workload] = []
+    if model_path is not None:
+        found += workload.read_model(model_path, tp, tokens, act)
+    for path in shapes:
+        layers = workload.read_shapes(path, types)
+        found += [replace(layer, tokens=tokens) for layer in layers] if tokens else layers
+    for text in shape_texts:
+        n, k = workload.parse_shape(text)
+        usual = workload.MOE_TOKENS if experts else workload.DENSE_TOKENS
+        found.append(
+            workload.Workload(text, n, k, tokens or usual, types, group_size, experts, top_k).check()
+        )
+    if not found:
+        raise InputError(
+            "say what to measure: --shapes FILE, --shape NxK or --model CONFIG (see bench/shapes)"
+        )
+    return found
+
+
+def _native_arch() -> Arch:
+    import torch
+
+    from ..driver import native_arch
+
+    major, minor = torch.cuda.get_device_capability()
+    return native_arch((major, minor))
+
+
+def _contestants(names: list[str], arch: Arch) -> list[Contestant]:
+    from ..measure.peers import installed_peers
+    from ..measure.read import Reader
+
+    return [one for one in (Reader(arch), *installed_peers()) if one.name in names]
+
+
+def _tiles(workload: Workload, arch: Arch, texts: tuple[str, ...], all_tiles: bool) -> list[Tile]:
+    from ..measure import ours
+
+    wanted = []
+    for text in texts:
+        tile, stages_given = ours.parse_tile(text)
+        wanted.append(tile if stages_given else ours.fit_tile(tile, workload, arch))
+    if all_tiles:
+        wanted += ours.legal_tiles(workload, arch)
+    return list(dict.fromkeys(wanted))
+
+
+def _line(found: list[Record]) -> str:
+    times = [f"{one.contestant} {one.times.median_us:.1f}" for one in found if one.times]
+    return f"{found[0].case.label}: floor {found[0].floor_us:.1f}; {', '.join(times)} us"

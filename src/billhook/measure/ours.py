@@ -1,0 +1,153 @@
+"""Billhook's own kernels as contestants: the one that dispatch chooses, or a given tile."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..arch import Arch
+from ..build import Cache, cache_folder, compile_units, kernel_unit
+from ..build.compile import default_jobs
+from ..catalog import deepest, load
+from ..config import KernelConfig, Problem, Tile
+from ..errors import InputError, UnsupportedError
+from ..families import marlin
+from ..select import candidates, select
+from .contestant import Bind, Launch
+from .inputs import Inputs, Weights
+from .report import OURS
+from .workload import Workload
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..ops import PackedWeight
+
+
+STAGES = 4  # of a tile that the catalog does not list
+
+
+class Packing:
+    """The packed copies of one layer at a time, shared by all of our contestants."""
+
+    def __init__(self) -> None:
+        self._weights: Weights | None = None
+        self._copies: list[PackedWeight] = []
+
+    def copies(self, weights: Weights, count: int) -> list[PackedWeight]:
+        """Return `count` packed copies of a layer's weights."""
+        if self._weights is not weights:
+            from ..ops import pack_weight
+
+            moe = weights.workload.moe
+            codes, scales = (weights.codes, weights.scales) if moe else (weights.codes[0], weights.scales[0])
+            self._weights, self._copies = weights, [pack_weight(codes, scales, weights.workload.group_size)]
+        while len(self._copies) < count:
+            self._copies.append(self._copies[0].clone())
+        return self._copies[:count]
+
+
+class Ours:
+    """Billhook.
+
+    Args:
+        arch: The GPU target.
+        packing: Shared packed weights.
+        tile: A fixed tile; None for what dispatch chooses.
+    """
+
+    def __init__(self, arch: Arch, packing: Packing, tile: Tile | None = None) -> None:
+        self.arch, self.packing, self.tile = arch, packing, tile
+        self.name = OURS if tile is None else f"{OURS}:{tile}"
+
+    def version(self) -> str:
+        """Return "": the record's commit says it."""
+        return ""
+
+    def config(self, problem: Problem) -> KernelConfig:
+        """Return the kernel for a problem.
+
+        Raises:
+            UnsupportedError: None serves it; the message says why.
+        """
+        if self.tile is None:
+            return select(problem, self.arch).config
+        config = KernelConfig(
+            marlin.FAMILY, problem.types, problem.group_size, self.tile, problem.moe, self.arch
+        )
+        why = marlin.illegal(config) or marlin.unserved(config, problem)
+        if why is not None:
+            raise UnsupportedError(f"tile {self.tile} {why}")
+        return config
+
+    def prepare(self, weights: Weights, cases: Sequence[Inputs]) -> Bind:
+        """Pack the weights, once for all tiles."""
+        copies = self.packing.copies(weights, max(case.copies for case in cases))
+
+        def bind(inputs: Inputs) -> Launch:
+            return _bind(copies, inputs, self.config(inputs.problem))
+
+        return bind
+
+
+def _bind(copies: Sequence[PackedWeight], inputs: Inputs, config: KernelConfig) -> Launch:
+    from ..ops import gemm, moe_gemm, route
+
+    if inputs.topk_ids is None:
+
+        def call_dense(copy: int) -> torch.Tensor:
+            return gemm(inputs.a, copies[copy], config=config.name)
+
+        return Launch(call_dense, config.name)
+    # As an engine would: every token has its experts, and both projections share the routing.
+    routing = route(inputs.topk_ids, inputs.problem.num_experts, config.tile.tile_m, complete=True)
+
+    def call_moe(copy: int) -> torch.Tensor:
+        return moe_gemm(inputs.a, copies[copy], routing, config=config.name)
+
+    return Launch(call_moe, config.name)
+
+
+def parse_tile(text: str) -> tuple[Tile, bool]:
+    """Read a tile such as `m16n128k256`, with or without its stages (`m16n128k256s3`).
+
+    Returns:
+        The tile, and whether its stages were written; if not, they are those the catalog wants.
+
+    Raises:
+        InputError: It is not written like that.
+    """
+    match = re.fullmatch(r"m(\d+)n(\d+)k(\d+)(?:s(\d+))?", text)
+    if match is None:
+        raise InputError(f"{text!r} is not a tile; write it like m16n128k256 or m16n128k256s3")
+    m, n, k, stages = match.groups()
+    listed = load().by_name.get(f"m{m}n{n}k{k}")
+    return Tile(
+        int(m), int(n), int(k), int(stages or (listed.stages if listed else STAGES))
+    ), stages is not None
+
+
+def fit_tile(tile: Tile, workload: Workload, arch: Arch) -> Tile:
+    """Return the tile with as many of its stages as fit into shared memory for a layer."""
+    types = workload.types
+    wanted = KernelConfig(marlin.FAMILY, types, workload.group_size, tile, workload.moe, arch)
+    return deepest(wanted)[0].tile
+
+
+def legal_tiles(workload: Workload, arch: Arch) -> list[Tile]:
+    """Return every tile of the catalog that serves a layer."""
+    found = candidates(workload.problem(workload.tokens[0]), arch)
+    return [config.tile for config, why in found if why is None]
+
+
+def compile_ahead(contestants: Sequence[Ours], workload: Workload) -> None:
+    """Compile what will be measured, on all cores, so that nothing is compiled between measurements."""
+    configs: dict[KernelConfig, None] = {}
+    for contestant in contestants:
+        for tokens in workload.tokens:
+            try:
+                configs[contestant.config(workload.problem(tokens))] = None
+            except UnsupportedError:
+                break  # its record will say why
+    compile_units([kernel_unit(config) for config in configs], Cache(cache_folder()), default_jobs())

@@ -1,0 +1,64 @@
+import sys
+from pathlib import Path
+
+import pytest
+from cpu.measure.made_records import make_case, make_record
+
+from billhook.cli import main
+from billhook.measure.record import append
+
+
+@pytest.fixture
+def _no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+
+
+@pytest.mark.usefixtures("_no_torch")
+def test_no_gpu_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--shape", "4096x4096"]) == 1
+    assert "pip install 'billhook[cuda,torch]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "say what to measure"),
+        (["--shape", "4096"], "NxK"),
+        (["--shape", "64x64", "--m", "0"], "token counts"),
+        (["--shape", "64x64", "--experts", "8"], "num_experts and top_k together"),
+        (["--shape", "64x64", "--group-size", "7"], "group_size must be"),
+        (["--shape", "64x64", "--contestants", "ours,cudnn"], "contestants are read, ours"),
+        (["--shape", "64x64", "--tile", "m16"], "write it like m16n128k256"),
+        (["--shapes", "/nowhere.toml"], "cannot be read"),
+        (["--model", "/nowhere"], "/nowhere"),
+        (["run.jsonl"], "--report or --tune"),
+        (["--report"], "name the record files"),
+        (["--report", "/nowhere.jsonl"], "cannot be read"),
+        (["--shape", "64x64", "--rounds", "1"], "--rounds"),
+        (["--shape", "64x64", "--act", "fp8"], "--act"),
+    ],
+)
+def test_wrong_input_is_refused_before_a_gpu_is_needed(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_no_torch")
+def test_report_and_tune_need_no_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "run.jsonl"
+    case = make_case(16)
+    tile = make_record("ours:m16n128k256s4", 8.5, case)
+    append(path, [make_record("ours", 9.0, case), make_record("marlin", 10.0, case), tile])
+    assert main(["bench", "--report", "--tune", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "0.90" in out
+    assert 'tile = "m16n128k256"' in out
+
+
+def test_tuning_needs_tile_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "run.jsonl"
+    append(path, [make_record("ours", 9.0)])
+    assert main(["bench", "--tune", str(path)]) == 2
+    assert "--all-tiles" in capsys.readouterr().err
