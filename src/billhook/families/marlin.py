@@ -12,6 +12,7 @@ from ..dtypes import BF16, F16, U4B8
 FAMILY = "marlin"
 GROUP_SIZES = (-1, 32, 64, 128)
 BLOCK_BYTES = STRIP * STRIP // 2  # codes of one 64 x 64 block of 4-bit weights
+_MOST_GROUP_SUMS = 16  # tile_m up to which group scales multiply float32 sums
 SCRATCH_BYTES_PER_WARP = 8 * (STRIP + 4) * 4  # 8 tokens x 64 features (+4 against bank conflicts), f32
 
 
@@ -92,3 +93,12 @@ def workspace(config: KernelConfig, ctas: int) -> tuple[int, int]:
     """
     slot = config.tile.tile_m * config.tile.tile_n * 4
     return 2 * ctas * slot, ctas
+
+
+def rounds_weights(config: KernelConfig) -> bool:
+    """Return whether (code - 8) * scale is rounded to 16 bits before the MMA.
+
+    The kernel does so where no registers are left for the sums of one group; the error
+    bound has a term for it.
+    """
+    return config.group_size != -1 and config.tile.tile_m > _MOST_GROUP_SUMS
