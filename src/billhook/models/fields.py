@@ -28,15 +28,15 @@ class Fields:
         """Whether the field is there and not null."""
         return self.data.get(name) is not None
 
-    def integer(self, name: str, default: int | None = None, least: int = 1) -> int:
-        """Return a whole number of at least `least`.
+    def integer(self, name: str, default: int | None = None, least: int = 1, most: int = 2**31 - 1) -> int:
+        """Return a whole number from `least` to `most` (kernels count in 32 bits).
 
         Raises:
-            ConfigError: Missing without a default, of another type, or too small.
+            ConfigError: Missing without a default, of another type, too small, or too large.
         """
         value = self._value(name, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise self.wrong(name, f"a whole number of at least {least}")
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise self.wrong(name, f"a whole number from {least} to {most}")
         return value
 
     def flag(self, name: str, default: bool) -> bool:

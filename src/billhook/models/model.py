@@ -86,6 +86,9 @@ _QWEN_MOE = ("Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM")
 _MIXTRAL = "MixtralForCausalLM"
 _KNOWN = (*_DENSE, *_QWEN_MOE, _MIXTRAL)
 
+_MOST_LAYERS = 10_000  # a config that says more is damaged, and planning walks over all of them
+_MOST_EXPERTS = 10_000
+
 # What a model must say to be planned like Llama if its architecture is not known; the norm's epsilon has
 # another name in families whose MLP is not gated.
 _LLAMA_FIELDS = (
@@ -131,7 +134,7 @@ def load_model(path: str | Path, stored: WeightFormat | None = None) -> Model:
     notes = _notes(fields, architecture)
     hidden_size = fields.integer("hidden_size")
     num_heads = fields.integer("num_attention_heads")
-    num_layers = fields.integer("num_hidden_layers")
+    num_layers = fields.integer("num_hidden_layers", most=_MOST_LAYERS)
     experts = _experts(fields, architecture, num_layers)
     all_sparse = experts is not None and len(experts.layers) == num_layers
     return Model(
@@ -247,7 +250,7 @@ def _experts(fields: Fields, architecture: str, num_layers: int) -> Experts | No
 
 def _routing(fields: Fields, name: str) -> tuple[int, int]:
     """Return the number of experts, which has this name, and how many of them each token visits."""
-    num_experts, top_k = fields.integer(name), fields.integer("num_experts_per_tok")
+    num_experts, top_k = fields.integer(name, most=_MOST_EXPERTS), fields.integer("num_experts_per_tok")
     if top_k > num_experts:
         raise fields.wrong("num_experts_per_tok", f"at most {name} = {num_experts}")
     return num_experts, top_k

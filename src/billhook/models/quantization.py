@@ -146,10 +146,10 @@ def _read_gptq(fields: Fields) -> Quantization:
         raise UnsupportedError(
             f"{fields.file}: GPTQ checkpoint_format {layout!r} is not built yet; built are gptq and gptq_v2"
         )
-    rules = [Rule(_segments(fields, name), None) for name in fields.texts("modules_to_not_convert")]
+    rules = [Rule(_segments(name), None) for name in fields.texts("modules_to_not_convert")]
     dynamic = fields.table("dynamic")
     for key in dynamic.data:
-        pattern = _regex(dynamic, key.removeprefix("-:").removeprefix("+:"))
+        pattern = _regex(fields, "dynamic", key.removeprefix("-:").removeprefix("+:"))
         stored = None if key.startswith("-:") else _gptq_format(dynamic.table(key), fields)
         rules.append(Rule(pattern, stored))
     return Quantization("gptq", frozenset(), _listed(fields), tuple(rules), _gptq_format(fields, fields))
@@ -196,10 +196,10 @@ def _read_compressed_tensors(fields: Fields) -> Quantization:
             if target == "Linear":
                 default = default or stored
             else:
-                named.append(Rule(_target(group, target), stored))
+                named.append(Rule(_target(group, "targets", target), stored))
     ignored = fields.texts("ignore")
     plain = frozenset(name for name in ignored if not name.startswith("re:"))
-    skips = [Rule(_target(fields, name), None) for name in ignored if name.startswith("re:")]
+    skips = [Rule(_target(fields, "ignore", name), None) for name in ignored if name.startswith("re:")]
     return Quantization("compressed-tensors", plain, (), (*skips, *named), default)
 
 
@@ -230,22 +230,21 @@ def _group_size(fields: Fields, default: int | None = None) -> int:
     return value
 
 
-def _target(fields: Fields, target: str) -> re.Pattern[str]:
+def _target(fields: Fields, name: str, target: str) -> re.Pattern[str]:
     """Return the pattern of a compressed-tensors target: `re:PATTERN`, or a module's full name."""
     if target.startswith("re:"):
-        return _regex(fields, target.removeprefix("re:"))
+        return _regex(fields, name, target.removeprefix("re:"))
     return re.compile(re.escape(target) + r"\Z")
 
 
-def _segments(fields: Fields, name: str) -> re.Pattern[str]:
+def _segments(name: str) -> re.Pattern[str]:
     """Return the pattern that matches module names containing `name` between dots."""
     return re.compile(rf"(?:.*\.)?{re.escape(name)}(?:\.|\Z)")
 
 
-def _regex(fields: Fields, text: str) -> re.Pattern[str]:
+def _regex(fields: Fields, name: str, text: str) -> re.Pattern[str]:
     try:
         return re.compile(text)
     except re.error as error:
-        raise ConfigError(
-            f"{fields.file}: {fields.path}{text!r} is not a regular expression: {error}"
-        ) from error
+        place = f"{fields.file}: field {fields.path}{name}"
+        raise ConfigError(f"{place} holds {text!r}, which is not a regular expression: {error}") from error

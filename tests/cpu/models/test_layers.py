@@ -91,7 +91,7 @@ def test_activations_can_be_chosen() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "", "torch.float64"])
 def test_other_activations_must_be_chosen(tmp_path: Path, dtype: str) -> None:
     config = example("llama-3.1-8b-gptq-int4") | {"torch_dtype": dtype}
-    with pytest.raises(ConfigError, match="dtype.*--act"):
+    with pytest.raises(ConfigError, match=r"dtype.*--act"):
         read(tmp_path, config)
     assert layers(load_model(tmp_path), act=F16)
 
@@ -107,7 +107,7 @@ def test_dtype_has_two_names(tmp_path: Path) -> None:
     [
         ("llama-3.1-8b-gptq-int4", 3, "32 attention heads .* 3"),
         ("llama-3.1-8b-gptq-int4", 64, "32 attention heads .* 64"),
-        ("llama-3.1-8b-gptq-int4", 32, "w*down k = 448, .* 128"),
+        ("llama-3.1-8b-gptq-int4", 32, "down k = 448, .* 128"),
         ("qwen3-30b-a3b-gptq-int4", 4, "w2 k = 192, .* 128"),
     ],
 )

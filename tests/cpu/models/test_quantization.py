@@ -31,7 +31,10 @@ def counts(found: dict[str, Layer]) -> dict[str, int]:
     return {name: layer.count for name, layer in found.items()}
 
 
-ALL = {"qkv": 32, "o": 32, "gate_up": 32, "down": 32}
+REST = {"qkv": 32, "o": 32, "gate_up": 32}
+ALL = REST | {"down": 32}
+QKV_MLP = {"qkv": 32, "gate_up": 32, "down": 32}
+METHODS = ("awq", "fp8", "mxfp4", "modelopt", "bitsandbytes", "new")
 
 
 @pytest.mark.parametrize(
@@ -41,12 +44,13 @@ ALL = {"qkv": 32, "o": 32, "gate_up": 32, "down": 32}
         ({"modules_to_not_convert": ["self_attn"]}, {"gate_up": 32, "down": 32}),
         ({"modules_to_not_convert": ["model.layers.3.mlp.down_proj"]}, ALL | {"down": 31}),
         ({"modules_in_block_to_quantize": [["mlp.gate_proj", "mlp.up_proj"]]}, {"gate_up": 32}),
-        ({"modules_in_block_to_quantize": ["self_attn.qkv_proj", "mlp."]}, {"qkv": 32, "gate_up": 32, "down": 32}),
+        ({"modules_in_block_to_quantize": ["self_attn.qkv_proj", "mlp."]}, QKV_MLP),
         ({"modules_in_block_to_quantize": []}, ALL),
         ({"dynamic": {r"-:model\.layers\.[01]\.": {}}}, dict.fromkeys(ALL, 30)),
         ({"dynamic": {r"-:.*\.self_attn\.qkv_proj": {}}}, {"o": 32, "gate_up": 32, "down": 32}),
-        ({"dynamic": {r"+:.*\.layers\.7\..*down": {"group_size": 32}}}, {"qkv": 32, "o": 32, "gate_up": 32, "down_g32": 1, "down_g128": 31}),
-        ({"dynamic": {r".*down": {"group_size": 64}, r".*down_proj": {"bits": 8}}}, ALL),  # the first match counts
+        ({"dynamic": {r"+:.*\.7\..*down": {"group_size": 32}}}, REST | {"down_g32": 1, "down_g128": 31}),
+        # the first match counts
+        ({"dynamic": {r".*down": {"group_size": 64}, r".*down_proj": {"bits": 8}}}, ALL),
         ({"dynamic": {"lm_head": {"bits": 8}}}, ALL),
         ({"dynamic": None, "group_size": -1, "desc_act": True}, ALL),  # one group: no order
     ],
@@ -96,7 +100,7 @@ def test_channel_scales(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("base", "change", "words"),
     [
-        *((GPTQ, {"quant_method": name}, [name, "not built yet"]) for name in ("awq", "fp8", "mxfp4", "modelopt", "bitsandbytes", "new")),
+        *((GPTQ, {"quant_method": name}, [name, "not built yet"]) for name in METHODS),
         (GPTQ, {"bits": 8}, ["8 bits", "not built yet"]),
         (GPTQ, {"sym": False}, ["zero points", "not built yet"]),
         (GPTQ, {"desc_act": True}, ["desc_act", "128", "not built yet"]),
@@ -109,7 +113,7 @@ def test_channel_scales(tmp_path: Path) -> None:
         (COMPRESSED, {"config_groups": {"a": group(symmetric=False)}}, ["zero points", "not built yet"]),
         (COMPRESSED, {"config_groups": {"a": group(actorder="group")}}, ["actorder", "not built yet"]),
         (COMPRESSED, {"config_groups": {"a": group(strategy="block")}}, ["block", "not built yet"]),
-        (COMPRESSED, {"config_groups": {"a": group() | {"input_activations": {"num_bits": 8}}}}, ["activations", "not built yet"]),
+        (COMPRESSED, {"config_groups": {"a": group() | {"input_activations": {}}}}, ["activations"]),
     ],
 )  # fmt: skip
 def test_what_is_not_built(tmp_path: Path, base: str, change: dict[str, Any], words: list[str]) -> None:
@@ -174,6 +178,8 @@ def test_unreadable_files(tmp_path: Path, text: bytes | None, words: list[str]) 
     ("field", "value"),
     [
         ("hidden_size", 0),
+        ("hidden_size", 2**31),
+        ("num_hidden_layers", 10**9),
         ("hidden_size", "4096"),
         ("hidden_size", 4097),
         ("num_attention_heads", -1),
