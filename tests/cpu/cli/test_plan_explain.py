@@ -1,0 +1,152 @@
+"""`billhook plan` and `billhook explain`, from arguments to text and exit code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from billhook import driver
+from billhook.cli import main
+from billhook.cli.columns import align
+from billhook.plan import from_json
+
+EXAMPLES = Path(__file__).parents[3] / "examples/models"
+QWEN = str(EXAMPLES / "qwen3-30b-a3b-gptq-int4/config.json")
+MIXTRAL = str(EXAMPLES / "mixtral-8x7b-gptq")
+SHAPE = ["--n", "4096", "--k", "4096"]
+
+
+def test_plan_tells_layers_kernels_and_reasons(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", QWEN, "--arch", "9.0a,8.6", "--max-tokens", "16"]) == 0
+    text = capsys.readouterr().out
+    for part in (
+        "4 quantized GEMMs, for 1 to 16 tokens",
+        "qwen3-30b-a3b-gptq-int4/tp1/w13",
+        "3 kernels for 9.0a",
+        "3 kernels for 8.6",
+        "_moe_sm86",
+        "rule 1 (rows <= 8)",
+        "9 to 16 tokens of",
+    ):
+        assert part in text
+
+
+def test_plan_tells_notes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    text = (EXAMPLES / "llama-3.1-8b-gptq-int4/config.json").read_text()
+    (tmp_path / "new.json").write_text(text.replace("LlamaForCausalLM", "NewForCausalLM"))
+    assert main(["plan", str(tmp_path / "new.json")]) == 0
+    assert "note: new: architecture 'NewForCausalLM' is unknown" in capsys.readouterr().out
+
+
+def test_plan_json_is_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", QWEN, MIXTRAL, "--json", "--tp", "1,2", "--act", "f16", "--arch", "sm_90a"]) == 0
+    plan = from_json(capsys.readouterr().out)
+    assert plan.max_tokens == 8192
+    assert plan.archs == ("9.0a",)
+    assert [layer.tp for layer in plan.layers] == [1] * 4 + [2] * 4 + [1] * 4 + [2] * 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ([], "MODEL"),
+        (["no-such-folder"], "no-such-folder"),
+        ([str(EXAMPLES / "deepseek-r1-distill-llama-8b-awq")], "'awq' is not built yet"),
+        ([QWEN, "--arch", "abc"], "abc"),
+        ([QWEN, "--arch", ""], "no GPU architecture"),
+        ([QWEN, "--arch", "7.0"], "7.0"),
+        ([QWEN, "--arch", "7.5"], "8.0 or later"),
+        ([QWEN, "--tp", "0"], "--tp"),
+        ([QWEN, "--tp", "3"], "3"),
+        ([QWEN, "--tp", "4"], "group_size 128"),
+        ([QWEN, "--max-tokens", "0"], "max-tokens"),
+        ([QWEN, "--act", "f32"], "f32"),
+        ([QWEN, QWEN], "two models"),
+    ],
+)
+def test_plan_refuses(arguments: list[str], word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert word in captured.err
+    assert not captured.out
+
+
+def test_native_needs_a_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "native_archs", list)
+    assert main(["plan", QWEN, "--arch", "native"]) == 2
+    assert "needs a GPU" in capsys.readouterr().err
+
+
+def test_explain_a_shape(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", *SHAPE, "--m", "77", "--arch", "8.6", "--experts", "4", "--top-k", "4"]) == 0
+    text = capsys.readouterr().out
+    assert "served by  marlin_bf16_u4b8_bf16_bf16_g128_m64n256k128s2_moe_sm86" in text
+    assert "77 rows per expert" in text
+    assert "m64n128k256s2  needs" in text
+    assert "m48n128k256s2  could serve; no rule names it" in text
+
+
+def test_explain_a_layer(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--model", MIXTRAL, "--layer", "w2", "--m", "64", "--tp", "2", "--act", "f16"]
+    assert main(["explain", *arguments]) == 0
+    text = capsys.readouterr().out
+    assert "m=128 n=4096 k=7168, 8 experts, top_k 1, f16_u4b8_f16_f16, group_size -1" in text
+
+
+def test_explain_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", *SHAPE, "--m", "1", "--arch", "8.0,9.0a", "--group-size", "-1", "--json"]) == 0
+    answers = json.loads(capsys.readouterr().out)
+    assert [one["arch"] for one in answers] == ["8.0", "9.0a"]
+    for one in answers:
+        assert one["kernel"].startswith("marlin_bf16_u4b8_bf16_bf16_gch_m8")
+        assert one["kernel"] not in {other["kernel"] for other in one["rejected"]}
+        assert all(other["why"] for other in one["rejected"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--m", "1"], "--n and --k"),
+        (["--n", "4096", "--k", "4096"], "--m"),
+        ([*SHAPE, "--m", "0"], "m must"),
+        ([*SHAPE, "--m", "1", "--layer", "w2"], "--layer needs --model"),
+        ([*SHAPE, "--m", "1", "--tp", "2"], "--tp needs --model"),
+        ([*SHAPE, "--m", "1", "--experts", "8"], "top_k"),
+        ([*SHAPE, "--m", "1", "--experts", "8", "--top-k", "9"], "top_k"),
+        ([*SHAPE, "--m", "1", "--arch", "13.7"], "13.7"),
+        (["--model", MIXTRAL, "--m", "1"], "qkv, o, w13, w2"),
+        (["--model", MIXTRAL, "--m", "1", "--layer", "up"], "'up'"),
+        (["--model", MIXTRAL, "--m", "1", "--layer", "w2", "--n", "64"], "--n"),
+    ],
+)
+def test_explain_refuses(arguments: list[str], word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", *arguments]) == 2
+    assert word in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--n", "4096", "--k", "4100", "--m", "1"], "4100"),
+        ([*SHAPE, "--m", "1", "--arch", "7.5"], "8.0 or later"),
+        ([*SHAPE, "--m", "1", "--group-size", "16"], "group_size"),
+    ],
+)
+def test_explain_tells_why_no_kernel_serves(
+    arguments: list[str], word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["explain", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert word in captured.err
+    assert word in captured.out
+    assert "m8n128k256" in captured.out
+
+
+def test_columns() -> None:
+    assert align([("name", "n", "k"), ("a", 1, "-"), ("bcd", 10, 3)]) == [
+        "name   n  k",
+        "a      1  -",
+        "bcd   10  3",
+    ]

@@ -1,0 +1,191 @@
+"""Plans cover every token count of every layer, share what is equal, and survive JSON."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from cpu.strategies import marlin_archs, problems
+from hypothesis import given
+from hypothesis import strategies as st
+
+from billhook.arch import Arch, parse, parse_list
+from billhook.config import Problem
+from billhook.dtypes import F16
+from billhook.errors import ConfigError, InputError, UnsupportedError
+from billhook.families import marlin
+from billhook.models import Model, load_model
+from billhook.plan import Plan, from_json, make_plan, plan_problems, to_json
+from billhook.select import select
+
+EXAMPLES = Path(__file__).parents[2] / "examples/models"
+BUILT = [
+    "deepseek-r1-distill-llama-8b-quantized-w4a16",
+    "llama-3.1-8b-gptq-int4",
+    "llama-3.3-70b-gptq-int4",
+    "mixtral-8x7b-gptq",
+    "qwen3-30b-a3b-gptq-int4",
+]
+ARCHS = parse_list("8.0,8.6,9.0a,12.0")
+
+
+def models() -> list[Model]:
+    return [load_model(EXAMPLES / name) for name in BUILT]
+
+
+def check(plan: Plan) -> None:
+    """Check what must hold for every plan."""
+    kernels = {kernel.name: kernel for kernel in plan.kernels}
+    assert len(kernels) == len(plan.kernels)
+    for name, kernel in kernels.items():
+        assert kernel.config.name == name
+        assert str(kernel.config.arch) == kernel.arch
+        assert marlin.illegal(kernel.config) is None
+        assert kernel.reason
+        assert kernel.needed_by
+    used = set()
+    keys = [(entry.arch, entry.key) for entry in plan.dispatch]
+    assert len(set(keys)) == len(keys)
+    for entry in plan.dispatch:
+        assert [one.first for one in entry.ranges] == [1, *(one.last + 1 for one in entry.ranges[:-1])]
+        assert all(kernels[one.kernel].arch == entry.arch for one in entry.ranges)
+        used |= {one.kernel for one in entry.ranges}
+    assert used == set(kernels)
+    for layer in plan.layers:
+        for arch in map(parse, plan.archs):
+            serving = [entry for entry in plan.dispatch if entry.arch == str(arch)]
+            (entry,) = [one for one in serving if one.serves(layer.problem(1), arch.capability)]
+            assert entry.ranges[-1].last >= layer.problem(plan.max_tokens).m
+            needs = sorted(
+                (need.first, need.last, kernel.name)
+                for kernel in plan.kernels
+                for need in kernel.needed_by
+                if need.layer == layer.id and kernel.arch == str(arch)
+            )
+            assert [first for first, _, _ in needs] == [1, *(last + 1 for _, last, _ in needs[:-1])]
+            assert needs[-1][1] == plan.max_tokens
+            for first, last, name in needs:
+                for tokens in {first, last}:
+                    problem = layer.problem(tokens)
+                    assert entry.kernel(problem.m) == name == select(problem, arch).config.name
+
+
+@pytest.mark.parametrize("max_tokens", [1, 7, 100, 8192])
+def test_published_models(max_tokens: int) -> None:
+    plan = make_plan(models(), ARCHS, max_tokens, tps=[1, 2])
+    check(plan)
+    assert [layer.model for layer in plan.layers[::8]] == BUILT
+
+
+@given(st.lists(problems(), min_size=1, max_size=4), marlin_archs(), st.integers(1, 10000))
+def test_explicit_problems(found: list[Problem], arch: Arch, max_tokens: int) -> None:
+    plan = plan_problems(found, [arch], max_tokens)
+    check(plan)
+    assert {layer.problem(found[0].m) for layer in plan.layers} == {
+        replace(one, m=found[0].m) for one in found
+    }
+
+
+def test_json_reads_back() -> None:
+    plan = make_plan(models(), ARCHS)
+    assert from_json(to_json(plan)) == plan
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1}', "null"])
+def test_what_is_no_plan_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="not a plan"):
+        from_json(text)
+
+
+def test_a_plan_of_another_format_is_refused() -> None:
+    plan = replace(make_plan(models()[:1], ARCHS), format=2)
+    with pytest.raises(ConfigError, match=r"must be 1 \(got 2\)"):
+        from_json(to_json(plan))
+
+
+def test_equal_requests_give_equal_text_whatever_the_hash_seed() -> None:
+    command = [sys.executable, "-m", "billhook", "plan", "--json", "--arch", "8.0,9.0a"]
+    texts = {
+        subprocess.run(
+            [*command, *(str(EXAMPLES / name) for name in BUILT)],
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(texts) == 1
+
+
+def test_layers_of_one_class_share_kernels_and_dispatch() -> None:
+    one = load_model(EXAMPLES / "deepseek-r1-distill-llama-8b-quantized-w4a16")
+    alone = make_plan([one], ARCHS)
+    both = make_plan([one, replace(one, name="twin")], ARCHS)
+    assert both.dispatch == alone.dispatch
+    assert [kernel.name for kernel in both.kernels] == [kernel.name for kernel in alone.kernels]
+    assert len(both.layers) == 2 * len(alone.layers)
+
+
+def test_models_of_one_name_are_refused() -> None:
+    one = load_model(EXAMPLES / "mixtral-8x7b-gptq")
+    with pytest.raises(InputError, match="two models are called 'mixtral-8x7b-gptq'"):
+        make_plan([one, one], ARCHS)
+
+
+def test_repeated_sizes_and_targets_count_once() -> None:
+    plan = make_plan(models()[:1], parse_list("9.0a,9.0a"), tps=[1, 1])
+    assert plan == make_plan(models()[:1], parse_list("9.0a"))
+
+
+def test_ptx_is_kept_and_merged() -> None:
+    plan = make_plan(models()[:1], parse_list("8.0,9.0,8.0+PTX"))
+    assert plan.archs == ("8.0+PTX", "9.0")
+    assert {kernel.config.arch for kernel in plan.kernels} == {Arch(8, 0, ptx=True), Arch(9, 0)}
+
+
+def test_activations_can_be_chosen() -> None:
+    plan = make_plan(models(), ARCHS, act=F16)
+    assert {layer.types for layer in plan.layers} == {"f16_u4b8_f16_f16"}
+
+
+def test_a_plan_takes_only_what_its_tokens_need() -> None:
+    assert len(make_plan(models()[:1], parse_list("9.0a"), max_tokens=8).kernels) == 1
+
+
+def test_beyond_the_last_range_its_kernel_serves() -> None:
+    (entry, *_) = make_plan(models()[:1], parse_list("9.0a"), max_tokens=20).dispatch
+    assert entry.kernel(10**6) == entry.ranges[-1].kernel
+    with pytest.raises(InputError, match="m must"):
+        entry.kernel(0)
+
+
+def test_dispatch_serves_its_class_and_its_gpus_alone() -> None:
+    plan = make_plan(models()[:1], parse_list("8.0"))
+    problem = plan.layers[0].problem(1)
+    entry = plan.dispatch[0]
+    assert entry.serves(problem, (8, 9))
+    assert not entry.serves(problem, (9, 0))
+    assert not entry.serves(replace(problem, n=problem.n + 64), (8, 0))
+    assert not entry.serves(replace(problem, group_size=64), (8, 0))
+
+
+def test_nothing_to_plan_is_refused() -> None:
+    with pytest.raises(InputError, match="nothing to plan"):
+        make_plan([], ARCHS)
+    with pytest.raises(InputError, match="nothing to plan"):
+        make_plan(models(), [])
+    with pytest.raises(InputError, match="max_tokens"):
+        make_plan(models(), ARCHS, max_tokens=0)
+
+
+def test_a_layer_that_no_kernel_serves_is_named(tmp_path: Path) -> None:
+    text = (EXAMPLES / "llama-3.1-8b-gptq-int4/config.json").read_text()
+    (tmp_path / "odd.json").write_text(text.replace("14336", "14340"))
+    with pytest.raises(UnsupportedError, match=r"odd/tp1/gate_up: .*n must be .* 16 \(got 28680\)"):
+        make_plan([load_model(tmp_path / "odd.json")], ARCHS)
+    with pytest.raises(UnsupportedError, match=r"tp1/qkv: .*7\.5"):
+        make_plan(models(), [parse("7.5")])
