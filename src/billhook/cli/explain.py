@@ -115,9 +115,10 @@ def _shape_problem(
 
 
 def _show(choice: Choice) -> Iterator[str]:
+    from ..select import describe
     from .columns import align
 
-    yield f"{_describe(choice.problem)}, on {choice.arch}"
+    yield f"{describe(choice.problem)}, on {choice.arch}"
     yield ""
     yield f"served by  {choice.config}"
     yield f"because    {choice.reason}"
@@ -126,9 +127,9 @@ def _show(choice: Choice) -> Iterator[str]:
 
 
 def _show_refusals(problem: Problem, arch: Arch) -> Iterator[str]:
-    from ..select import candidates
+    from ..select import candidates, describe
 
-    yield f"{_describe(problem)}, on {arch}"
+    yield f"{describe(problem)}, on {arch}"
     yield ""
     tiles: dict[str, list[str]] = {}
     for config, why in candidates(problem, arch):
@@ -136,13 +137,6 @@ def _show_refusals(problem: Problem, arch: Arch) -> Iterator[str]:
     for why, refused in tiles.items():
         yield f"not taken  {', '.join(refused)}"
         yield f"why        {why}"
-
-
-def _describe(problem: Problem) -> str:
-    from ..select import describe
-
-    rows = f" ({problem.rows_per_expert:g} rows per expert)" if problem.moe and problem.top_k > 0 else ""
-    return describe(problem) + rows
 
 
 def _to_json(choices: Sequence[Choice]) -> str:

@@ -83,7 +83,7 @@ def test_explain_a_shape(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", *SHAPE, "--m", "77", "--arch", "8.6", "--experts", "4", "--top-k", "4"]) == 0
     text = capsys.readouterr().out
     assert "served by  marlin_bf16_u4b8_bf16_bf16_g128_m64n256k128s2_moe_sm86" in text
-    assert "77 rows per expert" in text
+    assert "4 experts (top_k 4, 77 rows each)" in text
     assert "m64n128k256s2  needs" in text
     assert "m48n128k256s2  could serve; no rule names it" in text
 
@@ -92,7 +92,7 @@ def test_explain_a_layer(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--model", MIXTRAL, "--layer", "w2", "--m", "64", "--tp", "2", "--act", "f16"]
     assert main(["explain", *arguments]) == 0
     text = capsys.readouterr().out
-    assert "m=128 n=4096 k=7168, 8 experts, top_k 1, f16_u4b8_f16_f16, group_size -1" in text
+    assert "m=128 n=4096 k=7168, 8 experts (top_k 1, 16 rows each), f16_u4b8_f16_f16, group_size -1" in text
 
 
 def test_explain_json(capsys: pytest.CaptureFixture[str]) -> None:
