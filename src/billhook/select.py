@@ -197,10 +197,11 @@ def _kernel(
 
 def describe(problem: Problem) -> str:
     """Return a problem in words."""
-    kind = f", {problem.num_experts} experts, top_k {problem.top_k}" if problem.moe else ""
-    return (
-        f"m={problem.m} n={problem.n} k={problem.k}{kind}, {problem.types}, group_size {problem.group_size}"
-    )
+    words = [f"m={problem.m} n={problem.n} k={problem.k}"]
+    if problem.moe:
+        rows = f"{problem.rows_per_expert:g} rows each"
+        words.append(f"{problem.num_experts} experts (top_k {problem.top_k}, {rows})")
+    return ", ".join([*words, str(problem.types), f"group_size {problem.group_size}"])
 
 
 def _shallower(config: KernelConfig, tile: Tile) -> list[str]:
