@@ -16,7 +16,7 @@ from ..families import marlin
 from ..select import candidates, select
 from .contestant import Bind, Launch
 from .inputs import Inputs, Weights
-from .report import OURS
+from .report import OURS, TILE
 from .workload import Workload
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Ours:
 
     def __init__(self, arch: Arch, packing: Packing, tile: Tile | None = None) -> None:
         self.arch, self.packing, self.tile = arch, packing, tile
-        self.name = OURS if tile is None else f"{OURS}:{tile}"
+        self.name = OURS if tile is None else f"{TILE}{tile}"
 
     def version(self) -> str:
         """Return "": the record's commit says it."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from .record import Case, Record
 
 OURS = "ours"
+TILE = "ours:"  # followed by a tile: that tile, whatever dispatch would choose
 FLOOR = "read"  # the kernel that only reads the weights: a measured floor, not a contestant
 PEERS = ("marlin", "machete", "humming")  # those that compute from the same quantized weights
 COLUMNS = (FLOOR, OURS, "torch", *PEERS)
@@ -37,6 +38,16 @@ class Row:
     def best_peer(self) -> tuple[str, float] | None:
         """The fastest peer on the same quantized weights and its median."""
         times = [(time, peer) for peer in PEERS if (time := self.median(peer)) is not None]
+        return (min(times)[1], min(times)[0]) if times else None
+
+    @property
+    def best_tile(self) -> tuple[str, float] | None:
+        """The fastest fixed tile and its median."""
+        times = [
+            (record.times.median_us, name.removeprefix(TILE))
+            for name, record in self.records.items()
+            if record.times and name.startswith(TILE)
+        ]
         return (min(times)[1], min(times)[0]) if times else None
 
     def ratio(self, peer: str | None = None) -> float | None:
@@ -71,10 +82,11 @@ def render(records: Iterable[Record]) -> str:
 def _render_run(run: str, rows: list[Row]) -> str:
     machine = next(iter(rows[0].records.values())).machine
     present = [name for name in COLUMNS if any(name in row.records for row in rows)]
+    tiled = any(row.best_tile for row in rows)
     header = ["problem", "floor", *present, "best peer", "ours/best"]
-    table = [header]
+    table = [header + ["best tile", "its time"] * tiled]
     for row in rows:
-        best = row.best_peer
+        best, tile = row.best_peer, row.best_tile
         table.append(
             [
                 row.case.label,
@@ -82,6 +94,7 @@ def _render_run(run: str, rows: list[Row]) -> str:
                 *(_cell(row.records.get(name)) for name in present),
                 best[0] if best else "-",
                 _ratio(row.ratio()),
+                *([tile[0] if tile else "-", f"{tile[1]:.1f}" if tile else "-"] if tiled else []),
             ]
         )
     peers = (

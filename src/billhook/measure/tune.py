@@ -7,9 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .record import Record
-from .report import OURS, geomean
+from .report import TILE, geomean
 
-PREFIX = f"{OURS}:"
 TIE = 0.01  # a tile at most this much slower than the best counts as equal: fewer switch points
 
 
@@ -51,7 +50,7 @@ def choose(records: Iterable[Record]) -> list[Choice]:
     """
     measured: dict[bool, dict[float, Times]] = {False: {}, True: {}}
     for record in records:
-        if record.times is None or not record.contestant.startswith(PREFIX):
+        if record.times is None or not record.contestant.startswith(TILE):
             continue
         problem = record.case.problem
         shapes = measured[problem.moe].setdefault(problem.rows_per_expert, {})
@@ -61,7 +60,7 @@ def choose(records: Iterable[Record]) -> list[Choice]:
 
 def _note(tiles: dict[str, float], record: Record) -> None:
     """Keep a tile's time, the best of its pipeline depths."""
-    tile = record.contestant[len(PREFIX) :].rpartition("s")[0]
+    tile = record.contestant[len(TILE) :].rpartition("s")[0]
     if record.times is not None:
         tiles[tile] = min(record.times.median_us, tiles.get(tile, math.inf))
 
@@ -102,7 +101,7 @@ def exceptions(records: Iterable[Record], at_least: float = 0.05) -> list[str]:
     choices = choose(records)
     measured: dict[tuple[bool, float, Shape], dict[str, float]] = {}
     for record in records:
-        if record.contestant.startswith(PREFIX) and record.times is not None:
+        if record.contestant.startswith(TILE) and record.times is not None:
             problem = record.case.problem
             key = (problem.moe, problem.rows_per_expert, (problem.n, problem.k))
             _note(measured.setdefault(key, {}), record)

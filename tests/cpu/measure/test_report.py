@@ -58,6 +58,13 @@ def test_table_shows_floors_times_ratios_and_reasons() -> None:
     assert "skipped: machete: not installed: set X [dense4096 m=1]" in text
 
 
+def test_fixed_tiles_show_the_fastest() -> None:
+    (rows,) = group([make_record("ours:m8n128k256s4", 9.0), make_record("ours:m16n128k256s4", 8.0)]).values()
+    assert rows[0].best_tile == ("m16n128k256s4", 8.0)
+    text = render([make_record("ours", 10.0), make_record("ours:m8n128k256s4", 9.0)])
+    assert text.splitlines()[4].split()[-2:] == ["m8n128k256s4", "9.0"]
+
+
 def test_columns_line_up() -> None:
     lines = render([make_record("ours", 1.0), make_record("marlin", 12345.6)]).splitlines()
     assert len({len(line) for line in lines[3:5]}) == 1
