@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cached_property
 from typing import Protocol
 
@@ -11,20 +10,11 @@ from ..arch import Arch
 from ..build.bundle import Bundle
 from ..build.compile import compile_kernel, compile_support
 from ..config import KernelConfig, Problem
+from ..driver import native_arch
 from ..emit import support_name
 from ..errors import BundleError, UnsupportedError
 from ..families import marlin
 from ..select import candidates, select
-
-
-def native_arch(capability: tuple[int, int]) -> Arch:
-    """Return the target that kernels for a GPU are compiled for: its own instruction set where it has one.
-
-    Raises:
-        ArchError: Billhook does not know this compute capability.
-    """
-    own = archs.parse(f"{capability[0]}.{capability[1]}")
-    return replace(own, suffix="a") if capability == (9, 0) else own
 
 
 class Source(Protocol):

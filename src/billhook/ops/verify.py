@@ -1,0 +1,285 @@
+"""Run a bundle's kernels on this machine's GPU against the reference.
+
+Every kernel runs for every problem class it serves, at the edges of its token ranges
+and odd counts between. Outputs lie in memory filled with NaN, with rows behind them
+that nobody may touch. The reference is computed on the GPU in float64 for one random
+column of every strip of 64; the bound is `formats.reference.error_bound`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from ..arch import parse
+from ..build.bundle import Bundle
+from ..config import STRIP, KernelConfig, parse_types
+from ..dispatch.provider import use_bundle
+from ..errors import ArchError, CudaError
+from ..families.marlin import rounds_weights
+from ..formats.reference import ErrorBound, error_bound
+from ..formats.u4b8 import BIAS, count_groups
+from ..plan import Dispatch, Range
+from .operators import gemm, moe_gemm, route
+from .weight import PackedWeight, pack_weight
+
+_ODD_COUNTS = (1, 2, 3, 7, 9, 15, 17, 31, 33, 63, 65, 100, 127, 129, 255, 257, 513, 1025)
+_MOST_ROWS_FOR_ALL_ROUTINGS = 4096
+_ROWS_AT_A_TIME = 2048  # of the float64 reference: bounds its memory
+_FEWEST_FOR_RMS = 256  # samples below which a root mean square says little
+_GUARD_ROWS = 8
+_DTYPES = {"f16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass
+class Verdict:
+    """What the runs of one kernel came to.
+
+    Args:
+        kernel: Its name.
+        arch: The target it was compiled for.
+        runs: How often it ran; 0 if it does not run on this GPU.
+        worst: Largest error of an element as a fraction of its bound; infinite if an output was not finite,
+            or was written where it should not be.
+        worst_at: The run with the largest error, in words.
+        rms: Largest root-mean-square error of a run as a fraction of its bound.
+    """
+
+    kernel: str
+    arch: str
+    runs: int = 0
+    worst: float = 0.0
+    worst_at: str = ""
+    rms: float = 0.0
+
+    @property
+    def passed(self) -> bool:
+        """Whether every run stayed within its bounds."""
+        return self.worst <= 1 and self.rms <= 1
+
+
+def verify_bundle(
+    bundle: Bundle,
+    capability: tuple[int, int],
+    *,
+    max_tokens: int | None = None,
+    seed: int = 0,
+    quick: bool = False,
+    device: str = "cuda",
+    tell: Callable[[str], None] = lambda line: None,
+) -> list[Verdict]:
+    """Run every kernel of a bundle that this GPU can run.
+
+    Args:
+        bundle: The bundle.
+        capability: The GPU's compute capability: dispatch entries for others are left out.
+        max_tokens: Largest number of tokens; what the bundle was planned for if None.
+        seed: Of weights, activations and routings.
+        quick: Run each range's first and last count only.
+        device: Where to run; on "cpu" the operators' own reference is checked, which needs no GPU.
+        tell: Told what comes next, in words.
+
+    Returns:
+        A verdict for every GEMM kernel, in the bundle's order.
+
+    Raises:
+        ArchError: No kernel of the bundle runs on this GPU.
+        CudaError: A kernel crashed; the message names it and the problem.
+    """
+    use_bundle(bundle.folder)
+    verdicts = {kernel.name: Verdict(kernel.name, kernel.arch) for kernel in bundle.plan.kernels}
+    configs = {kernel.name: kernel.config for kernel in bundle.plan.kernels}
+    entries = [entry for entry in bundle.plan.dispatch if parse(entry.arch).runs_on(capability)]
+    if not entries:
+        raise ArchError(
+            f"bundle {bundle.folder} holds kernels for {', '.join(bundle.plan.archs)}; "
+            f"this GPU is {capability[0]}.{capability[1]}: build with --arch native"
+        )
+    generator = torch.Generator(device).manual_seed(seed)
+    for entry in entries:
+        layers = [one for one in bundle.plan.layers if entry.serves(one.problem(1), capability)]
+        rows_per_token = max((layer.rows_per_token for layer in layers), default=1)
+        name = layers[0].id if layers else f"{entry.n}x{entry.k}"
+        tell(f"{name}: n={entry.n} k={entry.k} group_size={entry.group_size} on {entry.arch}")
+        case = _Case(entry, generator)
+        limit = (max_tokens or bundle.plan.max_tokens) * rows_per_token
+        for span in entry.ranges:
+            verdict, config = verdicts[span.kernel], configs[span.kernel]
+            for m in _counts(span, limit, quick):
+                case.run(config, m, name, verdict)
+    return list(verdicts.values())
+
+
+def _counts(span: Range, limit: int, quick: bool) -> list[int]:
+    """Return the row counts at which a range is tried."""
+    last = min(span.last, limit)
+    edges = {span.first, last}
+    if not quick:
+        edges |= {span.first + 1, last - 1, (span.first + last) // 2 | 1, *_ODD_COUNTS}
+    return sorted(m for m in edges if span.first <= m <= last)
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What one run multiplies.
+
+    Args:
+        a: Activations.
+        ids: Experts of each row of A; None for a dense layer.
+        factors: Top-k weights, or None.
+        bias: [experts, n], or None.
+    """
+
+    a: torch.Tensor
+    ids: torch.Tensor | None
+    factors: torch.Tensor | None
+    bias: torch.Tensor | None
+
+    @property
+    def top_k(self) -> int:
+        """Rows of D for each row of A."""
+        return 1 if self.ids is None else int(self.ids.shape[1])
+
+    @property
+    def rows(self) -> int:
+        """Rows of D."""
+        return len(self.a) * self.top_k
+
+    def pieces(self) -> Iterator[tuple[torch.Tensor, int]]:
+        """Yield rows of D that share an expert, a bounded number at a time."""
+        if self.ids is None:
+            everything = torch.arange(self.rows, device=self.a.device)
+            yield from ((rows, 0) for rows in everything.split(_ROWS_AT_A_TIME))
+            return
+        experts = self.ids.reshape(-1)
+        for expert in experts.unique().tolist():
+            for rows in (experts == expert).nonzero()[:, 0].split(_ROWS_AT_A_TIME):
+                yield rows, int(expert)
+
+
+class _Case:
+    """A problem class with its weights, and with float64 weights for the sampled columns.
+
+    Args:
+        entry: The problem class.
+        generator: Source of random numbers.
+    """
+
+    def __init__(self, entry: Dispatch, generator: torch.Generator) -> None:
+        self.entry, self.generator, self.device = entry, generator, generator.device
+        self.types = parse_types(entry.types)
+        self.dtype = _DTYPES[self.types.a.name]
+        strips = torch.arange(0, entry.n, STRIP, device=self.device)
+        offsets = torch.randint(0, STRIP, strips.shape, device=self.device, generator=generator)
+        self.columns = torch.minimum(strips + offsets, torch.full_like(strips, entry.n - 1))
+        drawn = [self._draw() for _ in range(max(1, entry.num_experts))]
+        packed = [one for one, _ in drawn]
+        self.exact = torch.stack([exact for _, exact in drawn])  # [experts, k, columns]
+        self.weight = packed[0] if not entry.num_experts else _stack(packed)
+        self.bias = self._normal(max(1, entry.num_experts), entry.n)
+
+    def run(self, config: KernelConfig, m: int, name: str, verdict: Verdict) -> None:
+        """Run a kernel for `m` rows of A, and note how far it was off."""
+        bound = error_bound(self.entry.k, self.entry.group_size, self.types.c, rounds_weights(config))
+        a = self._normal(m, self.entry.k)
+        for routing_name, ids in self._routings(m):
+            where = f"{name}, m={m}" + (f", {routing_name}" if routing_name else "")
+            inputs = _Inputs(a, ids, None, None)
+            if verdict.runs % 2:  # with bias and top-k weights every other time
+                factors = (
+                    None
+                    if ids is None
+                    else torch.rand(ids.shape, device=self.device, generator=self.generator)
+                )
+                inputs = _Inputs(a, ids, factors, self.bias)
+            try:
+                worst, rms = self._compare(config, inputs, bound)
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize()
+            except RuntimeError as error:  # torch's own; ours are not RuntimeErrors
+                raise CudaError(f"kernel {config} crashed on {where}: {error}") from error
+            verdict.runs += 1
+            verdict.rms = max(verdict.rms, rms)
+            if worst > verdict.worst:
+                verdict.worst, verdict.worst_at = worst, where
+
+    def _compare(self, config: KernelConfig, inputs: _Inputs, bound: ErrorBound) -> tuple[float, float]:
+        """Return the worst error and the root-mean-square error of one run, as fractions of their bounds."""
+        a, ids, bias = inputs.a, inputs.ids, inputs.bias
+        poisoned = torch.full(
+            (inputs.rows + _GUARD_ROWS, self.entry.n), torch.nan, dtype=self.dtype, device=self.device
+        )
+        out = poisoned[: inputs.rows]
+        if ids is None:
+            gemm(a, self.weight, None if bias is None else bias[0], config=config, out=out)
+        else:
+            complete = bool((ids >= 0).all())
+            routing = route(ids, self.entry.num_experts, config.tile.tile_m, complete=complete)
+            moe_gemm(a, self.weight, routing, inputs.factors, bias, config=config, out=out)
+        if not bool(out.isfinite().all()) or not bool(poisoned[inputs.rows :].isnan().all()):
+            return float("inf"), float("inf")
+        return self._distance(out, inputs, bound)
+
+    def _distance(self, out: torch.Tensor, inputs: _Inputs, bound: ErrorBound) -> tuple[float, float]:
+        worst = square_error = square = torch.zeros((), dtype=torch.float64, device=self.device)
+        for rows, expert in inputs.pieces():
+            value, magnitude, activations = self._reference(inputs, rows, expert)
+            error = (out[rows][:, self.columns].double() - value).abs()
+            worst = torch.maximum(worst, (error / bound.allowed(value, magnitude, activations)).max())
+            square_error = square_error + error.square().sum()
+            square = square + value.square().sum()
+        if len(out) * len(self.columns) < _FEWEST_FOR_RMS or not float(square):
+            return float(worst), 0.0
+        return float(worst), float((square_error / square).sqrt()) / bound.rms
+
+    def _reference(
+        self, inputs: _Inputs, rows: torch.Tensor, expert: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return value, magnitude and activations, as `formats.reference.Reference`, of one expert's rows."""
+        left = inputs.a[rows // inputs.top_k].double()
+        right = self.exact[expert] if expert >= 0 else torch.zeros_like(self.exact[0])
+        value, magnitude = left @ right, left.abs() @ right.abs()
+        activations = left.abs().sum(1, keepdim=True)
+        if inputs.bias is not None and expert >= 0:
+            extra = inputs.bias[expert, self.columns].double()
+            value, magnitude = value + extra, magnitude + extra.abs()
+        if inputs.factors is None:
+            return value, magnitude, activations
+        factor = inputs.factors.reshape(-1, 1)[rows].double()
+        return value * factor, magnitude * factor, activations * factor
+
+    def _routings(self, m: int) -> Iterator[tuple[str, torch.Tensor | None]]:
+        """Yield the routings to be tried, each with its name."""
+        experts, top_k = self.entry.num_experts, self.entry.top_k
+        if not experts:
+            yield "", None
+            return
+        chances = torch.rand((m, experts), device=self.device, generator=self.generator)
+        ids = chances.topk(top_k, dim=1).indices.int()
+        yield "random routing", ids
+        if m * top_k > _MOST_ROWS_FOR_ALL_ROUTINGS:
+            return
+        yield "half of the experts empty", ids % max(1, experts // 2)
+        yield "all tokens on one expert", torch.full_like(ids, experts - 1)
+        yield "some slots without expert", torch.where(ids % 3 == 0, -1, ids)
+
+    def _draw(self) -> tuple[PackedWeight, torch.Tensor]:
+        """Return one expert's packed weight, and its float64 weights for the sampled columns."""
+        n, k, size = self.entry.n, self.entry.k, self.entry.group_size
+        codes = torch.randint(0, 16, (k, n), dtype=torch.uint8, device=self.device, generator=self.generator)
+        scales = self._normal(count_groups(k, size), n) / 64
+        group = torch.arange(k, device=self.device) // (k if size == -1 else size)
+        exact = (codes[:, self.columns].double() - BIAS) * scales[group][:, self.columns].double()
+        return pack_weight(codes, scales, size), exact
+
+    def _normal(self, *shape: int) -> torch.Tensor:
+        return torch.randn(shape, device=self.device, generator=self.generator).to(self.dtype)
+
+
+def _stack(experts: list[PackedWeight]) -> PackedWeight:
+    first = experts[0]
+    codes = torch.stack([one.codes for one in experts])
+    scales = torch.stack([one.scales for one in experts])
+    return PackedWeight(codes, scales, first.n, first.k, first.group_size, len(experts))
