@@ -98,8 +98,8 @@ class Times(msgspec.Struct, frozen=True):
     copies: int
 
 
-class Record(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One contestant on one problem.
+class Record(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="schema", tag=SCHEMA):
+    """One contestant on one problem. Each line says the version of this layout, under `schema`.
 
     Args:
         run: When the run began, ISO 8601 in UTC; only records of one run may be compared.
@@ -117,7 +117,6 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
         error: Norm of (output - float32 reference) over the reference's norm, worst of all timed outputs.
         kernel: Name of the kernel, where the contestant tells it.
         sm_clock_mhz: Clock of the multiprocessors just after the rounds; 0 if unknown.
-        schema: Version of this layout.
     """
 
     run: str
@@ -135,11 +134,8 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     error: float | None = None
     kernel: str = ""
     sm_clock_mhz: int = 0
-    schema: int = SCHEMA
 
     def __post_init__(self) -> None:
-        if self.schema != SCHEMA:
-            raise ValueError(f"schema {self.schema} is not {SCHEMA}")
         if (self.times is None) != bool(self.skipped):
             raise ValueError("a record has either times or a reason why it was skipped")
 

@@ -28,6 +28,7 @@ def test_every_line_says_its_schema_problem_and_floor(tmp_path: Path) -> None:
     assert line["case"]["num_experts"] == 8
     assert line["times"]["median_us"] == 9.0
     assert line["floor_us"] == 3.0
+    assert line["schema"] == 1
     assert "skipped" not in line
 
 
@@ -48,7 +49,7 @@ def test_other_schema_is_refused(tmp_path: Path) -> None:
     append(path, [make_record("ours", 9.0)])
     line = json.loads(path.read_text()) | {"schema": 99}
     path.write_text(json.dumps(line))
-    with pytest.raises(ConfigError, match="schema 99"):
+    with pytest.raises(ConfigError, match=r"run\.jsonl:1: .*99.*schema"):
         list(read([path]))
 
 
