@@ -1,127 +1,141 @@
-// From the warps' float32 sums to the output: the warps that split k are summed through shared memory, CTAs that share a
-// tile through the workspace, then scale (per channel), bias and top-k weight are applied, and rows are stored.
+// From the warps' float32 sums to the output. Warps that split k are summed through shared memory, CTAs that share a tile
+// through the workspace; then channel scale, bias and top-k weight are applied and the rows are stored.
+//
+// Partial sums are their own flags: a slot of the workspace holds words of all ones (a NaN no sum has) until its CTA
+// writes it, and again once it is read. So handing over costs one write and one read, with no fence or counter between. A
+// tile is finished by its last CTA, which holds its end and meets it first; it does so after its own share, when the CTAs
+// before it are about to be done too. A CTA waits only for CTAs of lower index, which start no later than itself.
 #pragma once
+#include "billhook/mainloop/marlin_load.cuh"
 #include "billhook/mainloop/marlin_multiply.cuh"
 
 namespace billhook::marlin {
 
+__device__ __forceinline__ void add(float4& v, const float4& u) { v.x += u.x, v.y += u.y, v.z += u.z, v.w += u.w; }
+
 template <class C>
 struct Epilogue {
   using T = typename C::Activation;
+  static constexpr i32 quads = C::tile_n / 4;  // groups of four neighbouring outputs in a row of the tile
 
   const GemmParams& p;
-  const StreamK& line;
   const u32 shared;
-  char* const flag;  // one int in shared memory: is this CTA the tile's last?
+  const StreamK& line;
+  Position at{};
+  i32 expert = -1;
 
-  // The tile's row of D for token row `row`, or -1 if there is none.
-  __device__ __forceinline__ i32 output_row(i32 tile_m, i32 row) const {
-    i32 id = tile_m * C::tile_m + row;
-    if constexpr (C::indexed) id = p.sorted_token_ids[id];
-    return id < p.m ? id : -1;
+  // The row of D for a row of the tile; -1 where nothing is to be stored.
+  __device__ __forceinline__ i32 row_of(i32 tile_row) const {
+    return expert < 0 ? -1 : output_row<C>(p, at.tile_m, tile_row);
   }
 
   // Stores four neighbouring outputs; n is a multiple of 16, so all four exist or none.
-  __device__ __forceinline__ void finish(float4 v, i32 expert, i32 row, i32 column) const {
-    if (row < 0 || column >= p.n) return;
+  __device__ __forceinline__ void finish(float4 v, i32 row, i32 quad) const {
+    const i32 column = at.tile_n * C::tile_n + quad * 4;
+    if (column >= p.n) return;
     if constexpr (C::channel_scales) {
-      const u16* scales = static_cast<const u16*>(p.scales);
       const i64 strip = (static_cast<i64>(expert) * p.strips + column / kStrip) * kStrip;
-      const i32 r = column % kStrip;  // row 16 i + 8 h + g lies at 8 g + 2 i + h
-      const i64 at = strip + 8 * (r % 8) + 2 * (r / 16) + r / 8 % 2;
-      v.x *= T::low(scales[at]), v.y *= T::low(scales[at + 8]);
-      v.z *= T::low(scales[at + 16]), v.w *= T::low(scales[at + 24]);
+      const i32 r = column % kStrip;  // row 16 i + 8 h + g of a strip lies at 8 g + 2 i + h
+      const u16* scales = static_cast<const u16*>(p.scales) + strip + 8 * (r % 8) + 2 * (r / 16) + r / 8 % 2;
+      v.x *= T::low(scales[0]), v.y *= T::low(scales[8]), v.z *= T::low(scales[16]), v.w *= T::low(scales[24]);
     }
     if (p.bias) {
-      const uint2 b = *reinterpret_cast<const uint2*>(static_cast<const u16*>(p.bias) +
-                                                      static_cast<i64>(expert) * p.n + column);
-      v.x += T::low(b.x), v.y += T::high(b.x), v.z += T::low(b.y), v.w += T::high(b.y);
+      const u16* bias = static_cast<const u16*>(p.bias) + static_cast<i64>(expert) * p.n + column;
+      const uint2 b = *reinterpret_cast<const uint2*>(bias);
+      add(v, {T::low(b.x), T::high(b.x), T::low(b.y), T::high(b.y)});
     }
     if (C::indexed && p.topk_weights) {
       const float weight = p.topk_weights[row];
       v.x *= weight, v.y *= weight, v.z *= weight, v.w *= weight;
     }
-    *reinterpret_cast<uint2*>(static_cast<u16*>(p.d) + static_cast<i64>(row) * p.ldd + column) =
-        make_uint2(T::pack(v.x, v.y), T::pack(v.z, v.w));
+    u16* to = static_cast<u16*>(p.d) + static_cast<i64>(row) * p.ldd + column;
+    *reinterpret_cast<uint2*>(to) = make_uint2(T::pack(v.x, v.y), T::pack(v.z, v.w));
   }
 
-  // `first`..`last`: the CTAs whose pieces hold stages of this tile. A piece meets at most two tiles that it shares:
-  // slot 0 takes the one it ends in the middle of, slot 1 the one it begins in the middle of.
-  __device__ __forceinline__ float4* partial(i32 cta, i32 first) const {
-    const i64 slot = 2 * static_cast<i64>(cta) + (cta == first ? 0 : 1);
-    return reinterpret_cast<float4*>(p.partials + slot * (C::tile_m * C::tile_n));
-  }
-
-  __device__ __forceinline__ void store(const Sums<C>& sums, const Position& at, i32 expert, i32 warp_n, i32 warp_k) {
-    constexpr i32 quads = C::tile_n / 4;  // float4s in a row of the tile
+  // Calls `use(row of the tile, row of D, quad, sum)` for every four outputs, summed over the warps that split k.
+  template <class Use>
+  __device__ __forceinline__ void sum_warps(const Sums<C>& sums, Use use) const {
     const i32 lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    const i32 tile = at.tile_n * line.tiles_m + at.tile_m;
-    const i32 first = line.owner(tile * line.stages_per_tile);
-    const i32 last = line.owner((tile + 1) * line.stages_per_tile - 1);
-    float4* const mine = partial(blockIdx.x, first);
-
+    const u32 scratch = shared + C::scratch_at;
+    const u32 own = scratch + threadIdx.x / 32 * C::scratch_warp_bytes + (2 * t * kScratchRow + g) * 4;
 #pragma unroll
     for (i32 j = 0; j < C::columns; ++j) {
-      const u32 scratch = shared + C::scratch_at;
-      const u32 own = scratch + (warp_n * C::warps_k + warp_k) * C::scratch_warp_bytes;
-      __syncthreads();  // the scratch is free again
+      __syncthreads();  // the scratch is free
 #pragma unroll
       for (i32 i = 0; i < 4; ++i) {
         const float* v = sums.v[i][j].v;
-        ptx::store_shared(own + ((2 * t) * kScratchRow + 16 * i + g) * 4, v[0]);
-        ptx::store_shared(own + ((2 * t + 1) * kScratchRow + 16 * i + g) * 4, v[1]);
-        ptx::store_shared(own + ((2 * t) * kScratchRow + 16 * i + g + 8) * 4, v[2]);
-        ptx::store_shared(own + ((2 * t + 1) * kScratchRow + 16 * i + g + 8) * 4, v[3]);
+        ptx::store_shared(own + 16 * i * 4, v[0]);
+        ptx::store_shared(own + (16 * i + kScratchRow) * 4, v[1]);
+        ptx::store_shared(own + (16 * i + 8) * 4, v[2]);
+        ptx::store_shared(own + (16 * i + 8 + kScratchRow) * 4, v[3]);
       }
       __syncthreads();
+#pragma unroll 1
       for (i32 q = threadIdx.x; q < 8 * quads; q += C::threads) {
-        const i32 token = q / quads, column = q % quads * 4;
-        const i32 row = output_row(at.tile_m, j * 8 + token);
+        const i32 token = q / quads, quad = q % quads;
+        const i32 row = row_of(j * 8 + token);
         if (row < 0) continue;
-        u32 from = scratch + column / kStrip * (C::warps_k * C::scratch_warp_bytes) +
-                   (token * kScratchRow + column % kStrip) * 4;
+        const i32 strip = quad * 4 / kStrip;
+        const u32 from = scratch + strip * (C::warps_k * C::scratch_warp_bytes) +
+                         (token * kScratchRow + quad * 4 - strip * kStrip) * 4;
         float4 v = ptx::load_shared_f32x4(from);
-        for (i32 w = 1; w < C::warps_k; ++w) {
-          from += C::scratch_warp_bytes;
-          const float4 u = ptx::load_shared_f32x4(from);
-          v.x += u.x, v.y += u.y, v.z += u.z, v.w += u.w;
-        }
-        if (first == last)
-          finish(v, expert, row, at.tile_n * C::tile_n + column);
-        else
-          mine[j * 8 * quads + q] = v;
+#pragma unroll
+        for (i32 w = 1; w < C::warps_k; ++w) add(v, ptx::load_shared_f32x4(from + w * C::scratch_warp_bytes));
+        use(j * 8 + token, row, quad, v);
       }
     }
-    if (first != last && arrive_last(first, last)) sum_partials(at, expert, first, last);
   }
 
-  // Counts this CTA in; true for the one that comes last, which then sees what all others wrote.
-  __device__ __forceinline__ bool arrive_last(i32 first, i32 last) const {
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      const bool is_last = atomicAdd(&p.counters[first], 1u) == static_cast<u32>(last - first);
-      if (is_last) p.counters[first] = 0;  // ready for the next launch
-      *reinterpret_cast<volatile i32*>(flag) = is_last;
-    }
-    __syncthreads();
-    const bool is_last = *reinterpret_cast<volatile i32*>(flag);
-    if (is_last) __threadfence();
-    return is_last;
+  // A CTA shares at most two tiles with others: the one it ends in the middle of (slot 0; it is that tile's first CTA),
+  // and the one it begins in the middle of (slot 1).
+  __device__ __forceinline__ u32x4* slot(i32 cta, i32 first) const {
+    const i64 index = 2 * static_cast<i64>(cta) + (cta == first ? 0 : 1);
+    return reinterpret_cast<u32x4*>(p.partials) + index * (C::tile_m * quads);
   }
 
-  // In the order of the CTAs, whoever does it: the result does not depend on timing.
-  __device__ __forceinline__ void sum_partials(const Position& at, i32 expert, i32 first, i32 last) const {
-    constexpr i32 quads = C::tile_n / 4;
+  // Stores the tile `at`, or this CTA's part of it; true if the tile is to be finished later by `finish_shared`.
+  __device__ __forceinline__ bool store(const Sums<C>& sums) const {
+    const i32 first = line.owner(at, 0), last = line.owner(at, line.stages - 1);
+    u32x4* const mine = slot(blockIdx.x, first);
+    sum_warps(sums, [&](i32 tile_row, i32 row, i32 quad, float4 v) {
+      if (first == last)
+        finish(v, row, quad);
+      else
+        ptx::store_relaxed(mine + tile_row * quads + quad, {word(v.x), word(v.y), word(v.z), word(v.w)});
+    });
+    return first != last && last == static_cast<i32>(blockIdx.x);
+  }
+
+  static constexpr u32 kEmpty = 0xffffffffu;
+  static __device__ __forceinline__ u32 word(float v) {
+    const u32 bits = __float_as_uint(v);
+    return bits == kEmpty ? 0x7fffffffu : bits;  // another NaN
+  }
+
+  // Sums the parts of the tile `at` in the order of their CTAs.
+  __device__ __forceinline__ void finish_shared() const {
+    constexpr i32 kBatch = 4;  // loads in flight
+    const i32 first = line.owner(at, 0), last = blockIdx.x;
     for (i32 q = threadIdx.x; q < C::tile_m * quads; q += C::threads) {
-      const i32 row = output_row(at.tile_m, q / quads);
+      const i32 row = row_of(q / quads);
       if (row < 0) continue;
-      float4 v = ptx::load_global_l2(partial(first, first) + q);
-      for (i32 cta = first + 1; cta <= last; ++cta) {
-        const float4 u = ptx::load_global_l2(partial(cta, first) + q);
-        v.x += u.x, v.y += u.y, v.z += u.z, v.w += u.w;
+      float4 v = {};
+      for (i32 cta = first; cta <= last; cta += kBatch) {
+        u32x4 part[kBatch];
+#pragma unroll
+        for (i32 i = 0; i < kBatch; ++i)
+          if (cta + i <= last) part[i] = ptx::load_relaxed(slot(cta + i, first) + q);
+#pragma unroll
+        for (i32 i = 0; i < kBatch; ++i) {
+          if (cta + i > last) break;
+          u32x4* const from = slot(cta + i, first) + q;
+          u32x4 u = part[i];
+          while (u.x == kEmpty || u.y == kEmpty || u.z == kEmpty || u.w == kEmpty) u = ptx::load_relaxed(from);
+          ptx::store_relaxed(from, {kEmpty, kEmpty, kEmpty, kEmpty});
+          add(v, {__uint_as_float(u.x), __uint_as_float(u.y), __uint_as_float(u.z), __uint_as_float(u.w)});
+        }
       }
-      finish(v, expert, row, at.tile_n * C::tile_n + q % quads * 4);
+      finish(v, row, q % quads);
     }
   }
 };

@@ -1,9 +1,10 @@
 // The Marlin family: quantized weights x fp16/bf16 activations on warp-level tensor cores, dense and MoE. SM80+.
 //
-// One CTA walks its piece of the stream-K line. Every stage holds, for tile_k input features, the codes and scales of
-// tile_n output features and the activations of tile_m tokens; stages - 1 of them are in flight while one is computed.
-// Weights are the MMA's row operand (D^T = B^T A^T): eight tokens fill one MMA, so decoding wastes little.
-// Weights do not depend on the kernel before: on SM90+ their first stages are requested before waiting for it.
+// Each CTA walks its share of the stream-K line. A stage holds, for tile_k input features, the codes and scales of tile_n output
+// features and the activations of tile_m tokens; stages - 1 of them are in flight while one is computed. Each warp
+// multiplies one 64 x 64 block of it; warps side by side along k are summed at the end of a tile. Weights are the MMA's row
+// operand (D^T = B^T A^T): eight tokens fill one MMA, so decoding wastes little. Weights do not depend on the kernel
+// before: on SM90+ their first stages are requested before waiting for it.
 #pragma once
 #include "billhook/epilogue/marlin_store.cuh"
 #include "billhook/ptx/grid.cuh"
@@ -33,37 +34,27 @@ __device__ __forceinline__ void run(const GemmParams& p) {
   if (count == 0) return;
 
   Loader<C> loader(p, line, shared, begin);
-  if constexpr (C::indexed) {
-    loader.find_rows();
-    for (i32 s = 0; s < C::stages - 1; ++s) {
-      if (s < count) {
-        loader.load_weights();
-        loader.load_activations();
-        loader.advance();
-      }
-      ptx::cp_async_commit();
-    }
-  } else {
-    Loader<C> ahead = loader;  // weights alone, before the kernel that makes the activations has ended
+  if constexpr (!C::indexed) {
+    Loader<C> early = loader;
     for (i32 s = 0; s < C::stages - 1 && s < count; ++s) {
-      ahead.load_weights();
-      ahead.slot = ahead.slot + 1;
-      ahead.next.advance(line);
+      early.load_weights();
+      early.advance(true);
     }
     ptx::wait_for_prerequisites();
-    loader.find_rows();
-    for (i32 s = 0; s < C::stages - 1; ++s) {
-      if (s < count) {
-        loader.load_activations();
-        loader.advance();
-      }
-      ptx::cp_async_commit();
+  }
+  for (i32 s = 0; s < C::stages - 1; ++s) {
+    if (s < count) {
+      if constexpr (C::indexed) loader.load_weights();
+      loader.load_activations();
+      loader.advance(s + 1 < count);
     }
+    ptx::cp_async_commit();
   }
 
-  Position at(line, begin);
-  i32 expert = C::indexed ? p.expert_ids[at.tile_m] : 0;
-  Epilogue<C> epilogue{p, line, shared, memory + C::flag_at};
+  Epilogue<C> epilogue{p, shared, line};
+  epilogue.at = line.position(begin);
+  epilogue.expert = expert_of<C>(p, epilogue.at.tile_m);
+  bool finish_later = false;  // the tile that this CTA begins in the middle of
   Sums<C> sums;
   sums.clear();
 
@@ -78,23 +69,30 @@ __device__ __forceinline__ void run(const GemmParams& p) {
     if (done + C::stages - 1 < count) {
       loader.load_weights();
       loader.load_activations();
-      loader.advance();
+      loader.advance(done + C::stages < count);
     }
     ptx::cp_async_commit();
 
-    const bool block_exists = at.stage * C::warps_k + warp_k < p.blocks && at.tile_n * C::warps_n + warp_n < p.strips;
-    if (block_exists && expert >= 0) multiply_block<C>(sums, shared + slot * C::stage_bytes, warp_n, warp_k);
-
-    const Position here = at;
-    if (at.advance(line) || done + 1 == count) {
-      if (expert >= 0) epilogue.store(sums, here, expert, warp_n, warp_k);
-      sums.clear();
-      if (C::indexed && done + 1 < count) expert = p.expert_ids[at.tile_m];
-    }
+    const Position& at = epilogue.at;
+    const bool exists = at.stage * C::warps_k + warp_k < p.blocks && at.tile_n * C::warps_n + warp_n < p.strips;
+    if (exists && epilogue.expert >= 0) multiply_block<C>(sums, shared + slot * C::stage_bytes, warp_n, warp_k);
     if (++slot == C::stages) {
       slot = 0;
       parity ^= 1;
     }
+
+    const bool ends_tile = at.stage + 1 == line.stages;
+    if (ends_tile || done + 1 == count) {
+      finish_later |= epilogue.store(sums);
+      sums.clear();
+    }
+    line.advance(epilogue.at);
+    if (ends_tile && done + 1 < count) epilogue.expert = expert_of<C>(p, at.tile_m);
+  }
+  if (finish_later) {
+    epilogue.at = line.position(begin);
+    epilogue.expert = expert_of<C>(p, epilogue.at.tile_m);
+    epilogue.finish_shared();
   }
 }
 

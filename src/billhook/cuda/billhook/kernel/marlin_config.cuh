@@ -17,7 +17,7 @@ struct Config {
   using Weight = Weight_;
   static constexpr i32 tile_m = tile_m_, tile_n = tile_n_, tile_k = tile_k_, stages = stages_;
   static constexpr i32 group_size = group_size_;  // -1: one scale per output channel
-  static constexpr bool indexed = indexed_;
+  static constexpr bool indexed = indexed_;  // MoE: rows of A are found through sorted_token_ids
 
   static constexpr i32 warps_n = tile_n / kStrip, warps_k = tile_k / kStrip;
   static constexpr i32 warps = warps_n * warps_k, threads = 32 * warps;
@@ -26,22 +26,23 @@ struct Config {
 
   // Group scales multiply the sums of one group in float32 while a second set of accumulators fits into the registers;
   // beyond that they multiply the weights before the MMA, at the price of one rounding to 16 bits per weight.
-  static constexpr bool scale_sums = tile_m <= 32;
+  static constexpr bool scale_sums = tile_m <= 16 || (tile_m <= 32 && warps <= 8);
 
-  // Registers allow: 65536 / (threads * CTAs).
-  static constexpr i32 min_ctas = tile_m <= 16 ? 512 / threads : tile_m <= 32 ? 320 / threads : 256 / threads;
+  // 16 warps an SM hide latency best; above 16 tokens the sums of a warp need the registers of two.
+  static constexpr i32 resident_warps = tile_m <= 16 ? 16 : 8;
+  static constexpr i32 min_ctas = resident_warps > warps ? resident_warps / warps : 1;
 
   static constexpr i32 groups_per_stage = channel_scales ? 0 : tile_k > group_size ? tile_k / group_size : 1;
   static constexpr i32 code_bytes = warps * kBlockBytes;
   static constexpr i32 scale_bytes = warps_n * groups_per_stage * kScaleBytes;
-  static constexpr i32 activation_bytes = tile_m * tile_k * 2;
+  static constexpr i32 activation_row = tile_k * 2 + 16;  // + 16: ldmatrix then meets every bank once
+  static constexpr i32 activation_bytes = tile_m * activation_row;
   static constexpr i32 stage_bytes = code_bytes + activation_bytes + scale_bytes;
   static constexpr i32 scratch_warp_bytes = 8 * kScratchRow * 4;
 
   // Offsets in dynamic shared memory.
   static constexpr i32 scratch_at = stages * stage_bytes;
   static constexpr i32 barriers_at = scratch_at + warps * scratch_warp_bytes;
-  static constexpr i32 flag_at = barriers_at + 8 * stages;
   static constexpr i32 shared_bytes = barriers_at + 128;
 
   static_assert(tile_m % 8 == 0 && tile_n % kStrip == 0 && tile_k % kStrip == 0, "tile does not divide");

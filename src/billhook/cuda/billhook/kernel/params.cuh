@@ -10,8 +10,7 @@ struct GemmParams {
   const void* scales;                   // packed scales (docs/layout.md)
   const void* bias;                     // [E,] n in the output's type; may be null
   void* d;                              // output, rows of ldd elements
-  float* partials;                      // 2 slots of tile_m x tile_n per CTA
-  u32* counters;                        // one per CTA, zero before and after the launch
+  u32* partials;                        // 2 slots of tile_m x tile_n words per CTA; all ones before and after the launch
   const i32* sorted_token_ids;          // MoE: row ids in blocks of tile_m; an id >= m is padding
   const i32* expert_ids;                // MoE: expert of each block; -1 skips the block
   const i32* num_tokens_padded;         // MoE: one number, the used length of sorted_token_ids

@@ -1,7 +1,7 @@
 // The consumer side of the Marlin mainloop: one warp multiplies one 64 (n) x 64 (k) block of weights with the tokens of
 // the tile, straight from shared memory: codes -> fragment registers -> mma.sync -> float32 sums.
 #pragma once
-#include "billhook/mainloop/marlin_load.cuh"
+#include "billhook/kernel/marlin_config.cuh"
 #include "billhook/mma/mma_sync.cuh"
 #include "billhook/ptx/memory.cuh"
 
@@ -34,12 +34,12 @@ struct Tokens {
 
   __device__ __forceinline__ Tokens(u32 activations, i32 warp_k, i32 step) {
     const i32 lane = threadIdx.x % 32;
-    const i32 chunk = warp_k * 8 + step * 2;
+    const i32 column = warp_k * kStrip + step * 16 + lane / 8 % 2 * 8;
 #pragma unroll
     for (i32 j = 0; j < C::columns; j += 2) {
       // Matrices 0, 1: the two halves of k for tokens 8 j ..; matrices 2, 3: for the next 8 (the same again if there are none).
       const i32 row = min(j + lane / 16, C::columns - 1) * 8 + lane % 8;
-      const u32x4 v = ptx::ldmatrix_x4(activations + activation_offset<C>(row, chunk + lane / 8 % 2));
+      const u32x4 v = ptx::ldmatrix_x4(activations + row * C::activation_row + column * 2);
       r[j][0] = v.x;
       r[j][1] = v.y;
       if (j + 1 < C::columns) {

@@ -39,14 +39,20 @@ __device__ __forceinline__ u32x4 ldmatrix_x4(u32 address) {
   return v;
 }
 
-// Through L2 only: for data that other CTAs write while this kernel runs.
-__device__ __forceinline__ float4 load_global_l2(const float4* pointer) {
-  float4 v;
-  asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
-               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+// Accesses that meet those of other CTAs while the kernel runs: each 4-byte word is read or written whole, in no order.
+__device__ __forceinline__ u32x4 load_relaxed(const u32x4* pointer) {
+  u32x4 v;
+  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "l"(pointer)
                : "memory");
   return v;
+}
+
+__device__ __forceinline__ void store_relaxed(u32x4* pointer, u32x4 v) {
+  asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(pointer), "r"(v.x), "r"(v.y), "r"(v.z),
+               "r"(v.w)
+               : "memory");
 }
 
 }  // namespace billhook::ptx
