@@ -202,20 +202,20 @@ def _suspicious(rules: Sequence[Rule]) -> Iterator[Finding]:
 def _meant(comparison: Comparison, rules: Sequence[Rule]) -> int | None:
     """Return the constant that was probably meant, or None if this one looks right.
 
-    `K < 4097` and `K <= 4096` say the same: a constant passes if it or a neighbour is aligned.
+    Round constants are what they seem. Others are slips if their digits are those of a round one in another
+    order, or if they are close to it; but `K < 4097` says `K <= 4096`, so a round neighbour speaks for them.
     """
     value = comparison.value
     aligned = _ALIGNMENT[comparison.variable]
-    if any((value + step) % aligned == 0 for step in (-1, 0, 1)):
+    if value % aligned == 0:
         return None
     others = {one.value for rule in rules for one in rule.comparisons if one.value % aligned == 0}
-    candidates = [one for one in sorted(others | set(_ROUND)) if one != value and _alike(value, one)]
-    return min(candidates, key=lambda one: abs(one - value), default=None)
-
-
-def _alike(value: int, other: int) -> bool:
-    swapped = value >= 100 and sorted(str(value)) == sorted(str(other))
-    return swapped or 0 < abs(value - other) <= _NEAR * other
+    candidates = sorted(others | set(_ROUND))
+    swapped = [one for one in candidates if value >= 100 and sorted(str(one)) == sorted(str(value))]
+    near = [one for one in candidates if abs(one - value) <= _NEAR * one]
+    if any((value + step) % aligned == 0 for step in (-1, 1)):
+        near = []
+    return min(swapped or near, key=lambda one: abs(one - value), default=None)
 
 
 def _effect(rules: Sequence[Rule], index: int, place: int, meant: int) -> str:

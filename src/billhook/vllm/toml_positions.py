@@ -17,6 +17,7 @@ _TOKEN = re.compile(
       (?P<comment>\#[^\n]*)
     | (?P<string>\"{3}(?:\\.|[^\\])*?\"{3} | '{3}.*?'{3} | "(?:\\.|[^"\\\n])*" | '[^'\n]*')
     | (?P<header>^[ \t]*\[\[[ \t]*(?P<array>[\w.-]+)[ \t]*\]\])
+    | (?P<table>^[ \t]*\[[^\[\n]*\])
     | (?P<key>[\w-]+)[ \t]*=[ \t]*
     """,
     re.VERBOSE | re.DOTALL | re.MULTILINE,
@@ -53,6 +54,8 @@ def entries(text: str, name: str) -> list[Entry]:
             inside = token["array"] == name
             if inside:
                 found.append(Entry(position(text, token.start("header") + token["header"].index("["))))
+        elif token["table"]:
+            inside = False
         elif token["key"] and inside:
             found[-1].keys.setdefault(token["key"], position(text, token.end()))
     return found
