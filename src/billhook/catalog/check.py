@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 from ..arch import Arch, parse, supported
 from ..config import KernelConfig, Tile
+from ..families import marlin
 from .coverage import first_gap, unreachable
-from .entry import Catalog, deepest, tile_name
+from .entry import MIN_STAGES, Catalog, tile_name
 from .rule import Rule
 
 _CAPABILITIES = tuple(parse(text).capability for text in supported())
@@ -18,7 +20,7 @@ def wrong_tile(catalog: Catalog) -> str | None:
     for tile in catalog.tiles:
         why: str | None = None
         for config in (config for target in _CAPABILITIES for config in _configs(catalog, tile, target)):
-            why = deepest(config)[1]
+            why = marlin.illegal(config)
             if why is None:
                 break
         if why is not None:
@@ -69,8 +71,10 @@ def _words(rule: Rule) -> str:
 
 
 def _configs(catalog: Catalog, tile: Tile, capability: tuple[int, int]) -> list[KernelConfig]:
+    """Return the tile as a kernel for each format, with the shallowest pipeline: the last to be illegal."""
+    shallow = replace(tile, stages=min(tile.stages, MIN_STAGES))
     return [
-        KernelConfig(catalog.family, types, group_size, tile, indexed=False, arch=Arch(*capability))
+        KernelConfig(catalog.family, types, group_size, shallow, indexed=False, arch=Arch(*capability))
         for one in catalog.formats
         for types in one.types()
         for group_size in one.group_sizes
@@ -78,4 +82,4 @@ def _configs(catalog: Catalog, tile: Tile, capability: tuple[int, int]) -> list[
 
 
 def _legal_for_all(catalog: Catalog, tile: Tile, capability: tuple[int, int]) -> bool:
-    return all(deepest(config)[1] is None for config in _configs(catalog, tile, capability))
+    return all(marlin.illegal(config) is None for config in _configs(catalog, tile, capability))

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Sequence
 from .rule import Rule
 
 Box = tuple[tuple[float, float], ...]
+Target = tuple[int, int]  # compute capability
+Case = tuple[tuple[int, bool], ...]  # positions of the rules that apply, and whether their tiles are legal
 EVERYTHING: Box = ((0, math.inf),) * 3
 
 
@@ -24,7 +26,7 @@ def uncovered(box: Box, covers: Iterable[Box]) -> list[Box]:
 
 
 def unreachable(
-    rules: Sequence[Rule], targets: Iterable[tuple[int, int]], legal: Callable[[str, tuple[int, int]], bool]
+    rules: Sequence[Rule], targets: Iterable[Target], legal: Callable[[str, Target], bool]
 ) -> list[int]:
     """Return the positions of rules that no problem on any target can choose.
 
@@ -33,21 +35,20 @@ def unreachable(
         targets: Compute capabilities.
         legal: Whether the tile of that name exists there for every format.
     """
+    boxes = [_box(rule) for rule in rules]
     reached: set[int] = set()
-    for moe, capability in _cases(targets):
+    for case in _cases(rules, targets, legal):
         shadows: list[Box] = []
-        for position, rule in enumerate(rules):
-            if not rule.applies(moe, capability):
-                continue
-            if position not in reached and uncovered(_box(rule), shadows):
+        for position, wins in case:
+            if position not in reached and uncovered(boxes[position], shadows):
                 reached.add(position)
-            if legal(rule.tile, capability):
-                shadows.append(_box(rule))
+            if wins:
+                shadows.append(boxes[position])
     return [position for position in range(len(rules)) if position not in reached]
 
 
 def first_gap(
-    rules: Sequence[Rule], targets: Iterable[tuple[int, int]], legal: Callable[[str, tuple[int, int]], bool]
+    rules: Sequence[Rule], targets: Iterable[Target], legal: Callable[[str, Target], bool]
 ) -> str | None:
     """Return, in words, problems that no rule with a legal tile serves; None if there are none.
 
@@ -56,19 +57,28 @@ def first_gap(
         targets: Compute capabilities.
         legal: Whether the tile of that name exists there for every format.
     """
-    for moe, capability in _cases(targets):
-        served = [
-            _box(rule) for rule in rules if rule.applies(moe, capability) and legal(rule.tile, capability)
-        ]
-        gaps = uncovered(EVERYTHING, served)
+    for case, (moe, capability) in _cases(rules, targets, legal).items():
+        gaps = uncovered(EVERYTHING, (_box(rules[position]) for position, wins in case if wins))
         if gaps:
             kind = "MoE" if moe else "dense"
             return f"{kind} layers on {capability[0]}.{capability[1]} with {_describe(gaps[0])}"
     return None
 
 
-def _cases(targets: Iterable[tuple[int, int]]) -> list[tuple[bool, tuple[int, int]]]:
-    return [(moe, capability) for capability in targets for moe in (False, True)]
+def _cases(
+    rules: Sequence[Rule], targets: Iterable[Target], legal: Callable[[str, Target], bool]
+) -> dict[Case, tuple[bool, Target]]:
+    """Return what tells kinds of layers and targets apart, each with the first (moe, target) like it."""
+    cases: dict[Case, tuple[bool, Target]] = {}
+    for target in targets:
+        for moe in (False, True):
+            case = tuple(
+                (position, legal(rule.tile, target))
+                for position, rule in enumerate(rules)
+                if rule.applies(moe, target)
+            )
+            cases.setdefault(case, (moe, target))
+    return cases
 
 
 def _box(rule: Rule) -> Box:

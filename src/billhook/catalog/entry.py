@@ -12,7 +12,7 @@ from ..dtypes import dtype
 from ..families import marlin
 from .rule import Rule
 
-_MIN_STAGES = 2
+MIN_STAGES = 2  # one to compute on while the other is filled
 
 
 class Format(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -69,7 +69,7 @@ def deepest(config: KernelConfig) -> tuple[KernelConfig, str | None]:
     """
     wanted, why_not_wanted = config, marlin.illegal(config)
     why = why_not_wanted
-    while why is not None and config.tile.stages > _MIN_STAGES:
+    while why is not None and config.tile.stages > MIN_STAGES:
         config = replace(config, tile=replace(config.tile, stages=config.tile.stages - 1))
         why = marlin.illegal(config)
     # what no depth changes is told of the config that was asked about
