@@ -50,13 +50,13 @@ def command(
     """
     from ..arch import parse_list
     from ..build import build_plan, check_target, plan_units
-    from ..build.report import Progress, print_outcome, summary
     from ..driver import native_archs
     from ..dtypes import dtype
     from ..errors import CompileError
     from ..models import load_model
     from ..plan import DEFAULT_MAX_TOKENS, make_plan
     from .options import parse_sizes
+    from .outcome import Progress, print_outcome, summary
 
     sizes = parse_sizes(tp)
     check_target(out)
@@ -88,10 +88,7 @@ def command(
         print_outcome(outcome, plan)
         if outcome.bundle:
             compiled = sum(not artifact.cached for artifact in outcome.artifacts)
-            click.echo(
-                f"\n{out}: {len(outcome.artifacts)} kernels, "
-                f"{compiled} compiled, {seconds:.1f} s"
-            )
+            click.echo(f"\n{out}: {len(outcome.artifacts)} kernels, {compiled} compiled, {seconds:.1f} s")
     if outcome.failures:
         raise CompileError(
             f"{len(outcome.failures)} of {len(outcome.failures) + len(outcome.artifacts)} kernels did not "

@@ -1,22 +1,23 @@
-"""Show a build on a terminal: progress while it runs, a table at its end, or JSON for programs."""
+"""Show a build: progress while it runs, a table at its end, or JSON for programs."""
 
 from __future__ import annotations
 
 import sys
+from shutil import get_terminal_size
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from ..errors import CompileError
-from .artifact import Artifact, Unit
-from .make import Outcome
+from .columns import align
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from ..build import Artifact, Outcome, Unit
     from ..plan import Plan
 
 _LOG_LINES = 40  # of a failed kernel's log; the first errors are those that matter
-_FILE_WIDTH = 200  # columns of a table that goes to a file or a pipe
+_HEADINGS = ("arch", "registers", "shared", "spills", "cubin", "compile", "needed by")
 
 
 class Progress:
@@ -39,7 +40,6 @@ class Progress:
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.description}"),
             console=self._console,
             transient=True,
             disable=not self._console.is_terminal,
@@ -58,60 +58,53 @@ class Progress:
     def done(self, unit: Unit, outcome: Artifact | CompileError) -> None:
         """Count one kernel."""
         self._count += 1
-        self._bar.update(self._task, advance=1, description=unit.name)
+        self._bar.update(self._task, advance=1)
         if not self._console.is_terminal:
-            print(f"[{self._count}/{self._total}] {unit.name}: {_how(outcome)}", file=sys.stderr, flush=True)
+            how = "FAILED" if isinstance(outcome, CompileError) else _how(outcome)
+            print(f"[{self._count}/{self._total}] {unit.name}: {how}", file=sys.stderr, flush=True)
 
 
-def _how(outcome: Artifact | CompileError) -> str:
-    if isinstance(outcome, CompileError):
-        return "FAILED"
-    return "cached" if outcome.cached else f"{outcome.seconds:.1f} s"
+def _how(artifact: Artifact) -> str:
+    return "cached" if artifact.cached else f"{artifact.seconds:.1f} s"
 
 
 def print_outcome(outcome: Outcome, plan: Plan) -> None:
     """Print what was compiled as a table on stdout; warnings and failed kernels' logs on stderr."""
-    from rich.console import Console
-
-    out = Console(highlight=False)
-    if not out.is_terminal:
-        out = Console(highlight=False, width=_FILE_WIDTH)
     if outcome.artifacts:
-        _print_table(out, outcome, plan)
+        click.echo("\n".join(_table(outcome, plan)))
     for artifact in outcome.artifacts:
         for warning in _worries(artifact):
-            print(f"billhook: warning: {artifact.unit.name}: {warning}", file=sys.stderr)
+            click.echo(f"billhook: warning: {artifact.unit.name}: {warning}", err=True)
     for name, error in outcome.failures.items():
-        print(f"billhook: error: {error}", file=sys.stderr)
+        click.echo(f"billhook: error: {error}", err=True)
         lines = error.log.splitlines()
-        print("\n".join(f"  {line}" for line in lines[:_LOG_LINES]), file=sys.stderr)
+        click.echo("\n".join(f"  {line}" for line in lines[:_LOG_LINES]), err=True)
         if len(lines) > _LOG_LINES:
-            print(f"  ... and {len(lines) - _LOG_LINES} more lines on {name}", file=sys.stderr)
+            click.echo(f"  ... and {len(lines) - _LOG_LINES} more lines on {name}", err=True)
 
 
-def _print_table(out: Console, outcome: Outcome, plan: Plan) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("kernel", overflow="fold")
-    table.add_column("arch")
-    for heading in ("registers", "shared", "spills", "cubin", "compile"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("needed by", overflow="fold")
+def _table(outcome: Outcome, plan: Plan) -> list[str]:
+    """Return a line per kernel; on a terminal too narrow for its name and its numbers, two."""
     needed_by = _needed_by(plan)
-    for artifact in outcome.artifacts:
-        unit = artifact.unit
-        table.add_row(
-            unit.name,
-            str(unit.arch),
-            str(artifact.registers),
-            str(artifact.shared_memory),
-            str(artifact.spills) if not artifact.spills else f"[red]{artifact.spills}[/red]",
-            str(len(artifact.cubin)),
+    one_model = len({layer.model for layer in plan.layers}) == 1
+    names = ["kernel", *(artifact.unit.name for artifact in outcome.artifacts)]
+    rows = [
+        (
+            str(artifact.unit.arch),
+            artifact.registers,
+            artifact.shared_memory,
+            artifact.spills,
+            len(artifact.cubin),
             _how(artifact),
-            _layers(unit, needed_by, one_model=len({layer.model for layer in plan.layers}) == 1),
+            _layers(artifact.unit, needed_by, one_model=one_model),
         )
-    out.print(table)
+        for artifact in outcome.artifacts
+    ]
+    wide = align([(name, *row) for name, row in zip(names, [_HEADINGS, *rows], strict=True)])
+    if not sys.stdout.isatty() or max(map(len, wide)) <= get_terminal_size().columns:
+        return wide
+    numbers = align([_HEADINGS, *rows])
+    return [line for name, row in zip(names, numbers, strict=True) for line in (name, f"    {row}")]
 
 
 def _worries(artifact: Artifact) -> list[str]:
