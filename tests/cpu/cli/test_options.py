@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from billhook.cli.options import parse_sizes
+from billhook.errors import InputError
+
+
+@given(st.lists(st.integers(1, 64), min_size=1, max_size=8))
+def test_commas_and_repetition_say_the_same(sizes: list[int]) -> None:
+    expected = list(dict.fromkeys(sizes))
+    assert parse_sizes([",".join(map(str, sizes))]) == expected
+    assert parse_sizes(map(str, sizes)) == expected
+
+
+@pytest.mark.parametrize("text", ["", ",", "0", "-1", "1,x", "1.5", "²"])
+def test_anything_else_is_refused_by_the_options_name(text: str) -> None:
+    with pytest.raises(InputError, match="--tp takes positive whole numbers"):
+        parse_sizes([text])
