@@ -29,7 +29,11 @@ def names(job: Job) -> list[str]:
 
 def render(job: Job) -> list[SourceFile]:
     """Render the selector and the `.cu` files, in the order of `names`."""
-    planned = plan(job)
+    return render_plan(plan(job), job)
+
+
+def render_plan(planned: MarlinPlan, job: Job) -> list[SourceFile]:
+    """Render the selector and the `.cu` files of a plan."""
     kernels = [
         SourceFile(file.name, text.render("marlin_kernels.cu.jinja", file=file)) for file in planned.files
     ]
