@@ -92,7 +92,7 @@ def launch_gemm(
     kernel = gemm.kernel
     strips, blocks = -(-n // 64), -(-k // 64)
     ctas = min(work_items(gemm, tiles_m, strips, blocks, split_k), kernel.resident)
-    space = workspace(kernel.device, stream, capturing, *marlin.workspace(gemm.config, ctas))
+    partials = workspace(kernel.device, stream, capturing, marlin.workspace(gemm.config, ctas))
     params.pack_into(
         _arguments.gemm,
         0,
@@ -101,8 +101,7 @@ def launch_gemm(
         scales,
         bias,
         d,
-        space.partials,
-        space.counters,
+        partials,
         sorted_token_ids,
         expert_ids,
         num_tokens_padded,

@@ -11,7 +11,6 @@ POINTERS = (
     "bias",
     "d",
     "partials",
-    "counters",
     "sorted_token_ids",
     "expert_ids",
     "num_tokens_padded",

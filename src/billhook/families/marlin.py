@@ -12,7 +12,7 @@ from ..dtypes import BF16, F16, U4B8
 FAMILY = "marlin"
 GROUP_SIZES = (-1, 32, 64, 128)
 BLOCK_BYTES = STRIP * STRIP // 2  # codes of one 64 x 64 block of 4-bit weights
-_MOST_GROUP_SUMS = 16  # tile_m up to which group scales multiply float32 sums
+ROW_PADDING = 16  # bytes after a row of activations, against bank conflicts
 SCRATCH_BYTES_PER_WARP = 8 * (STRIP + 4) * 4  # 8 tokens x 64 features (+4 against bank conflicts), f32
 
 
@@ -28,10 +28,10 @@ def shared_memory(config: KernelConfig) -> int:
     """Return the dynamic shared memory of one CTA, bytes."""
     tile = config.tile
     codes = tile.warps_n * tile.warps_k * BLOCK_BYTES
-    activations = tile.tile_m * tile.tile_k * 2
+    activations = tile.tile_m * (tile.tile_k * 2 + ROW_PADDING)
     pipeline = tile.stages * (codes + activations + scale_bytes_per_stage(config))
     scratch = tile.warps_n * tile.warps_k * SCRATCH_BYTES_PER_WARP
-    return pipeline + scratch + 128  # 128: mbarriers, one per stage, and the split counter's flag
+    return pipeline + scratch + 128  # 128: mbarriers, one per stage
 
 
 def illegal(config: KernelConfig) -> str | None:
@@ -84,15 +84,14 @@ def unserved(config: KernelConfig, problem: Problem) -> str | None:
     return None
 
 
-def workspace(config: KernelConfig, ctas: int) -> tuple[int, int]:
-    """Return (bytes of f32 partial sums, number of u32 counters) that a launch of `ctas` CTAs needs.
+def workspace(config: KernelConfig, ctas: int) -> int:
+    """Return the bytes of partial sums that a launch of `ctas` CTAs needs.
 
-    A CTA's share of the work begins and ends at most two output tiles that it shares
-    with others: two slots each. Counters must be zero before the first launch; every
-    launch leaves them zero.
+    A CTA's share of the work begins and ends in at most two output tiles that it shares
+    with others: two slots each. Every bit must be one before the first launch (a slot is
+    its own flag); every launch leaves it so.
     """
-    slot = config.tile.tile_m * config.tile.tile_n * 4
-    return 2 * ctas * slot, ctas
+    return 2 * ctas * config.tile.tile_m * config.tile.tile_n * 4
 
 
 def rounds_weights(config: KernelConfig) -> bool:
@@ -101,4 +100,6 @@ def rounds_weights(config: KernelConfig) -> bool:
     The kernel does so where no registers are left for the sums of one group; the error
     bound has a term for it.
     """
-    return config.group_size != -1 and config.tile.tile_m > _MOST_GROUP_SUMS
+    tile = config.tile
+    scales_sums = tile.tile_m <= 16 or (tile.tile_m <= 32 and tile.threads <= 256)
+    return config.group_size != -1 and not scales_sums

@@ -187,8 +187,10 @@ def _check_weight(a: torch.Tensor, weight: PackedWeight, moe: bool) -> None:
         raise WeightError(
             f"weight must be a billhook.PackedWeight (got {type(weight).__name__}); pack_weight makes one"
         )
-    if bool(weight.num_experts) != moe:
-        raise WeightError(f"the weight {'is dense; use gemm' if moe else 'holds experts; use moe_gemm'}")
+    if moe and weight.num_experts == 0:
+        raise WeightError("the weight is dense; use gemm")
+    if not moe and weight.num_experts != 0:
+        raise WeightError("the weight holds experts; use moe_gemm")
     if a.shape[-1] != weight.k:
         raise WeightError(f"activations have k={a.shape[-1]}, the weight k={weight.k}")
 

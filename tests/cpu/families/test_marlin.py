@@ -78,4 +78,4 @@ def test_shared_memory_grows_with_the_tile_and_depth() -> None:
 
 
 def test_workspace_holds_two_tiles_for_each_cta() -> None:
-    assert marlin.workspace(LEGAL, 132) == (2 * 132 * 16 * 128 * 4, 132)
+    assert marlin.workspace(LEGAL, 132) == 2 * 132 * 16 * 128 * 4

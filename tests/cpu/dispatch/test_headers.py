@@ -1,0 +1,84 @@
+"""What Python knows of the kernels is what their headers say: the compiler is asked to agree."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import billhook
+from billhook.arch import parse
+from billhook.build.headers import included_headers
+from billhook.build.nvrtc import compile_text
+from billhook.catalog import load
+from billhook.config import GemmTypes, KernelConfig
+from billhook.dispatch import launch, params
+from billhook.dtypes import BF16, U4B8
+from billhook.errors import CompileError
+from billhook.families import marlin
+
+KERNELS = Path(billhook.__file__).parent / "cuda/billhook/kernel"
+ARCH = parse("9.0a")
+TYPES = GemmTypes(BF16, U4B8, BF16, BF16)
+LEGAL = [
+    config
+    for tile in load().tiles
+    for group in marlin.GROUP_SIZES
+    for indexed in (False, True)
+    if marlin.illegal(config := KernelConfig("marlin", TYPES, group, tile, indexed, ARCH)) is None
+]
+
+
+def agree(text: str) -> None:
+    """Compile a source that holds nothing but static assertions."""
+    compile_text("agree.cu", text, included_headers(text), ARCH)
+
+
+def test_the_struct_of_arguments_is_packed_as_the_compiler_lays_it_out() -> None:
+    lines = ['#include "billhook/kernel/params.cuh"', "using P = billhook::GemmParams;"]
+    lines.append(f"static_assert(sizeof(P) == {params.LAYOUT.size});")
+    names = (*params.POINTERS, *params.NUMBERS)
+    for at, name in enumerate(names):
+        offset = 8 * min(at, len(params.POINTERS)) + 4 * max(0, at - len(params.POINTERS))
+        lines.append(f"static_assert(__builtin_offsetof(P, {name}) == {offset});")
+    agree("\n".join(lines))
+    body = re.search(r"struct GemmParams \{(.*?)\n\};", (KERNELS / "params.cuh").read_text(), re.DOTALL)
+    assert body is not None
+    assert re.findall(r"^  [^;]*?(\w+);", body[1], re.MULTILINE) == list(names)
+
+
+def test_memory_threads_and_rounding_are_those_of_the_kernel() -> None:
+    assert len(LEGAL) > 50
+    lines = ['#include "billhook/kernel/marlin_config.cuh"', "using namespace billhook;"]
+    for config in LEGAL:
+        tile = config.tile
+        sizes = (tile.tile_m, tile.tile_n, tile.tile_k, tile.stages, config.group_size, int(config.indexed))
+        kernel = f"marlin::Config<bf16, u4b8, {', '.join(map(str, sizes))}>"
+        rounds = str(marlin.rounds_weights(config)).lower()
+        lines += [
+            f'static_assert({kernel}::shared_bytes == {marlin.shared_memory(config)}, "{config}");',
+            f'static_assert({kernel}::threads == {tile.threads}, "{config}");',
+            f'static_assert((!{kernel}::scale_sums && !{kernel}::channel_scales) == {rounds}, "{config}");',
+        ]
+    agree("\n".join(lines))
+
+
+def test_a_disagreement_would_be_found() -> None:
+    config = replace(LEGAL[0], group_size=-1)
+    with pytest.raises(CompileError):
+        agree(
+            '#include "billhook/kernel/marlin_config.cuh"\n'
+            "static_assert(billhook::marlin::Config<billhook::bf16, billhook::u4b8, 16, 128, 256, 4, -1, 0>"
+            f"::shared_bytes == {marlin.shared_memory(config) + 1});"
+        )
+
+
+def test_the_routing_kernel_is_launched_with_its_own_constants() -> None:
+    lines = [
+        '#include "billhook/kernel/route.cuh"',
+        f"static_assert(billhook::route::kThreads == {launch.ROUTE_THREADS});",
+        f"static_assert(billhook::route::kMaxExperts == {launch.MAX_EXPERTS});",
+    ]
+    agree("\n".join(lines))

@@ -1,0 +1,147 @@
+"""What a launch asks the driver for, with a driver that only listens."""
+
+from __future__ import annotations
+
+import ctypes
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from billhook.config import parse_name
+from billhook.dispatch import cuda, launch, params, workspace
+from billhook.dispatch.loader import GemmKernel, LoadedKernel
+from billhook.errors import CudaError
+
+CONFIG = parse_name("marlin_bf16_u4b8_bf16_bf16_g128_m16n128k256s4_dense_sm90a")
+A, CODES, SCALES, D, M, N, K = 0x1000, 0x2000, 0x3000, 0x4000, 40, 2880, 1104
+
+
+class Listener:
+    """Stands in for cuda-bindings' driver module."""
+
+    CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_RELAXED=2)
+    CUstream_flags = SimpleNamespace(CU_STREAM_NON_BLOCKING=1)
+    CUlaunchAttributeID = SimpleNamespace(CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION=6)
+    CUlaunchConfig = SimpleNamespace
+    CUstream = int
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+        self.launched: list[tuple[Any, bytes]] = []
+        self.status: Any = 0
+        self.memory = 1 << 32
+
+    @staticmethod
+    def CUlaunchAttribute() -> Any:  # noqa: N802 - the driver's name
+        return SimpleNamespace(id=None, value=SimpleNamespace())
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*arguments: Any) -> tuple[Any, ...]:
+            self.calls.append((name, arguments))
+            if name == "cuMemAlloc":
+                self.memory += 1 << 32
+                return 0, self.memory
+            return 0, 7
+
+        return call
+
+    def cuGetErrorString(self, status: Any) -> tuple[int, bytes]:  # noqa: N802
+        return 0, b"in words"
+
+    def cuLaunchKernelEx(self, description: Any, function: Any, pointers: int, extra: int) -> tuple[Any]:  # noqa: N802
+        address = ctypes.c_void_p.from_address(pointers).value
+        assert address is not None
+        self.launched.append((description, ctypes.string_at(address, params.LAYOUT.size)))
+        return (self.status,)
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Listener:
+    listener = Listener()
+    monkeypatch.setattr(cuda, "driver", lambda: listener)
+    monkeypatch.setattr(cuda, "primary_context", lambda device: 99)
+    monkeypatch.setattr(workspace, "_spaces", {})
+    return listener
+
+
+def kernel(resident: int = 132, overlaps: bool = True) -> GemmKernel:
+    loaded = LoadedKernel(CONFIG.name, "handle", 0, CONFIG.tile.threads, 1000, resident, overlaps=overlaps)
+    return GemmKernel(CONFIG, loaded)
+
+
+def start(
+    gemm: GemmKernel, *, tiles_m: int = 3, split_k: bool = True, stream: int = 5, capturing: bool = False
+) -> None:
+    launch.launch_gemm(
+        gemm, stream, capturing, tiles_m,
+        a=A, codes=CODES, scales=SCALES, bias=0, d=D, m=M, n=N, k=K, lda=K, ldd=N, groups=9, split_k=split_k,
+    )  # fmt: skip
+
+
+def test_the_arguments_arrive_in_the_order_of_the_struct(driver: Listener) -> None:
+    start(kernel())
+    ((description, packed),) = driver.launched
+    values = dict(zip((*params.POINTERS, *params.NUMBERS), params.LAYOUT.unpack(packed), strict=True))
+    assert (values["a"], values["codes"], values["scales"], values["d"]) == (A, CODES, SCALES, D)
+    assert (values["m"], values["n"], values["k"], values["lda"], values["ldd"]) == (M, N, K, K, N)
+    assert (values["strips"], values["blocks"], values["groups"]) == (45, 18, 9)
+    assert (values["split_k"], values["top_k"], values["bias"], values["topk_weights"]) == (1, 1, 0, 0)
+    assert values["partials"]
+    assert (description.blockDimX, description.sharedMemBytes, description.hStream) == (256, 1000, 5)
+
+
+def test_the_grid_fills_the_gpu_but_never_outnumbers_the_work(driver: Listener) -> None:
+    # 3 tiles of tokens x ceil(45 strips / 2) x ceil(18 blocks / 4) stages.
+    for resident, split_k, ctas in ((132, True, 132), (10**6, True, 3 * 23 * 5), (10**6, False, 3 * 23)):
+        start(kernel(resident), split_k=split_k)
+        assert driver.launched[-1][0].gridDimX == ctas
+
+
+def test_only_kernels_that_wait_themselves_overlap_the_one_before(driver: Listener) -> None:
+    start(kernel(overlaps=True))
+    (attribute,) = driver.launched[-1][0].attrs
+    assert (attribute.id, attribute.value.programmaticStreamSerializationAllowed) == (6, 1)
+    start(kernel(overlaps=False))
+    assert not hasattr(driver.launched[-1][0], "attrs")
+
+
+def test_a_launch_description_is_made_once(driver: Listener) -> None:
+    gemm = kernel()
+    start(gemm)
+    start(gemm)
+    assert driver.launched[0][0] is driver.launched[1][0]
+    start(gemm, stream=6)
+    assert driver.launched[2][0] is not driver.launched[0][0]
+
+
+def test_streams_and_captures_have_workspaces_of_their_own(driver: Listener) -> None:
+    start(kernel())
+    start(kernel(), stream=6)
+    start(kernel(), capturing=True)
+    start(kernel())
+    assert len({packed[5 * 8 : 6 * 8] for _, packed in driver.launched}) == 3
+
+
+def test_a_workspace_grows_and_begins_as_ones(driver: Listener) -> None:
+    small = workspace.workspace(0, 5, False, 1000)
+    assert workspace.workspace(0, 5, False, 4 << 20) == small
+    large = workspace.workspace(0, 5, False, 100 << 20)
+    assert large != small
+    fills = [arguments[:3] for name, arguments in driver.calls if name == "cuMemsetD8Async"]
+    assert fills == [(small, 0xFF, 4 << 20), (large, 0xFF, 128 << 20)]
+    assert not [name for name, _ in driver.calls if name == "cuMemFree"]  # graphs may hold the old address
+
+
+def test_allocation_leaves_capture_mode_and_context_as_they_were(driver: Listener) -> None:
+    workspace.workspace(0, 5, True, 1000)
+    names = [name for name, _ in driver.calls]
+    assert names[0] == "cuCtxPushCurrent" and names[-1] == "cuCtxPopCurrent"
+    modes = [arguments[0] for name, arguments in driver.calls if name == "cuThreadExchangeStreamCaptureMode"]
+    assert modes == [2, 7]  # relaxed, then what the driver said it was
+
+
+def test_a_refusal_names_the_kernel_and_the_reason(driver: Listener) -> None:
+    driver.status = SimpleNamespace(name="CUDA_ERROR_INVALID_VALUE")
+    with pytest.raises(CudaError, match=r"m16n128k256s4.*132 CTAs.*CUDA_ERROR_INVALID_VALUE \(in words\)"):
+        start(kernel())

@@ -1,0 +1,181 @@
+"""The operators on CPU tensors: results, schemas, tracing, and every refusal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+torch = pytest.importorskip("torch")
+
+import billhook  # noqa: E402
+from billhook.dtypes import BF16, F16  # noqa: E402
+from billhook.errors import InputError, WeightError  # noqa: E402
+from billhook.formats import reference, u4b8  # noqa: E402
+from billhook.ops import PackedWeight, unpack_weight  # noqa: E402
+
+ELEMENTS = {torch.float16: F16, torch.bfloat16: BF16}
+SIZES = st.integers(1, 9).map(lambda count: 16 * count)
+
+
+def draw(k: int, n: int, group: int = 32, experts: int = 0, dtype: Any = torch.bfloat16) -> PackedWeight:
+    codes = torch.randint(0, 16, (experts, k, n) if experts else (k, n), dtype=torch.uint8)
+    groups = u4b8.count_groups(k, group)
+    scales = torch.randn((experts, groups, n) if experts else (groups, n), dtype=dtype)
+    return billhook.pack_weight(codes, scales, group)
+
+
+def check(out: Any, ref: reference.Reference, k: int, group: int) -> None:
+    bound = reference.error_bound(k, group, ELEMENTS[out.dtype], rounded_weights=False)
+    error = np.abs(out.double().numpy() - ref.value)
+    assert (error <= bound.allowed(ref.value, ref.magnitude, ref.activations)).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    m=st.integers(0, 9),
+    k=SIZES,
+    n=SIZES,
+    group=st.sampled_from([-1, 32, 64, 128]),
+    dtype=st.sampled_from(list(ELEMENTS)),
+    with_bias=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_gemm_is_within_the_bound(
+    *, m: int, k: int, n: int, group: int, dtype: Any, with_bias: bool, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    weight, a = draw(k, n, group, dtype=dtype), torch.randn(m, k, dtype=dtype)
+    bias = torch.randn(n, dtype=dtype) if with_bias else None
+    out = billhook.gemm(a, weight, bias)
+    exact = u4b8.dequantize(unpack_weight(weight), np.float64)
+    check(out, reference.gemm(a.double(), exact, None if bias is None else bias.double()), k, group)
+    into = torch.full((m, n + 16), torch.nan, dtype=dtype)
+    assert billhook.gemm(a, weight, bias, out=into[:, :n]).data_ptr() == into.data_ptr()
+    assert torch.equal(into[:, :n], out)
+    assert into[:, n:].isnan().all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    tokens=st.integers(0, 7),
+    experts=st.integers(1, 5),
+    top_k=st.integers(1, 3),
+    block_m=st.sampled_from([1, 8, 16]),
+    extras=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_moe_gemm_is_within_the_bound_with_and_without_a_routing(
+    *, tokens: int, experts: int, top_k: int, block_m: int, extras: bool, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    k, n = 80, 48
+    weight, a = draw(k, n, experts=experts), torch.randn(tokens, k, dtype=torch.bfloat16)
+    ids = torch.randint(-1, experts, (tokens, top_k))
+    factors = torch.rand(tokens, top_k) if extras else None
+    bias = torch.randn(experts, n, dtype=torch.bfloat16) if extras else None
+    routing = billhook.route(ids, experts, block_m)
+    out = billhook.moe_gemm(a, weight, routing, factors, bias)
+    exact = u4b8.dequantize(unpack_weight(weight), np.float64)
+    ref = reference.moe_gemm(a.double(), exact, ids, factors, None if bias is None else bias.double())
+    check(out, ref, k, 32)
+    assert torch.equal(billhook.moe_gemm(a, weight, ids, factors, bias), out)
+
+
+def test_both_gemms_of_a_layer_share_a_routing() -> None:
+    torch.manual_seed(0)
+    w13, w2 = draw(64, 96, experts=4), draw(96, 32, experts=4)
+    a, ids = torch.randn(5, 64, dtype=torch.bfloat16), torch.randint(0, 4, (5, 2))
+    routing = billhook.route(ids, 4, billhook.moe_block_m(w13, 5, 2))
+    hidden = billhook.moe_gemm(a, w13, routing)
+    out = billhook.moe_gemm(hidden, w2, routing, torch.rand(5, 2))
+    assert out.shape == (10, 32)
+    alone = billhook.moe_gemm(hidden, w2, ids.reshape(10, 1))
+    assert torch.equal(billhook.moe_gemm(hidden, w2, routing), alone)
+
+
+def test_the_operators_pass_torch_s_own_checks() -> None:
+    dense, moe = draw(64, 48), draw(64, 48, experts=3)
+    a, ids = torch.randn(4, 64, dtype=torch.bfloat16), torch.randint(0, 3, (4, 2))
+    operators = torch.ops.billhook
+    head = (a, dense.codes, dense.scales, None, 48, 32, True, "")
+    torch.library.opcheck(operators.gemm.default, head)
+    torch.library.opcheck(operators.gemm_out.default, (*head, a.new_empty(4, 48)))
+    head = (a, moe.codes, moe.scales, None, 48, 32, True, "", torch.rand(4, 2))
+    torch.library.opcheck(operators.moe_gemm_topk.default, (*head, ids))
+    sorting = operators.route(ids, 3, 8)
+    torch.library.opcheck(operators.moe_gemm.default, (*head, 2, *sorting, 8, False))
+    torch.library.opcheck(operators.moe_gemm_out.default, (*head, 2, *sorting, 8, False, a.new_empty(8, 48)))
+    torch.library.opcheck(operators.route.default, (ids, 3, 8))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_compiled_function_is_one_graph(dynamic: bool) -> None:
+    dense, moe = draw(64, 64), draw(64, 48, experts=3)
+
+    def layer(a: Any, ids: Any) -> Any:
+        hidden = billhook.gemm(a, dense)
+        routing = billhook.route(ids, 3, 8)
+        return billhook.moe_gemm(hidden, moe, routing) + billhook.moe_gemm(hidden, moe, ids)
+
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for tokens in (3, 6):
+        a, ids = torch.randn(tokens, 64, dtype=torch.bfloat16), torch.randint(0, 3, (tokens, 2))
+        assert torch.equal(compiled(a, ids), layer(a, ids))
+
+
+def test_activations_that_do_not_fit_are_refused() -> None:
+    weight = draw(64, 48)
+    good = torch.randn(4, 128, dtype=torch.bfloat16)[:, :64]
+    assert billhook.gemm(good, weight).shape == (4, 48)
+    for bad, words in (
+        (good.half(), "torch.bfloat16 like the weight's scales"),
+        (good[:, :48], "k=48, the weight k=64"),
+        (torch.randn(64, 4, dtype=torch.bfloat16).t(), "contiguous"),
+        (torch.randn(4, 68, dtype=torch.bfloat16)[:, :64], "multiples of 16 bytes"),
+        (torch.randn(4 * 64 + 1, dtype=torch.bfloat16)[1:].view(4, 64), "multiples of 16 bytes"),
+        (good[0], "contiguous"),
+    ):
+        with pytest.raises(WeightError, match=words):
+            billhook.gemm(bad, weight)
+
+
+def test_other_tensors_that_do_not_fit_are_refused() -> None:
+    weight, moe = draw(64, 48), draw(64, 48, experts=3)
+    a, ids = torch.randn(4, 64, dtype=torch.bfloat16), torch.randint(0, 3, (4, 2))
+    routing = billhook.route(ids, 3, 8)
+    for call, error, words in (
+        (lambda: billhook.gemm(a, weight, torch.zeros(47, dtype=a.dtype)), WeightError, "bias must hold 48"),
+        (lambda: billhook.gemm(a, weight, torch.zeros(48)), WeightError, "torch.bfloat16"),
+        (lambda: billhook.gemm(a, weight, out=a.new_empty(4, 47)), WeightError, r"\[4, 48\]"),
+        (lambda: billhook.gemm(a, weight, out=a.new_empty(48, 4).t()), WeightError, "dense rows"),
+        (lambda: billhook.gemm(a, moe), WeightError, "holds experts; use moe_gemm"),
+        (lambda: billhook.moe_gemm(a, weight, ids), WeightError, "is dense; use gemm"),
+        (lambda: billhook.gemm(a, weight.codes), WeightError, "must be a billhook.PackedWeight"),
+        (lambda: billhook.moe_gemm(a, moe, ids, torch.rand(3)), WeightError, "topk_weights must hold 8"),
+        (lambda: billhook.moe_gemm(a, moe, ids, torch.rand(4, 2).half()), WeightError, "float32"),
+        (lambda: billhook.moe_gemm(a, moe, ids[:3]), InputError, r"topk_ids must be \[4, top_k\]"),
+        (lambda: billhook.moe_gemm(a, moe, ids.float()), InputError, "int32 or int64"),
+        (lambda: billhook.moe_gemm(a[:3], moe, routing), InputError, r"4 rows \(tokens\) or 8 rows"),
+        (lambda: billhook.moe_gemm(a, moe, ids, out=a.new_empty(8, 48)), InputError, "billhook.route first"),
+        (lambda: billhook.moe_gemm(a, moe, billhook.route(ids, 2, 8)), InputError, "2 experts"),
+        (lambda: billhook.route(ids, 0, 8), InputError, "1 to 1024"),
+        (lambda: billhook.route(ids, 1025, 8), InputError, "1 to 1024"),
+        (lambda: billhook.route(ids, 3, 0), InputError, "block_m must be at least 1"),
+        (lambda: billhook.route(ids[0], 3, 8), InputError, r"\[tokens, top_k\]"),
+    ):
+        with pytest.raises(error, match=words):
+            call()
+
+
+def test_a_package_without_torch_in_use_does_not_import_it() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, billhook; billhook.__version__; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    with pytest.raises(AttributeError, match="no attribute 'gemv'"):
+        _ = billhook.gemv

@@ -1,0 +1,96 @@
+"""`billhook verify`: what it runs, and that it sees what is wrong; the operators run on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cpu.build.stand_in import artifacts, small_plan
+
+from billhook.build import Bundle, write_bundle
+from billhook.cli import main
+from billhook.errors import ArchError, CudaError
+
+PLAN = small_plan(max_tokens=20)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return write_bundle(tmp_path / "bundle", PLAN, artifacts(PLAN))
+
+
+@pytest.fixture
+def verify(monkeypatch: pytest.MonkeyPatch) -> Any:
+    pytest.importorskip("torch")
+    from billhook.dispatch import provider
+    from billhook.ops import verify as module
+
+    monkeypatch.setattr(provider, "_current", None)
+    return module
+
+
+def test_every_kernel_runs_and_is_within_its_bound(bundle: Bundle, verify: Any) -> None:
+    told: list[str] = []
+    verdicts = verify.verify_bundle(bundle, (9, 0), device="cpu", tell=told.append)
+    assert [one.kernel for one in verdicts] == [kernel.name for kernel in PLAN.kernels]
+    assert all(one.runs and one.passed and 0 < one.worst <= 1 for one in verdicts)
+    assert len(told) == len(PLAN.dispatch)
+
+
+def test_counts_meet_both_edges_and_odd_ones_between(verify: Any) -> None:
+    from billhook.plan import Range
+
+    counts = verify._counts(Range(17, 64, "k"), 50, quick=False)
+    assert {17, 18, 49, 50, 31, 33} <= set(counts)
+    assert all(17 <= m <= 50 for m in counts)
+    assert verify._counts(Range(17, 64, "k"), 8192, quick=True) == [17, 64]
+    assert verify._counts(Range(17, 64, "k"), 16, quick=False) == []
+
+
+@pytest.mark.parametrize("fault", ["one element", "not written", "written behind"])
+def test_a_wrong_kernel_is_found(
+    bundle: Bundle, verify: Any, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    import torch
+
+    right = verify.gemm
+
+    def wrong(a: Any, weight: Any, bias: Any, *, config: Any, out: Any) -> None:
+        right(a, weight, bias, config=config, out=out)
+        if fault == "one element":
+            out[-1] *= 1.05  # as a lost product would
+        elif fault == "not written":
+            out[0, 3] = torch.nan
+        else:
+            out.as_strided((1, 1), (1, 1), out.numel()).zero_()
+
+    monkeypatch.setattr(verify, "gemm", wrong)
+    verdicts = verify.verify_bundle(bundle, (9, 0), device="cpu", quick=True)
+    dense = {kernel.name for kernel in PLAN.kernels if not kernel.config.indexed}
+    assert {one.kernel for one in verdicts if not one.passed} == dense
+
+
+def test_a_crash_names_the_kernel_and_the_problem(
+    bundle: Bundle, verify: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*arguments: Any, **options: Any) -> None:
+        raise RuntimeError("illegal memory access")
+
+    monkeypatch.setattr(verify, "gemm", crash)
+    with pytest.raises(CudaError, match=r"marlin_\w+_dense_sm90a crashed on .*m=1: illegal memory access"):
+        verify.verify_bundle(bundle, (9, 0), device="cpu")
+
+
+def test_a_bundle_for_other_gpus_is_refused(bundle: Bundle, verify: Any) -> None:
+    with pytest.raises(ArchError, match=r"kernels for 9\.0a; this GPU is 8\.0"):
+        verify.verify_bundle(bundle, (8, 0), device="cpu")
+
+
+def test_without_a_gpu_the_command_says_what_is_missing(
+    bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", str(bundle.folder)]) == 1
+    assert "verify needs" in capsys.readouterr().err
+    assert main(["verify", str(bundle.folder / "absent")]) == 2
+    assert "does not exist" in capsys.readouterr().err

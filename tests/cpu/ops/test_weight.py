@@ -1,0 +1,131 @@
+"""Packed weights as torch tensors: the host's packing, checkpoints, state dicts, refusals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+torch = pytest.importorskip("torch")
+
+import billhook  # noqa: E402
+from billhook.dtypes import BF16  # noqa: E402
+from billhook.errors import WeightError  # noqa: E402
+from billhook.formats import pack, u4b8  # noqa: E402
+from billhook.ops import PackedWeight, unpack_weight  # noqa: E402
+from billhook.ops.weight import from_numpy, to_numpy  # noqa: E402
+
+SIZES = st.integers(1, 12).map(lambda count: 16 * count)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    k=SIZES,
+    n=SIZES,
+    group=st.sampled_from([-1, 32, 64, 128]),
+    experts=st.integers(0, 3),
+    seed=st.integers(0, 2**31),
+)
+def test_torch_packs_as_the_host_does(*, k: int, n: int, group: int, experts: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    head = (experts,) if experts else ()
+    codes = rng.integers(0, 16, (*head, k, n), dtype=np.uint8)
+    scales = rng.standard_normal((*head, u4b8.count_groups(k, group), n)).astype(np.float16)
+    weight = billhook.pack_weight(torch.from_numpy(codes), torch.from_numpy(scales), group)
+    assert (to_numpy(weight.codes).view(np.uint32) == pack.pack_codes(codes)).all()
+    assert (to_numpy(weight.scales) == pack.pack_scales(scales, k, group)).all()
+    back = unpack_weight(weight)
+    assert (back.codes == codes).all() and (back.scales == scales).all()
+
+
+def test_quantizing_a_tensor_is_quantizing_its_numbers() -> None:
+    values = torch.randn(3, 80, 48, dtype=torch.bfloat16)
+    want = u4b8.quantize(values.float().numpy(), 32, BF16)
+    got = unpack_weight(billhook.quantize_weight(values, 32))
+    assert (got.codes == want.codes).all()
+    assert (got.scales == want.scales).all()
+    with pytest.raises(WeightError, match="name one with dtype="):
+        billhook.quantize_weight(values.float(), 32)
+    assert billhook.quantize_weight(values.float(), 32, torch.float16).dtype == torch.float16
+
+
+def test_gptq_and_compressed_tensors_layers_are_packed_alike() -> None:
+    codes = torch.randint(0, 16, (64, 32), dtype=torch.uint8)
+    scales = torch.rand(2, 32, dtype=torch.float16)
+    want = billhook.pack_weight(codes, scales, 32)
+    shifts = torch.arange(0, 32, 4)
+
+    def join(rows: torch.Tensor) -> torch.Tensor:
+        words = (rows.reshape(rows.shape[0], -1, 8).long() << shifts).sum(-1)
+        return (words - ((words >> 31) << 32)).int()
+
+    gptq = billhook.import_gptq(join(codes.t()).t(), scales, join(torch.full((2, 32), 7)), group_size=32)
+    other = billhook.import_compressed_tensors(join(codes.t()), scales.t(), k=64, group_size=32)
+    for got in (gptq, other):
+        assert torch.equal(got.codes, want.codes) and torch.equal(got.scales, want.scales)
+    converted = billhook.import_gptq(join(codes.t()).t(), scales, group_size=32, dtype=torch.bfloat16)
+    assert converted.dtype == torch.bfloat16
+
+
+def test_a_weight_survives_a_state_dict() -> None:
+    weight = billhook.quantize_weight(torch.randn(2, 64, 48), 32, torch.bfloat16)
+    tensors = weight.state_dict("layer.")
+    back = PackedWeight.from_state_dict(tensors, "layer.")
+    assert (back.n, back.k, back.group_size, back.num_experts) == (48, 64, 32, 2)
+    assert torch.equal(back.codes, weight.codes) and torch.equal(back.scales, weight.scales)
+    with pytest.raises(WeightError, match="lacks codes, scales, meta"):
+        PackedWeight.from_state_dict(tensors, "other.")
+    tensors["layer.meta"] = torch.tensor([99, 48, 64, 32, 2])
+    with pytest.raises(WeightError, match="pack it again"):
+        PackedWeight.from_state_dict(tensors, "layer.")
+
+
+def test_copies_have_memory_of_their_own() -> None:
+    weight = billhook.quantize_weight(torch.randn(64, 48), 32, torch.float16)
+    copy = weight.clone()
+    assert copy.codes.data_ptr() != weight.codes.data_ptr()
+    assert weight.to("cpu") is weight
+    assert weight.to("meta").device.type == "meta"
+
+
+def test_what_is_no_packed_weight_is_refused() -> None:
+    weight = billhook.quantize_weight(torch.randn(64, 48), 32, torch.float16)
+    for change, words in (
+        ({"format": "marlin-24"}, "pack it again"),
+        ({"n": 128}, "codes must be"),
+        ({"group_size": 64}, "scales must be"),
+        ({"num_experts": 2}, "codes must be"),
+        ({"codes": weight.codes.float()}, "torch.int32"),
+        ({"codes": weight.codes.transpose(2, 4).contiguous().transpose(2, 4)}, "contiguous"),
+        ({"scales": weight.scales.float()}, "float16 or bfloat16"),
+    ):
+        with pytest.raises(WeightError, match=words):
+            replace(weight, **change)
+
+
+def test_what_cannot_be_packed_is_refused() -> None:
+    codes, scales = torch.zeros(64, 48, dtype=torch.uint8), torch.ones(2, 48, dtype=torch.float16)
+    for args, words in (
+        ((codes.int(), scales, 32), "uint8"),
+        ((codes[:, :40], scales[:, :40], 32), "multiples of 16"),
+        ((codes + 16, scales, 32), "0 to 15"),
+        ((codes, scales[:1], 32), r"\(2, 48\)"),
+        ((codes, scales.float(), 32), "float16 or bfloat16"),
+        ((codes, scales * torch.nan, 32), "finite"),
+        ((codes[:0], scales, 32), "uint8"),
+    ):
+        with pytest.raises(WeightError, match=words):
+            billhook.pack_weight(*args)
+
+
+def test_arrays_and_tensors_share_memory_bfloat16_too() -> None:
+    for dtype in (torch.float16, torch.bfloat16, torch.int32):
+        tensor = torch.zeros(4, 4).to(dtype)
+        array = to_numpy(tensor)
+        array[1, 2] = 3
+        assert tensor[1, 2] == 3
+        assert from_numpy(array).data_ptr() == tensor.data_ptr()
+        assert from_numpy(array).dtype == dtype
