@@ -113,5 +113,5 @@ def decode_manifest(content: bytes, where: str) -> Manifest:
                 f"this version reads format {FORMAT}: delete the bundle and build it again"
             )
         return msgspec.json.decode(content, type=Manifest)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BundleError(f"{where} is not the manifest of a Billhook bundle: {error}") from error
