@@ -9,8 +9,8 @@ Assumptions:
 
 * The GPU's opt-in shared memory is that of its compute capability (`arch.ArchLimits.smem_per_cta`).
 * The number of SMs is not known, but no GPU has more than `MOST_SMS`.
-* MoE: the host compares the occupancy of all tiles that fit, and for that looks each of them up; so all
-  count. Their registers need not be known.
+* MoE: all block sizes between those of one token and of the most tokens come up. The host compares the
+  occupancy of all tiles that fit, and for that looks each of them up: all count, whatever their registers.
 * Neither caller nor environment forces a tile (`thread_k`, `thread_n`), and `is_zp_float` is false.
 * Weights stored with a single group along k are multiplied by the channel-scale kernel.
 """
@@ -135,11 +135,12 @@ def fits(gemm: Gemm, tile: Tile, m_blocks: int, gpu: Gpu, *, moe: bool, reserved
     return shared_memory(gemm, tile, m_blocks, gpu.stages, moe) <= gpu.shared_memory - reserved
 
 
-def dense(gemm: Gemm, rows: int, gpu: Gpu, exists: Exists) -> dict[Lookup, int]:
-    """Return the kernels that dense GEMMs of 1 to `rows` rows look up, each with the least chunk that does.
+def dense(gemm: Gemm, rows: int, gpu: Gpu, exists: Exists) -> set[Lookup]:
+    """Return the kernels that dense GEMMs of 1 to `rows` rows look up.
 
     The host cuts the rows into chunks and selects for each. It starts with tiles of at most
     four blocks of rows and, when no tile of that height fits, goes on with lower ones.
+    A chunk is one tile high or a multiple of the highest; the latter choose among the same tiles.
 
     Args:
         gemm: The weights.
@@ -147,29 +148,24 @@ def dense(gemm: Gemm, rows: int, gpu: Gpu, exists: Exists) -> dict[Lookup, int]:
         gpu: The GPU.
         exists: Which kernels the full set has; the host passes over the others.
     """
-    found: dict[Lookup, int] = {}
+    found: set[Lookup] = set()
     for max_m_blocks in range(MAX_M_BLOCKS, 0, -1):
-        failed = False
-        for chunk in _chunks(gemm, rows, max_m_blocks):
-            lookups = list(_dense_lookups(gemm, chunk, max_m_blocks, gpu, exists))
-            failed = failed or not lookups
-            for lookup in lookups:
-                found.setdefault(lookup, chunk)
-        if not failed:
+        lookups = [set(_dense_lookups(gemm, chunk, gpu, exists)) for chunk in _chunks(rows, max_m_blocks)]
+        found.update(*lookups)
+        if all(lookups):
             break
     return found
 
 
-def _chunks(gemm: Gemm, rows: int, max_m_blocks: int) -> Iterator[int]:
-    """Give every size of chunk that the rows may be cut into, in ascending order."""
-    step = max_m_blocks * M_BLOCK
-    most = 128 if gemm.n <= 4096 else 16
-    yield from range(1, min(rows + 1, step))
-    yield from range(step, min(rows, most * step) + 1, step)
+def _chunks(rows: int, max_m_blocks: int) -> list[int]:
+    """Return the least chunk for each height of tile: 8 rows, then 1 to `max_m_blocks` blocks of 16."""
+    least = [1, 9, *(blocks * M_BLOCK + 1 for blocks in range(1, max_m_blocks))]
+    return [chunk for chunk in least if chunk <= rows]
 
 
-def _dense_lookups(gemm: Gemm, chunk: int, max_m_blocks: int, gpu: Gpu, exists: Exists) -> Iterator[Lookup]:
-    m_blocks = min(-(-chunk // M_BLOCK), max_m_blocks)
+def _dense_lookups(gemm: Gemm, chunk: int, gpu: Gpu, exists: Exists) -> Iterator[Lookup]:
+    """Give the tile the host chooses for a chunk one tile high, and the one that may take over from it."""
+    m_blocks = -(-chunk // M_BLOCK)
     eight = chunk <= 8 and gemm.a_bits == 16
     for tile in LARGE_BATCH if m_blocks > 1 else SMALL_BATCH:
         first = Lookup(tile, m_blocks, eight)
@@ -178,8 +174,9 @@ def _dense_lookups(gemm: Gemm, chunk: int, max_m_blocks: int, gpu: Gpu, exists: 
     else:
         return
     yield first
-    tiles = gemm.n // first.tile.thread_n * -(-chunk // (m_blocks * M_BLOCK))
-    if tiles * 4 <= MOST_SMS and fits(gemm, NARROW, m_blocks, gpu, moe=False, reserved=0):
+    if gemm.n // first.tile.thread_n * 4 <= MOST_SMS and fits(
+        gemm, NARROW, m_blocks, gpu, moe=False, reserved=0
+    ):
         narrow = Lookup(NARROW, m_blocks, eight)
         if exists(narrow):
             yield narrow
@@ -204,8 +201,8 @@ def moe_block_size(tokens: int, routing: Routing, a_bits: int) -> int:
     return max(size, 16) if a_bits == 8 else size
 
 
-def moe(gemm: Gemm, tokens: int, routing: Routing, gpu: Gpu, exists: Exists) -> dict[Lookup, int]:
-    """Return the kernels that MoE GEMMs of 1 to `tokens` tokens look up, each with the least tokens that do.
+def moe(gemm: Gemm, tokens: int, routing: Routing, gpu: Gpu, exists: Exists) -> set[Lookup]:
+    """Return the kernels that MoE GEMMs of 1 to `tokens` tokens look up.
 
     Both GEMMs of a layer work in blocks of the size chosen from the step's tokens and the router's top_k.
 
@@ -216,36 +213,13 @@ def moe(gemm: Gemm, tokens: int, routing: Routing, gpu: Gpu, exists: Exists) -> 
         gpu: The GPU.
         exists: Which kernels the full set has; the host passes over the others.
     """
-    found: dict[Lookup, int] = {}
-    for least, size in _block_sizes(tokens, routing, gemm.a_bits):
-        m_blocks = -(-size // M_BLOCK)
-        for tile in LARGE_BATCH if m_blocks > 1 else SMALL_BATCH:
-            lookup = Lookup(tile, m_blocks, size == 8)
-            if fits(gemm, tile, m_blocks, gpu, moe=True) and exists(lookup):
-                found.setdefault(lookup, least)
+    least, most = (moe_block_size(count, routing, gemm.a_bits) for count in (1, tokens))
+    found: set[Lookup] = set()
+    for size in MOE_BLOCK_SIZES:
+        if least <= size <= most:
+            m_blocks = -(-size // M_BLOCK)
+            for tile in LARGE_BATCH if m_blocks > 1 else SMALL_BATCH:
+                lookup = Lookup(tile, m_blocks, size == 8)
+                if fits(gemm, tile, m_blocks, gpu, moe=True) and exists(lookup):
+                    found.add(lookup)
     return found
-
-
-def _block_sizes(tokens: int, routing: Routing, a_bits: int) -> Iterator[tuple[int, int]]:
-    """Give (least tokens, block size) for each block size that 1 to `tokens` tokens lead to."""
-    least = 1
-    while least <= tokens:
-        size = moe_block_size(least, routing, a_bits)
-        yield least, size
-        if size == MOE_BLOCK_SIZES[-1]:
-            return
-        least = _first_above(size, least, routing, a_bits)
-
-
-def _first_above(size: int, low: int, routing: Routing, a_bits: int) -> int:
-    """Return the least number of tokens whose block size is larger than `size`; it grows with the tokens."""
-    high = low
-    while moe_block_size(high, routing, a_bits) <= size:
-        low, high = high, high * 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        if moe_block_size(middle, routing, a_bits) <= size:
-            low = middle
-        else:
-            high = middle
-    return high

@@ -5,7 +5,8 @@
 
 Assumptions, besides those of `host_model`:
 
-* A model runs at every tensor- or expert-parallel size of 1, 2, 4 and 8 that it can be split into.
+* A model runs at every parallel size of 1, 2, 4 and 8: its dense layers wherever they can be split into so many,
+  its experts split likewise or dealt out whole.
 * Without --formats, weights are stored as the config says; with it, in each of the formats named, with each
   group size of the format unless --group-size names some.
 * Without --act, activations have the config's type. 8-bit activations give outputs of that type, or of both
@@ -16,7 +17,7 @@ Assumptions, besides those of `host_model`:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -244,13 +245,19 @@ def _requests(model: Model, size: int, narrowing: Narrowing) -> Iterator[Request
 
 
 def _split(model: Model, size: int, act: DType | None) -> list[Layer]:
-    """Return the layers of a model at a parallel size; none if it cannot be split into so many."""
-    try:
-        return layers(model, size, act)
-    except UnsupportedError:
-        if size == 1:
-            raise
-        return []
+    """Return the layers of a model at a parallel size, as far as they can be split into so many."""
+    views = [model]
+    if model.experts and size > 1:  # experts that are dealt out whole put no limit on how attention is split
+        alone = replace(model, experts=None)
+        views += [alone, replace(alone, intermediate_size=model.experts.shared_intermediate_size)]
+    found: dict[Layer, None] = {}
+    for view in views:
+        try:
+            found.update(dict.fromkeys(layers(view, size, act)))
+        except UnsupportedError:
+            if size == 1:
+                raise
+    return [layer for layer in found if layer.n and layer.k]  # a model may have no dense MLP
 
 
 def _activations(dtype: str | None, wanted: Sequence[str]) -> Iterator[tuple[str, str]]:
