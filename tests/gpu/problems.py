@@ -1,0 +1,103 @@
+"""Random problems for the GPU tests, their float64 results, and the check of an output against its bound."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+
+import numpy as np
+import torch
+
+import billhook
+from billhook.build import Cache, cache_folder, compile_units, kernel_unit
+from billhook.build.compile import default_jobs
+from billhook.catalog import deepest, load
+from billhook.config import GemmTypes, KernelConfig
+from billhook.driver import native_arch
+from billhook.dtypes import BF16, F16, U4B8
+from billhook.families import marlin
+from billhook.formats import reference, u4b8
+from billhook.ops import PackedWeight, unpack_weight
+
+ELEMENTS = {torch.float16: F16, torch.bfloat16: BF16}
+GROUPS = marlin.GROUP_SIZES
+
+
+def tiles(dtype: torch.dtype, group: int, indexed: bool) -> list[KernelConfig]:
+    """Return every tile of the catalog that is legal on this GPU, as a kernel."""
+    element = ELEMENTS[dtype]
+    types = GemmTypes(element, U4B8, element, element)
+    arch = native_arch(torch.cuda.get_device_capability())
+    found = [deepest(KernelConfig("marlin", types, group, tile, indexed, arch)) for tile in load().tiles]
+    return [config for config, why_not in found if why_not is None]
+
+
+@cache
+def compiled(dtype: torch.dtype, group: int, indexed: bool) -> list[KernelConfig]:
+    """Return `tiles`, all compiled into the cache, in parallel."""
+    configs = tiles(dtype, group, indexed)
+    compile_all(configs)
+    return configs
+
+
+def compile_all(configs: Iterable[KernelConfig]) -> None:
+    """Compile kernels into the cache, in parallel."""
+    _, failures = compile_units(
+        [kernel_unit(config) for config in configs], Cache(cache_folder()), default_jobs()
+    )
+    assert not failures, "\n\n".join(f"{name}: {error}\n{error.log}" for name, error in failures.items())
+
+
+def draw_weight(k: int, n: int, group: int, dtype: torch.dtype, experts: int = 0) -> PackedWeight:
+    """Return a random packed weight on the GPU: every code occurs."""
+    head = (experts,) if experts else ()
+    codes = torch.randint(0, 16, (*head, k, n), dtype=torch.uint8, device="cuda")
+    codes.reshape(-1)[:16] = torch.arange(16, dtype=torch.uint8, device="cuda")
+    scales = torch.randn(*head, u4b8.count_groups(k, group), n, device="cuda") / 16
+    return billhook.pack_weight(codes, scales.to(dtype), group)
+
+
+def exact(weight: PackedWeight) -> np.ndarray:
+    """Return the weights in float64 [.., k, n]."""
+    return u4b8.dequantize(unpack_weight(weight), np.float64)
+
+
+def host(tensor: torch.Tensor | None) -> np.ndarray | None:
+    """Return a tensor's numbers in float64 on the host."""
+    return None if tensor is None else tensor.double().cpu().numpy()
+
+
+def check(
+    out: torch.Tensor, ref: reference.Reference, weight: PackedWeight, config: KernelConfig | None, what: str
+) -> None:
+    """Fail, naming the worst element, unless every element is within its bound.
+
+    Without a `config` the bound is that of kernels that round weights.
+    """
+    rounded = weight.group_size != -1 if config is None else marlin.rounds_weights(config)
+    bound = reference.error_bound(weight.k, weight.group_size, ELEMENTS[out.dtype], rounded)
+    got = out.double().cpu().numpy()
+    assert got.shape == ref.value.shape, f"{what}: shape {got.shape}, not {ref.value.shape}"
+    allowed = bound.allowed(ref.value, ref.magnitude, ref.activations)
+    excess = np.abs(got - ref.value) / allowed
+    bad = ~(excess <= 1)  # NaN is bad
+    if bad.any():
+        rows, columns = np.nonzero(bad)
+        at = (rows[0], columns[0])
+        raise AssertionError(
+            f"{what}: {bad.sum()} of {bad.size} elements out of bounds; first [{at[0]}, {at[1]}] is "
+            f"{got[at]:g}, not {ref.value[at]:g} +- {allowed[at]:g}; "
+            f"rows {_spans(rows)}, columns {_spans(columns)}"
+        )
+
+
+def _spans(numbers: np.ndarray) -> str:
+    """Write a set of numbers as ranges, so that a failing tile, warp or tail can be recognised."""
+    found: list[list[int]] = []
+    for number in np.unique(numbers).tolist():
+        if found and number == found[-1][1] + 1:
+            found[-1][1] = number
+        else:
+            found.append([number, number])
+    words = [f"{first}-{last}" if last > first else f"{first}" for first, last in found]
+    return ", ".join(words[:12]) + (" ..." if len(words) > 12 else "")
