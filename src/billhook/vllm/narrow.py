@@ -5,7 +5,7 @@
 
 Assumptions, besides those of `host_model`:
 
-* A model runs at every parallel size of 1, 2, 4 and 8: its dense layers wherever they can be split into so many,
+* A model runs at every parallel size of 1, 2, 4 and 8: its dense layers where they can be split into so many,
   its experts split likewise or dealt out whole.
 * Without --formats, weights are stored as the config says; with it, in each of the formats named, with each
   group size of the format unless --group-size names some.

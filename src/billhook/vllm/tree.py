@@ -179,7 +179,8 @@ def remove(tree: Tree) -> list[Path]:
         for script in tree.scripts:
             if script.kept.exists():
                 _put_back(script.kept, script.path)
-            script.path.with_name(script.path.name + _ASIDE).unlink(missing_ok=True)
+            for name in (script.path.name, script.kept.name):  # what a killed run may have left
+                script.path.with_name(name + _ASIDE).unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(f"cannot put back {error.filename}: {error.strerror}; run it again") from error
     return [script.path for script in installed]
@@ -222,7 +223,9 @@ def _keep(script: Script) -> None:
     try:
         os.link(script.path, script.kept)
     except OSError:
-        shutil.copy2(script.path, script.kept)
+        part = script.kept.with_name(script.kept.name + _ASIDE)
+        shutil.copy2(script.path, part)
+        part.replace(script.kept)
 
 
 def _put_back(kept: Path, path: Path) -> None:
