@@ -101,5 +101,5 @@ def rounds_weights(config: KernelConfig) -> bool:
     bound has a term for it.
     """
     tile = config.tile
-    scales_sums = tile.tile_m <= 16 or (tile.tile_m <= 32 and tile.threads <= 256)
+    scales_sums = tile.tile_m <= 16 or (tile.tile_m == 32 and tile.threads <= 256)
     return config.group_size != -1 and not scales_sums
