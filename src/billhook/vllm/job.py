@@ -33,7 +33,7 @@ class Narrowing:
     """The requests that a narrowed generation must serve; all empty means everything.
 
     Args:
-        models: Model configs whose layers must be served.
+        models: Model configs, or the folders that hold them, whose layers must be served.
         formats: Weight formats, by the names of the release's data file.
         max_tokens: Largest number of tokens in one call; None for no limit.
         activations: Keys of `release.ACTIVATIONS`.
@@ -48,6 +48,11 @@ class Narrowing:
 
     def __bool__(self) -> bool:
         return self != Narrowing()
+
+    @property
+    def configs(self) -> tuple[Path, ...]:
+        """The models' config files."""
+        return tuple(path / "config.json" if path.is_dir() else path for path in self.models)
 
 
 @dataclass(frozen=True)

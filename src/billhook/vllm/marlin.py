@@ -64,7 +64,7 @@ def inputs(job: Job) -> list[Path]:
             *(f"vllm/{name}" for name in code),
             *narrowing,
         ),
-        *job.narrowing.models,
+        *job.narrowing.configs,
     ]
 
 

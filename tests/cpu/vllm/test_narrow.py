@@ -298,3 +298,23 @@ def test_a_config_without_a_type_needs_one(tmp_path: Path) -> None:
 def test_unknown_names_are_refused_before_anything_is_read() -> None:
     with pytest.raises(InputError, match="--formats u4 is not known"):
         narrow(FULL["0.20"], job(Narrowing(models=(Path("missing.json"),), formats=("u4",))))
+
+
+def test_generates_for_the_folder_of_a_model_and_again_when_its_config_changes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    config = json.loads(LLAMA.read_text())
+    (model / "config.json").write_text(json.dumps(config))
+
+    def generate() -> str:
+        arguments = ["--target", "vllm-0.20", "--family", "marlin", "--arch", "9.0a", "--models", str(model)]
+        assert main(["generate", *arguments, "--out", str(tmp_path / "out")]) == 0
+        return capsys.readouterr().out
+
+    assert "2 new" in generate()
+    assert "2 unchanged" in generate()
+    config["quantization_config"]["group_size"] = 64
+    (model / "config.json").write_text(json.dumps(config))
+    assert "2 changed" in generate()

@@ -84,7 +84,7 @@ def inputs(job: Job) -> list[Path]:
         job.heuristic or DEFAULT,
         *sorted((package / "emit" / "templates" / "vllm").glob("machete_*.jinja")),
         *package_files(*_CODE, *(NARROWING_CODE if job.narrowing else ())),
-        *job.narrowing.models,
+        *job.narrowing.configs,
     ]
 
 
