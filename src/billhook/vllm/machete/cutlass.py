@@ -62,8 +62,8 @@ class Spelling:
     Args:
         bits: Storage bits of an element.
         tag: C++ type in CUTLASS.
-        torch: Name of the torch scalar type; "" if torch has none.
-        scalar: vLLM's scalar type tag, for weights; "" if it is no weight type.
+        torch: Name of the torch scalar type, of what comes as a tensor of its own; "" for others.
+        scalar: vLLM's scalar type tag, of what weights are stored in; "" for others.
     """
 
     bits: int
@@ -75,12 +75,12 @@ class Spelling:
 SPELLINGS: dict[AnyType, Spelling] = {
     DataType.void: Spelling(0, "void"),
     DataType.u4: Spelling(4, "cutlass::uint4b_t", scalar="vllm::kU4"),
-    DataType.u8: Spelling(8, "uint8_t", torch="Byte", scalar="vllm::kU8"),
-    DataType.s8: Spelling(8, "int8_t", torch="Char", scalar="vllm::kS8"),
-    DataType.s32: Spelling(32, "int32_t", torch="Int"),
-    DataType.e4m3: Spelling(8, "cutlass::float_e4m3_t", torch="Float8_e4m3fn", scalar="vllm::kFE4M3fn"),
-    DataType.f16: Spelling(16, "cutlass::half_t", torch="Half", scalar="vllm::kFloat16"),
-    DataType.bf16: Spelling(16, "cutlass::bfloat16_t", torch="BFloat16", scalar="vllm::kBFloat16"),
+    DataType.u8: Spelling(8, "uint8_t", scalar="vllm::kU8"),
+    DataType.s8: Spelling(8, "int8_t", torch="Char"),
+    DataType.s32: Spelling(32, "int32_t"),
+    DataType.e4m3: Spelling(8, "cutlass::float_e4m3_t", torch="Float8_e4m3fn"),
+    DataType.f16: Spelling(16, "cutlass::half_t", torch="Half"),
+    DataType.bf16: Spelling(16, "cutlass::bfloat16_t", torch="BFloat16"),
     DataType.f32: Spelling(32, "float", torch="Float"),
     VLLMDataType.u4b8: Spelling(4, "cutlass::vllm_uint4b8_t", scalar="vllm::kU4B8"),
     VLLMDataType.u8b128: Spelling(8, "cutlass::vllm_uint8b128_t", scalar="vllm::kU8B128"),
@@ -96,4 +96,4 @@ def named(name: str) -> AnyType:
     Raises:
         KeyError: No type of Machete's has that name.
     """
-    return next((one for one in SPELLINGS if one.value == name), None) or DataType[name]
+    return {one.value: one for one in SPELLINGS}[name]
