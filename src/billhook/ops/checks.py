@@ -10,18 +10,17 @@ from ..errors import InputError, WeightError
 from .arguments import Gemm, MoeGemm, MoeGemmTopk
 
 
-def check_gemm(p: Gemm, out: torch.Tensor) -> None:
+def check_gemm(p: Gemm) -> None:
     """Check the tensors of a dense GEMM.
 
     Raises:
         WeightError: Wrong dtype, device, shape, strides or alignment.
     """
     _check_activations(p.a, p.codes, p.scales)
-    _check_output(out, p.a, p.rows, p.n)
     _check_extra("bias", p.bias, p.a, p.n, p.a.dtype)
 
 
-def check_moe_gemm(p: MoeGemm, out: torch.Tensor) -> None:
+def check_moe_gemm(p: MoeGemm) -> None:
     """Check the tensors of an MoE GEMM.
 
     Raises:
@@ -29,7 +28,6 @@ def check_moe_gemm(p: MoeGemm, out: torch.Tensor) -> None:
         InputError: The routing has too little room.
     """
     _check_activations(p.a, p.codes, p.scales)
-    _check_output(out, p.a, p.rows, p.n)
     _check_extra("bias", p.bias, p.a, p.experts * p.n, p.a.dtype)
     _check_extra("topk_weights", p.topk_weights, p.a, p.rows, torch.float32)
     for tensor in (p.sorted_token_ids, p.expert_ids, p.num_tokens_padded):
@@ -84,8 +82,14 @@ def _check_activations(a: torch.Tensor, codes: torch.Tensor, scales: torch.Tenso
         raise WeightError(f"activations have k={a.shape[1]}, the weight {codes.shape[-4]} blocks of 64")
 
 
-def _check_output(d: torch.Tensor, a: torch.Tensor, rows: int, n: int) -> None:
-    if d.dtype != a.dtype or d.device != a.device or tuple(d.shape) != (rows, n):
+def check_output(p: Gemm | MoeGemm, d: torch.Tensor) -> None:
+    """Check where the caller wants the result.
+
+    Raises:
+        WeightError: Wrong dtype, device, shape, strides or alignment.
+    """
+    a, rows, n = p.a, p.rows, p.n
+    if d.dtype != a.dtype or d.device != a.device or d.shape != (rows, n):
         raise WeightError(
             f"out must be {a.dtype} [{rows}, {n}] on {a.device} "
             f"(got {d.dtype} {tuple(d.shape)} on {d.device})"

@@ -32,25 +32,31 @@ _library = torch.library.Library("billhook", "DEF")
 def _implementations(device: ModuleType) -> dict[str, Callable[..., Any]]:
     """Return operator -> function, checking arguments and allocating results around a device's own part."""
 
+    def gemm(*arguments: Any) -> torch.Tensor:
+        p = Gemm(*arguments)
+        checks.check_gemm(p)
+        out = p.a.new_empty((p.rows, p.n))
+        device.gemm_out(p, out)
+        return out
+
     def gemm_out(*arguments: Any) -> None:
         p, out = Gemm(*arguments[:-1]), arguments[-1]
-        checks.check_gemm(p, out)
+        checks.check_gemm(p)
+        checks.check_output(p, out)
         device.gemm_out(p, out)
 
-    def gemm(*arguments: Any) -> torch.Tensor:
-        out = _empty_gemm(*arguments)
-        gemm_out(*arguments, out)
+    def moe_gemm(*arguments: Any) -> torch.Tensor:
+        p = MoeGemm(*arguments)
+        checks.check_moe_gemm(p)
+        out = p.a.new_empty((p.rows, p.n))
+        device.moe_gemm_out(p, out)
         return out
 
     def moe_gemm_out(*arguments: Any) -> None:
         p, out = MoeGemm(*arguments[:-1]), arguments[-1]
-        checks.check_moe_gemm(p, out)
+        checks.check_moe_gemm(p)
+        checks.check_output(p, out)
         device.moe_gemm_out(p, out)
-
-    def moe_gemm(*arguments: Any) -> torch.Tensor:
-        out = _empty_moe_gemm(*arguments)
-        moe_gemm_out(*arguments, out)
-        return out
 
     def moe_gemm_topk(*arguments: Any) -> torch.Tensor:
         p = MoeGemmTopk(*arguments)
