@@ -79,7 +79,8 @@ def _check_zeros(qzeros: npt.NDArray[np.int32], groups: int, n: int, version: in
         )
         raise WeightError(
             f"zero points must be symmetric (stored as {symmetric} in GPTQ version {version}); "
-            f"group {group}, channel {channel} holds {stored[group, channel]}{hint}; asymmetric GPTQ is not built yet"
+            f"group {group}, channel {channel} holds {stored[group, channel]}{hint}; "
+            "asymmetric GPTQ is not built yet"
         )
 
 
