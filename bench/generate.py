@@ -3,9 +3,9 @@
 Run as python bench/generate.py [--rounds N] [--record FILE].
 Each family is written from nothing, written again with nothing to do, and, for
 comparison, written the naive way: everything deleted, then every line rendered as a
-template of its own. The naive way gets its lines for free (it plans nothing), so its
-time is a lower bound. All are interleaved in each round; medians are compared with
-the limits. The exit code is 1 if a limit is exceeded.
+template of its own (from finished lines: the naive way plans nothing). All are
+interleaved in each round, and medians are compared with the limits. The exit code is
+1 if a limit is exceeded.
 """
 
 from __future__ import annotations
