@@ -39,19 +39,21 @@ class _Arguments(threading.local):
 _arguments = _Arguments()
 
 
-def work_items(kernel: GemmKernel, tiles_m: int, strips: int, blocks: int, split_k: bool) -> int:
-    """Return how many pieces of work the CTAs can share.
+def grid(gemm: GemmKernel, tiles_m: int, strips: int, blocks: int, split_k: bool) -> int:
+    """Return how many CTAs share the work: no more than run at once, and no more than there are pieces.
 
     Args:
-        kernel: The kernel.
+        gemm: The kernel.
         tiles_m: Tiles along m.
         strips: Strips of 64 output features.
         blocks: Blocks of 64 input features.
         split_k: Whether CTAs may share an output tile: then one stage is a piece, else one tile.
     """
-    tile = kernel.config.tile
+    tile, kernel = gemm.config.tile, gemm.kernel
     tiles = tiles_m * -(-strips // tile.warps_n)
-    return tiles * -(-blocks // tile.warps_k) if split_k else tiles
+    stages = tiles * -(-blocks // tile.warps_k)
+    per_sm = marlin.ctas_per_sm(stages, kernel.sms, kernel.ctas_per_sm)
+    return min(stages if split_k else tiles, per_sm * kernel.sms)
 
 
 def launch_gemm(
@@ -91,7 +93,7 @@ def launch_gemm(
     """
     kernel = gemm.kernel
     strips, blocks = -(-n // 64), -(-k // 64)
-    ctas = min(work_items(gemm, tiles_m, strips, blocks, split_k), kernel.resident)
+    ctas = grid(gemm, tiles_m, strips, blocks, split_k)
     partials = workspace(kernel.device, stream, capturing, marlin.workspace(gemm.config, ctas))
     params.pack_into(
         _arguments.gemm,

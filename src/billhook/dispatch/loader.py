@@ -22,7 +22,8 @@ class LoadedKernel:
         device: GPU number.
         threads: Threads of one CTA.
         shared_memory: Dynamic shared memory of one CTA, bytes.
-        resident: CTAs that the whole GPU holds at a time.
+        sms: Multiprocessors of the GPU.
+        ctas_per_sm: CTAs that one of them holds at a time.
         overlaps: Launched before the kernel ahead of it in the stream has ended; it waits for it itself.
         launches: Launch descriptions by (CTAs, stream), made once each.
     """
@@ -32,7 +33,8 @@ class LoadedKernel:
     device: int
     threads: int
     shared_memory: int
-    resident: int
+    sms: int
+    ctas_per_sm: int
     overlaps: bool
     launches: dict[tuple[int, int], Any] = field(default_factory=dict, repr=False)
 
@@ -86,7 +88,8 @@ def load_kernel(
         device=device,
         threads=threads,
         shared_memory=shared_memory,
-        resident=max(1, per_sm) * cuda.multiprocessors(device),
+        sms=cuda.multiprocessors(device),
+        ctas_per_sm=max(1, per_sm),
         overlaps=capability >= (9, 0) and arch.capability >= (9, 0),
     )
 

@@ -49,8 +49,8 @@ def illegal(config: KernelConfig) -> str | None:
         return f"scales and output must have the activations' type {types.a} (got {types.s}, {types.c})"
     if config.group_size not in GROUP_SIZES:
         return f"group_size must be one of {GROUP_SIZES} (got {config.group_size})"
-    if tile.tile_m not in (8, 16, 32, 48, 64):
-        return f"tile_m must be 8, 16, 32, 48 or 64 (got {tile.tile_m})"
+    if tile.tile_m % 8 or not 8 <= tile.tile_m <= 64:
+        return f"tile_m must be a multiple of 8, at most 64 (got {tile.tile_m})"
     if tile.tile_n % STRIP or tile.tile_k % STRIP:
         return f"tile_n and tile_k must be multiples of {STRIP} (got {tile.tile_n}, {tile.tile_k})"
     if config.group_size > tile.tile_k:
@@ -101,5 +101,23 @@ def rounds_weights(config: KernelConfig) -> bool:
     bound has a term for it.
     """
     tile = config.tile
-    scales_sums = tile.tile_m <= 16 or (tile.tile_m == 32 and tile.threads <= 256)
+    if config.group_size == 32:
+        scales_sums = tile.tile_m <= 8
+    else:
+        scales_sums = tile.tile_m <= 16 or (tile.tile_m == 32 and tile.threads <= 256)
     return config.group_size != -1 and not scales_sums
+
+
+def ctas_per_sm(stages: int, sms: int, fitting: int) -> int:
+    """Return how many CTAs a multiprocessor should get.
+
+    As many as fit, unless each would then compute fewer than four stages: what a CTA
+    costs to start and its partial sums weigh more than the latency it hides
+    (docs/decisions/marlin-kernel.md).
+
+    Args:
+        stages: Pipeline stages of all output tiles together.
+        sms: Multiprocessors of the GPU.
+        fitting: CTAs of the kernel that one of them holds.
+    """
+    return min(fitting, max(1, stages // (4 * sms)))

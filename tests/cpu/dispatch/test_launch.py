@@ -65,8 +65,10 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Listener:
     return listener
 
 
-def kernel(resident: int = 132, overlaps: bool = True) -> GemmKernel:
-    loaded = LoadedKernel(CONFIG.name, "handle", 0, CONFIG.tile.threads, 1000, resident, overlaps=overlaps)
+def kernel(sms: int = 132, ctas_per_sm: int = 1, overlaps: bool = True) -> GemmKernel:
+    loaded = LoadedKernel(
+        CONFIG.name, "handle", 0, CONFIG.tile.threads, 1000, sms, ctas_per_sm, overlaps=overlaps
+    )
     return GemmKernel(CONFIG, loaded)
 
 
@@ -93,8 +95,15 @@ def test_the_arguments_arrive_in_the_order_of_the_struct(driver: Listener) -> No
 
 def test_the_grid_fills_the_gpu_but_never_outnumbers_the_work(driver: Listener) -> None:
     # 3 tiles of tokens x ceil(45 strips / 2) x ceil(18 blocks / 4) stages.
-    for resident, split_k, ctas in ((132, True, 132), (10**6, True, 3 * 23 * 5), (10**6, False, 3 * 23)):
-        start(kernel(resident), split_k=split_k)
+    stages = 3 * 23 * 5
+    for sms, per_sm, split_k, ctas in (
+        (132, 1, True, 132),
+        (132, 2, True, 132),  # two each would have fewer than four stages
+        (40, 2, True, 80),
+        (10**6, 1, True, stages),
+        (10**6, 1, False, 3 * 23),
+    ):
+        start(kernel(sms, per_sm), split_k=split_k)
         assert driver.launched[-1][0].gridDimX == ctas
 
 

@@ -22,7 +22,7 @@ struct Epilogue {
   const u32 shared;
   const StreamK& line;
   Position at{};
-  i32 expert = -1;
+  i32 expert = 0;
 
   // The row of D for a row of the tile; -1 where nothing is to be stored.
   __device__ __forceinline__ i32 row_of(i32 tile_row) const {
@@ -93,8 +93,9 @@ struct Epilogue {
     return reinterpret_cast<u32x4*>(p.partials) + index * (C::tile_m * quads);
   }
 
-  // Stores the tile `at`, or this CTA's part of it; true if the tile is to be finished later by `finish_shared`.
-  __device__ __forceinline__ bool store(const Sums<C>& sums) const {
+  // Stores the tile `at`, or this CTA's part of it.
+  __device__ __forceinline__ void store(const Sums<C>& sums) {
+    expert = expert_of<C>(p, at.tile_m);
     const i32 first = line.owner(at, 0), last = line.owner(at, line.stages - 1);
     u32x4* const mine = slot(blockIdx.x, first);
     sum_warps(sums, [&](i32 tile_row, i32 row, i32 quad, float4 v) {
@@ -103,7 +104,6 @@ struct Epilogue {
       else
         ptx::store_relaxed(mine + tile_row * quads + quad, {word(v.x), word(v.y), word(v.z), word(v.w)});
     });
-    return first != last && last == static_cast<i32>(blockIdx.x);
   }
 
   static constexpr u32 kEmpty = 0xffffffffu;
@@ -112,10 +112,12 @@ struct Epilogue {
     return bits == kEmpty ? 0x7fffffffu : bits;  // another NaN
   }
 
-  // Sums the parts of the tile `at` in the order of their CTAs.
-  __device__ __forceinline__ void finish_shared() const {
+  // If this CTA began in the middle of the tile `at` and holds its end: sums the parts in the order of their CTAs.
+  __device__ __forceinline__ void finish_shared() {
+    expert = expert_of<C>(p, at.tile_m);
     constexpr i32 kBatch = 4;  // loads in flight
     const i32 first = line.owner(at, 0), last = blockIdx.x;
+    if (first == last || line.owner(at, line.stages - 1) != last) return;
     for (i32 q = threadIdx.x; q < C::tile_m * quads; q += C::threads) {
       const i32 row = row_of(q / quads);
       if (row < 0) continue;

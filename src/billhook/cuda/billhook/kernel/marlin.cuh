@@ -30,70 +30,65 @@ __device__ __forceinline__ void run(const GemmParams& p) {
   const i32 tiles_m = C::indexed ? *p.num_tokens_padded / C::tile_m : (p.m + C::tile_m - 1) / C::tile_m;
   const StreamK line(tiles_m, (p.strips + C::warps_n - 1) / C::warps_n, (p.blocks + C::warps_k - 1) / C::warps_k,
                      p.split_k);
-  const i32 begin = line.begin(blockIdx.x), count = line.begin(blockIdx.x + 1) - begin;
-  if (count == 0) return;
+  const i32 begin = line.begin(blockIdx.x);
+  i32 left = line.begin(blockIdx.x + 1) - begin;  // stages to compute
+  if (left == 0) return;
 
   Loader<C> loader(p, line, shared, begin);
   if constexpr (!C::indexed) {
     Loader<C> early = loader;
-    for (i32 s = 0; s < C::stages - 1 && s < count; ++s) {
-      early.load_weights();
+    for (i32 s = 0; s < C::stages - 1 && s < left; ++s) {
+      early.load_weights(s);
       early.advance(true);
     }
     ptx::wait_for_prerequisites();
   }
   for (i32 s = 0; s < C::stages - 1; ++s) {
-    if (s < count) {
-      if constexpr (C::indexed) loader.load_weights();
-      loader.load_activations();
-      loader.advance(s + 1 < count);
+    if (s < left) {
+      if constexpr (C::indexed) loader.load_weights(s);
+      loader.load_activations(s);
+      loader.advance(s + 1 < left);
     }
     ptx::cp_async_commit();
   }
 
   Epilogue<C> epilogue{p, shared, line};
   epilogue.at = line.position(begin);
-  epilogue.expert = expert_of<C>(p, epilogue.at.tile_m);
-  bool finish_later = false;  // the tile that this CTA begins in the middle of
   Sums<C> sums;
   sums.clear();
 
   i32 slot = 0;
   u32 parity = 0;
-  for (i32 done = 0; done < count; ++done) {
+  for (; left > 0; --left) {
     ptx::cp_async_wait<C::stages - 2>();
 #if __CUDA_ARCH__ >= 900
     ptx::mbarrier_wait(shared + C::barriers_at + 8 * slot, parity);
 #endif
     __syncthreads();  // the stage is there for all, and the one computed before is free
-    if (done + C::stages - 1 < count) {
-      loader.load_weights();
-      loader.load_activations();
-      loader.advance(done + C::stages < count);
+    if (left >= C::stages) {
+      const i32 free_slot = slot == 0 ? C::stages - 1 : slot - 1;
+      loader.load_weights(free_slot);
+      loader.load_activations(free_slot);
+      loader.advance(left > C::stages);
     }
     ptx::cp_async_commit();
 
     const Position& at = epilogue.at;
     const bool exists = at.stage * C::warps_k + warp_k < p.blocks && at.tile_n * C::warps_n + warp_n < p.strips;
-    if (exists && epilogue.expert >= 0) multiply_block<C>(sums, shared + slot * C::stage_bytes, warp_n, warp_k);
+    if (exists) multiply_block<C>(sums, shared + slot * C::stage_bytes, warp_n, warp_k);
     if (++slot == C::stages) {
       slot = 0;
       parity ^= 1;
     }
 
-    const bool ends_tile = at.stage + 1 == line.stages;
-    if (ends_tile || done + 1 == count) {
-      finish_later |= epilogue.store(sums);
+    if (at.stage + 1 == line.stages || left == 1) {
+      epilogue.store(sums);
       sums.clear();
     }
     line.advance(epilogue.at);
-    if (ends_tile && done + 1 < count) epilogue.expert = expert_of<C>(p, at.tile_m);
   }
-  if (finish_later) {
-    epilogue.at = line.position(begin);
-    epilogue.expert = expert_of<C>(p, epilogue.at.tile_m);
-    epilogue.finish_shared();
-  }
+  epilogue.at = line.position(line.begin(blockIdx.x));
+  epilogue.finish_shared();
 }
 
 }  // namespace billhook::marlin

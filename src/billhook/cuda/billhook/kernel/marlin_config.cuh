@@ -10,6 +10,15 @@ constexpr i32 kBlockBytes = 2048;    // 64 x 64 codes of 4 bits
 constexpr i32 kScaleBytes = 128;     // the scales of one strip and one group
 constexpr i32 kScratchRow = 64 + 4;  // floats; + 4 spreads the rows over the banks
 
+// Shared memory of one SM (CUDA Programming Guide, technical specifications per compute capability).
+#if __CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200
+constexpr i32 kSharedPerSm = 100 * 1024;
+#elif __CUDA_ARCH__ >= 900
+constexpr i32 kSharedPerSm = 228 * 1024;
+#else
+constexpr i32 kSharedPerSm = 164 * 1024;
+#endif
+
 template <class Activation_, class Weight_, i32 tile_m_, i32 tile_n_, i32 tile_k_, i32 stages_, i32 group_size_,
           bool indexed_>
 struct Config {
@@ -24,13 +33,9 @@ struct Config {
   static constexpr i32 columns = tile_m / 8;  // 8-token columns of the MMA
   static constexpr bool channel_scales = group_size == -1;
 
-  // Group scales multiply the sums of one group in float32 while a second set of accumulators fits into the registers;
-  // beyond that they multiply the weights before the MMA, at the price of one rounding to 16 bits per weight.
-  static constexpr bool scale_sums = tile_m <= 16 || (tile_m <= 32 && warps <= 8);
-
-  // 16 warps an SM hide latency best; above 16 tokens the sums of a warp need the registers of two.
-  static constexpr i32 resident_warps = tile_m <= 16 ? 16 : 8;
-  static constexpr i32 min_ctas = resident_warps > warps ? resident_warps / warps : 1;
+  // Group scales multiply the sums of one group in float32 where a second set of sums fits into the registers; elsewhere
+  // they multiply the weights before the MMA, at the price of one rounding to 16 bits per weight.
+  static constexpr bool scale_sums = group_size == 32 ? tile_m <= 8 : tile_m <= 16 || (tile_m == 32 && warps <= 8);
 
   static constexpr i32 groups_per_stage = channel_scales ? 0 : tile_k > group_size ? tile_k / group_size : 1;
   static constexpr i32 code_bytes = warps * kBlockBytes;
@@ -44,6 +49,12 @@ struct Config {
   static constexpr i32 scratch_at = stages * stage_bytes;
   static constexpr i32 barriers_at = scratch_at + warps * scratch_warp_bytes;
   static constexpr i32 shared_bytes = barriers_at + 128;
+
+  // 16 warps an SM hide latency best, where they fit; above 24 tokens the sums of a warp need the registers of two.
+  static constexpr i32 resident_warps = tile_m <= 24 ? 16 : 8;
+  static constexpr i32 ctas_by_warps = resident_warps > warps ? resident_warps / warps : 1;
+  static constexpr i32 ctas_by_memory = kSharedPerSm / (shared_bytes + 1024);  // 1024: kept by the system for each CTA
+  static constexpr i32 min_ctas = ctas_by_memory < 1 ? 1 : ctas_by_memory < ctas_by_warps ? ctas_by_memory : ctas_by_warps;
 
   static_assert(tile_m % 8 == 0 && tile_n % kStrip == 0 && tile_k % kStrip == 0, "tile does not divide");
   static_assert(group_size == -1 || group_size == 32 || (group_size % kStrip == 0 && group_size <= tile_k), "group");

@@ -37,10 +37,9 @@ struct Loader {
   const StreamK& line;
   const u32 shared;
   Position next;  // the next stage to load
-  i32 slot = 0;   // where it goes
   i32 strips;     // of the tile; 0 skips it
-  const char* codes;   // of the tile's first strip in stage `next`
-  const char* scales;  // likewise; not used for channel scales
+  u32 block;      // index of the first block of codes that the stage needs, in the tile's first strip
+  u32 group;      // index of the first group of scales, likewise; not used for channel scales
   i32 rows[rows_per_thread];  // this thread's rows of A; -1: zeros
 
   __device__ __forceinline__ Loader(const GemmParams& p_, const StreamK& line_, u32 shared_, i32 begin)
@@ -54,10 +53,9 @@ struct Loader {
   // For dense layers this reads no memory.
   __device__ __forceinline__ void enter_tile() {
     const i32 expert = expert_of<C>(p, next.tile_m), strip = next.tile_n * C::warps_n;
-    const i64 first = static_cast<i64>(expert) * p.strips + strip;
     strips = expert < 0 ? 0 : min(C::warps_n, p.strips - strip);
-    codes = reinterpret_cast<const char*>(p.codes) + (first * p.blocks + next.stage * C::warps_k) * kBlockBytes;
-    scales = static_cast<const char*>(p.scales) + (first * p.groups + next.stage * C::groups_per_stage) * kScaleBytes;
+    block = (expert * p.strips + strip) * p.blocks + next.stage * C::warps_k;
+    group = (expert * p.strips + strip) * p.groups + next.stage * C::groups_per_stage;
 #pragma unroll
     for (i32 i = 0; i < rows_per_thread; ++i) {
       const bool there = expert >= 0 && row(i) < C::tile_m;
@@ -68,14 +66,13 @@ struct Loader {
 
   // Steps to the next stage; past the last one nothing may be loaded.
   __device__ __forceinline__ void advance(bool more) {
-    slot = slot + 1 == C::stages ? 0 : slot + 1;
-    codes += C::warps_k * kBlockBytes;
-    scales += C::groups_per_stage * kScaleBytes;
+    block += C::warps_k;
+    group += C::groups_per_stage;
     if (line.advance(next) && more) enter_tile();
   }
 
-  __device__ __forceinline__ void load_weights() const {
-    const u32 to = shared + slot * C::stage_bytes, scales_to = to + C::code_bytes + C::activation_bytes;
+  __device__ __forceinline__ void load_weights(i32 slot) const {
+    const u32 codes_to = shared + slot * C::stage_bytes, scales_to = codes_to + C::code_bytes + C::activation_bytes;
     const u32 code_run = min(C::warps_k, p.blocks - next.stage * C::warps_k) * kBlockBytes;
     const u32 scale_run = min(C::groups_per_stage, p.groups - next.stage * C::groups_per_stage) * kScaleBytes;
 #if __CUDA_ARCH__ >= 900
@@ -91,14 +88,15 @@ struct Loader {
 #pragma unroll
     for (i32 s = 0; s < C::warps_n; ++s) {
       if (s >= strips) break;
-      copy(to + s * (C::warps_k * kBlockBytes), codes + s * static_cast<i64>(p.blocks) * kBlockBytes, code_run);
+      copy(codes_to + s * (C::warps_k * kBlockBytes),
+           reinterpret_cast<const char*>(p.codes) + static_cast<u64>(block + s * p.blocks) * kBlockBytes, code_run);
       if constexpr (!C::channel_scales)
-        copy(scales_to + s * (C::groups_per_stage * kScaleBytes), scales + s * static_cast<i64>(p.groups) * kScaleBytes,
-             scale_run);
+        copy(scales_to + s * (C::groups_per_stage * kScaleBytes),
+             static_cast<const char*>(p.scales) + static_cast<u64>(group + s * p.groups) * kScaleBytes, scale_run);
     }
   }
 
-  __device__ __forceinline__ void load_activations() const {
+  __device__ __forceinline__ void load_activations(i32 slot) const {
     const i32 k = next.stage * C::tile_k + chunk() * 8;
     const u32 to = shared + slot * C::stage_bytes + C::code_bytes + chunk() * 16;
     const char* const from = static_cast<const char*>(p.a) + (k < p.k ? k * 2 : 0);

@@ -15,24 +15,26 @@ struct Position {
 
 struct StreamK {
   i32 tiles_m, stages;  // stages of one tile
-  i32 unit;             // stages that stay together
-  i32 share, extra;     // units of a CTA; the first `extra` CTAs have one more
+  i32 units;            // of all tiles: stages if tiles may be split, else tiles
+  bool split;
 
-  __device__ __forceinline__ StreamK(i32 tiles_m_, i32 tiles_n, i32 stages_, bool split)
-      : tiles_m(tiles_m_), stages(stages_), unit(split ? 1 : stages_) {
-    const i32 units = tiles_m * tiles_n * (split ? stages : 1);
-    share = units / static_cast<i32>(gridDim.x);
-    extra = units - share * static_cast<i32>(gridDim.x);
-  }
+  __device__ __forceinline__ StreamK(i32 tiles_m_, i32 tiles_n, i32 stages_, bool split_)
+      : tiles_m(tiles_m_), stages(stages_), units(tiles_m_ * tiles_n * (split_ ? stages_ : 1)), split(split_) {}
+
+  // Units of every CTA; the first `extra()` CTAs have one more.
+  __device__ __forceinline__ i32 share() const { return units / static_cast<i32>(gridDim.x); }
+  __device__ __forceinline__ i32 extra() const { return units % static_cast<i32>(gridDim.x); }
 
   // The first stage of a CTA's share; the share ends where the next one's begins.
-  __device__ __forceinline__ i32 begin(i32 cta) const { return (cta * share + min(cta, extra)) * unit; }
+  __device__ __forceinline__ i32 begin(i32 cta) const {
+    return (cta * share() + min(cta, extra())) * (split ? 1 : stages);
+  }
 
   // The CTA whose share holds a stage of a tile.
   __device__ __forceinline__ i32 owner(const Position& tile, i32 stage) const {
-    const i32 index = ((tile.tile_n * tiles_m + tile.tile_m) * stages + stage) / unit;
-    const i32 in_longer = extra * (share + 1);
-    return index < in_longer ? index / (share + 1) : extra + (index - in_longer) / share;
+    const i32 index = tile.tile_n * tiles_m + tile.tile_m, unit = split ? index * stages + stage : index;
+    const i32 in_longer = extra() * (share() + 1);
+    return unit < in_longer ? unit / (share() + 1) : extra() + (unit - in_longer) / share();
   }
 
   __device__ __forceinline__ Position position(i32 at) const {
