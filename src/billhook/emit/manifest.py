@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from ..errors import StorageError
+from ..errors import InputError, StorageError
 
 MANIFEST = ".billhook-manifest.json"
 STAGING = ".billhook-staging-"  # prefix of the folder that a run works in
@@ -49,7 +49,7 @@ def hash_inputs(paths: Iterable[Path]) -> dict[str, str]:
         paths: Files of this package, named in the result from its folder on, and the caller's own.
 
     Raises:
-        StorageError: One of them cannot be read.
+        InputError: One of them cannot be read.
     """
     package = Path(__file__).parents[2]
     hashes: dict[str, str] = {}
@@ -58,7 +58,7 @@ def hash_inputs(paths: Iterable[Path]) -> dict[str, str]:
         try:
             hashes[name.as_posix()] = digest(path.read_bytes())
         except OSError as error:
-            raise StorageError(f"cannot read {path}: {error.strerror}") from error
+            raise InputError(f"cannot read {path}: {error.strerror}") from error
     return hashes
 
 

@@ -233,12 +233,19 @@ def _locked(folder: Path) -> Iterator[None]:
         raise InputError(f"the output folder {folder} may not be written")
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        _lock(handle, folder)
         for left in folder.glob(f"{STAGING}*"):  # of a killed run
             shutil.rmtree(left, ignore_errors=True)
         yield
     finally:
         os.close(handle)
+
+
+def _lock(handle: int, folder: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    except OSError as error:
+        raise StorageError(f"cannot lock the output folder {folder}: {error.strerror}") from error
 
 
 @contextmanager

@@ -25,7 +25,8 @@ def generate(job: Job, folder: Path, check: bool = False) -> Changes:
         What changed or, with `check`, would change.
 
     Raises:
-        InputError: The folder is a file, or holds another family's generated files.
+        InputError: The folder is a file, or holds another family's generated files; or a model config or
+            rule file of the job cannot be read.
         StorageError: A file cannot be read or written; nothing has changed then.
     """
     manifest = read_manifest(folder)

@@ -171,6 +171,25 @@ def test_output_folder_that_is_a_file(tmp_path: Path, below: str) -> None:
     assert taken.read_text() == "mine"
 
 
+def test_a_folder_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, OLD)
+    before = state(tmp_path)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    with pytest.raises(InputError, match="may not be written"):
+        put(tmp_path, NEW)
+    assert state(tmp_path) == before
+
+
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(handle: int, operation: int) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(StorageError, match=r"cannot lock .*: No locks available"):
+        put(tmp_path, OLD)
+    assert not contents(tmp_path)
+
+
 def test_a_folder_in_the_place_of_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.cu").mkdir()
     with pytest.raises(StorageError, match=r"cannot read .*a\.cu: Is a directory"):

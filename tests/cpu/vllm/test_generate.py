@@ -268,6 +268,16 @@ def test_kept_files_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert (tmp_path / "sm75_kernel_float16_u4_float16.cu").read_text() == "mine"
 
 
+@pytest.mark.parametrize("option", ["--models", "--heuristic"])
+def test_missing_input_files_are_named(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    family = "machete" if option == "--heuristic" else "marlin"
+    assert generate("--out", tmp_path / "out", option, tmp_path / "none", family=family) == 2
+    assert f"cannot read {tmp_path / 'none'}: No such file or directory" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_depfile_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert generate("--out", tmp_path / "out", "--depfile", tmp_path / "none" / "rule.d") == 1
     assert "cannot write" in capsys.readouterr().err
