@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from cpu.vllm.trees import write_tree
 
 from billhook.cli import main
 from billhook.emit.manifest import MANIFEST
@@ -251,6 +252,23 @@ def test_inputs_hold_all_code_that_renders(tmp_path: Path) -> None:
 def test_wrong_options_are_named(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", ["0.16", "0.20", "0.33"])
+def test_tree_gets_every_family_where_its_build_looks(number: str, tmp_path: Path) -> None:
+    root = write_tree(tmp_path / "vllm", number)
+    assert main(["generate", "--target", "vllm", "--tree", str(root), "--arch", "7.5,8.9"]) == 0
+    csrc = root / ("csrc/libtorch_stable" if number == "0.33" else "csrc")
+    for family in ("quantization/marlin", "moe/marlin_moe_wna16"):
+        assert len(list((csrc / family).glob("sm*_kernel_*.cu"))) == 26
+        assert (csrc / family / "kernel_selector.h").exists()
+    assert len(list((csrc / "quantization/machete/generated").glob("*.cu"))) == 10
+
+
+def test_tree_of_another_release_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_tree(tmp_path / "vllm", "0.20")
+    assert main(["generate", "--target", "vllm-0.16", "--tree", str(root), "--arch", "8.0"]) == 2
+    assert "is a tree of vLLM 0.20, not of 0.16" in capsys.readouterr().err
 
 
 def test_folder_of_another_family_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
