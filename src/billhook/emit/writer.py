@@ -78,8 +78,7 @@ def compare(folder: Path, files: Sequence[SourceFile], originals: Originals) -> 
         InputError: The folder is a file.
         StorageError: A file cannot be read, or one that is not generated has the name of one that would be.
     """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"the output folder {folder} is a file")
+    _refuse_file(folder)
     found: dict[str, list[str]] = {"added": [], "changed": [], "removed": [], "unchanged": [], "kept": []}
     for file in files:
         present = _read(folder / file.path)
@@ -218,15 +217,19 @@ def _is_generated(name: str, content: bytes, originals: Originals) -> bool:
     return name in originals.names and originals.marker.encode() in content
 
 
+def _refuse_file(folder: Path) -> None:
+    """Raise if the folder, or what it would be in, is a file."""
+    nearest = next(one for one in (folder, *folder.parents) if one.exists())
+    if not nearest.is_dir():
+        raise InputError(f"cannot write into the output folder {folder}: {nearest} is a file")
+
+
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Let one run at a time work on a folder; the lock is on the folder itself and ends with the process."""
+    _refuse_file(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise InputError(f"the output folder {folder} is a file") from None
-    except NotADirectoryError:
-        raise InputError(f"a part of the output folder's path {folder} is a file") from None
     except OSError as error:
         raise StorageError(f"cannot create the output folder {folder}: {error.strerror}") from error
     if not os.access(folder, os.W_OK | os.X_OK):

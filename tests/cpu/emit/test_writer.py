@@ -166,8 +166,10 @@ def test_damaged_manifest_is_named(tmp_path: Path, text: str) -> None:
 def test_output_folder_that_is_a_file(tmp_path: Path, below: str) -> None:
     taken = tmp_path / "taken"
     taken.write_text("mine")
-    with pytest.raises(InputError, match="is a file"):
+    with pytest.raises(InputError, match=f"{taken} is a file"):
         put(taken / below, files(a="1"))
+    with pytest.raises(InputError, match=f"{taken} is a file"):
+        compare(taken / below, files(a="1"), ORIGINALS)
     assert taken.read_text() == "mine"
 
 
