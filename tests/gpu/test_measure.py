@@ -33,7 +33,7 @@ def test_bench_checks_and_times(
     records = list(read([path]))
     assert {one.case.tokens for one in records} == {1, 33}
     timed = {one.contestant for one in records if one.times}
-    wanted = {"read", "ours", "ours:m16n128k256s4"} | ({"torch"} if not experts else set())
+    wanted = {"read", "ours", "ours:m16n128k256s3"} | ({"torch"} if not experts else set())
     assert wanted <= timed, [(one.contestant, one.skipped) for one in records if one.skipped]
     assert all(one.error is not None and one.error < 0.01 for one in records if one.times)
     assert "ours/best" in capsys.readouterr().out

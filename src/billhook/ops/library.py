@@ -78,10 +78,10 @@ def _implementations(device: ModuleType) -> dict[str, Callable[..., Any]]:
 
 
 def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Run on the GPU of the first argument, whichever is current."""
+    """Run on the GPU of the first argument, whichever is current; one on the CPU is for the checks to refuse."""
 
     def run(first: torch.Tensor, *rest: Any) -> Any:
-        if first.device.index == torch.cuda.current_device():
+        if not first.is_cuda or first.device.index == torch.cuda.current_device():
             return function(first, *rest)
         with torch.cuda.device(first.device):
             return function(first, *rest)
