@@ -13,6 +13,7 @@ Reading one needs no torch, no GPU and no CUDA.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -21,6 +22,7 @@ from .. import __version__
 from ..errors import BundleError, CompileError, StorageError
 from ..plan import Plan
 from .artifact import Artifact
+from .files import nearest_existing
 from .folder import fill_folder
 from .manifest import FORMAT, BundledKernel, Input, Manifest, decode_manifest, encode_manifest
 
@@ -142,12 +144,34 @@ def check_target(folder: str | Path) -> Path:
 
     Raises:
         BundleError: It is a file, or a folder that holds anything but a bundle's own files.
+        StorageError: It cannot be looked into, or nothing can be written beside it.
     """
     target = Path(folder).resolve()
-    if target.exists() and not target.is_dir():
-        raise BundleError(f"{target} is not a folder; choose another with --out")
+    try:
+        _check_place(target)
+        _check_owner(target)
+    except OSError as error:
+        raise StorageError(f"cannot use {target}: {error.strerror}; choose another with --out") from error
+    return target
+
+
+def _check_place(target: Path) -> None:
+    """Refuse what is not a folder, and where nothing can be put beside it to take its place."""
+    place = nearest_existing(target)
+    if not place.is_dir():
+        raise BundleError(f"{place} is not a folder; choose another with --out")
+    beside = nearest_existing(target.parent)
+    if not os.access(beside, os.W_OK | os.X_OK):
+        raise StorageError(
+            f"cannot write to {beside}, where the bundle is put together; mend its permissions, "
+            "or choose another folder with --out"
+        )
+
+
+def _check_owner(target: Path) -> None:
+    """Refuse a folder that holds files of someone else."""
     if not target.exists() or not any(target.iterdir()):
-        return target
+        return
     remedy = "nothing was changed; empty the folder, or choose another with --out"
     try:
         manifest = _read_manifest(target)
@@ -160,7 +184,6 @@ def check_target(folder: str | Path) -> Path:
         name = path.relative_to(target).as_posix()
         if not path.is_dir() and name not in own:
             raise BundleError(f"{target} is a bundle, but holds a file of someone else: {name}; {remedy}")
-    return target
 
 
 def _contents(artifacts: Iterable[Artifact]) -> Iterable[tuple[str, bytes]]:
@@ -205,6 +228,10 @@ def _read_manifest(folder: Path) -> Manifest:
     try:
         content = path.read_bytes()
         said = (folder / MANIFEST_HASH).read_text(encoding="utf-8", errors="replace").split()
+    except FileNotFoundError:
+        raise BundleError(
+            f"bundle {folder} is incomplete: {MANIFEST_HASH} is missing; build it again"
+        ) from None
     except OSError as error:
         raise BundleError(f"cannot read {error.filename}: {error.strerror}") from error
     manifest = decode_manifest(content, str(path))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import secrets
 import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+
+from .files import place_aside, remove_stale
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -29,7 +30,8 @@ def fill_folder(target: Path, contents: Mapping[str, bytes]) -> None:
         OSError: As the system says; then `target` is as it was.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    remove_stale(target)
+    aside = place_aside(target)
     try:
         for path, content in contents.items():
             file = aside / path

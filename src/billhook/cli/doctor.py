@@ -7,7 +7,6 @@ import platform
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from pathlib import Path
 
 import click
 
@@ -92,13 +91,14 @@ def _nvrtc() -> Finding:
 
 def _cache() -> Finding:
     from ..build import Cache, cache_folder
+    from ..build.files import nearest_existing
 
     folder = cache_folder()
     try:
         entries, size = Cache(folder).measure()
     except BillhookError as error:
         return Finding("kernel cache", False, str(error), "set BILLHOOK_CACHE_DIR to a folder of yours")
-    place = _existing(folder)
+    place = nearest_existing(folder)
     if not place.is_dir() or not os.access(place, os.W_OK):
         return Finding(
             "kernel cache",
@@ -107,11 +107,6 @@ def _cache() -> Finding:
             "mend its permissions, or set BILLHOOK_CACHE_DIR to a folder of yours",
         )
     return Finding("kernel cache", True, f"{folder}, {entries} kernels, {size / 2**20:.1f} MiB")
-
-
-def _existing(folder: Path) -> Path:
-    """Return the folder, or the nearest one above it that exists."""
-    return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def _nvcc() -> Finding:

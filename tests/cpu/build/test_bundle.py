@@ -91,6 +91,12 @@ def test_a_missing_file_is_found_and_named(bundle: Bundle) -> None:
         Bundle.load(bundle.folder)
 
 
+def test_a_missing_hash_of_the_manifest_is_named(bundle: Bundle) -> None:
+    (bundle.folder / MANIFEST_HASH).unlink()
+    with pytest.raises(BundleError, match=f"incomplete: {MANIFEST_HASH} is missing"):
+        Bundle.load(bundle.folder)
+
+
 def test_damage_after_loading_is_found(bundle: Bundle) -> None:
     loaded = Bundle.load(bundle.folder)
     kernel = loaded.manifest.kernels[0]
