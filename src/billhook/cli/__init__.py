@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 import click
@@ -60,3 +61,15 @@ def main(argv: list[str] | None = None) -> int:
     except BillhookError as error:
         print(f"billhook: error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if error.filename is None:  # stdout: where it leads is full or gone
+            _forget_output()
+            print(f"billhook: error: cannot write the output: {error.strerror}", file=sys.stderr)
+        else:
+            print(f"billhook: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
+
+
+def _forget_output() -> None:
+    """Lead stdout nowhere, so that Python does not fail again on what is left to write when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -125,9 +125,7 @@ def load_model(path: str | Path, stored: WeightFormat | None = None) -> Model:
             and value.
         UnsupportedError: A weight format or an architecture that is not built yet.
     """
-    file = Path(path)
-    if file.is_dir():
-        file = file / "config.json"
+    file = _find(Path(path))
     fields = Fields(file, _read(file))
     quantization = Quantization("", frozenset(), (), (), stored) if stored else read_quantization(fields)
     architecture = _architecture(fields)
@@ -155,11 +153,22 @@ def load_model(path: str | Path, stored: WeightFormat | None = None) -> Model:
     )
 
 
+def _find(path: Path) -> Path:
+    try:
+        return path / "config.json" if path.is_dir() else path
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(file: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"cannot read model config {file}: {error.strerror}")
+
+
 def _read(file: Path) -> dict[str, object]:
     try:
         content = msgspec.json.decode(file.read_bytes())
     except OSError as error:
-        raise ConfigError(f"cannot read model config {file}: {error.strerror}") from error
+        raise _unreadable(file, error) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{file}: not JSON: {error}") from error
     if not isinstance(content, dict):

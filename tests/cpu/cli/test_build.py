@@ -39,10 +39,19 @@ def small_kernels(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BILLHOOK_CACHE_DIR", str(cache))
 
 
+# Ctrl-C must count even where the tests run in the background, which ignores it.
+_RUN = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from billhook.cli import main
+raise SystemExit(main())
+"""
+
+
 def start(*arguments: str, cache: Path) -> subprocess.Popen[str]:
     """Start a build of the real kernels in a process of its own."""
     environment = {**os.environ, "BILLHOOK_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT / "src")}
-    command = [sys.executable, "-m", "billhook", "build", "--jobs", "1", *arguments]
+    command = [sys.executable, "-c", _RUN, "build", "--jobs", "1", *arguments]
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
@@ -153,12 +162,42 @@ def test_a_foreign_folder_is_refused_before_anything_is_compiled(
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_place_inside_a_file_is_refused_before_anything_is_compiled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
-    assert main(["build", *FEW, "--out", str(tmp_path / "file/bundle")]) == 1
-    said = capsys.readouterr().err
-    assert "cannot write bundle" in said
-    assert "--out" in said
+    monkeypatch.setattr(compiling, "compile_text", None)
+    assert main(["build", *FEW, "--out", str(tmp_path / "file/bundle")]) == 2
+    assert f"{tmp_path / 'file'} is not a folder; choose another with --out" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_anything_is_compiled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiling, "compile_text", None)
+    monkeypatch.setattr("os.access", lambda path, mode: not mode & os.W_OK)  # root may write everywhere
+    assert main(["build", *FEW, "--out", str(tmp_path / "deep/bundle")]) == 1
+    assert f"cannot write to {tmp_path}," in capsys.readouterr().err
+
+
+def test_a_name_that_is_too_long_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["build", *FEW, "--out", str(tmp_path / ("a" * 300))]) == 1
+    assert "File name too long; choose another with --out" in capsys.readouterr().err
+
+
+def test_output_that_cannot_be_written_is_told_without_a_traceback() -> None:
+    command = [sys.executable, "-m", "billhook", "plan", str(MODEL), "--json"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command,
+            env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "billhook: error: cannot write the output: No space left on device\n"
 
 
 def test_a_cache_that_cannot_be_written_is_named(
