@@ -212,7 +212,7 @@ def from_json(text: str | bytes) -> Plan:
     """
     try:
         plan = msgspec.json.decode(text, type=Plan)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"not a plan: {error}") from error
     if plan.format != FORMAT:
         raise ConfigError(f"plan format must be {FORMAT} (got {plan.format}); plan again with this version")

@@ -95,8 +95,8 @@ def test_json_reads_back() -> None:
     assert from_json(to_json(plan)) == plan
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1}', "null"])
-def test_what_is_no_plan_is_refused(text: str) -> None:
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1}', "null", b'{"format": "\xff"}'])
+def test_what_is_no_plan_is_refused(text: str | bytes) -> None:
     with pytest.raises(ConfigError, match="not a plan"):
         from_json(text)
 

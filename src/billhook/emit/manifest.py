@@ -75,7 +75,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         return None
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror}") from error
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise StorageError(f"{path} is damaged ({error}); delete it and run again") from error
     if manifest.format != Manifest.__struct_defaults__[-1]:
         raise StorageError(f"{path} was written by another version of Billhook; delete it and run again")

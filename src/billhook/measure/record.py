@@ -177,7 +177,7 @@ def read(paths: Iterable[Path]) -> Iterator[Record]:
                 continue
             try:
                 record = decoder.decode(line)
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 raise ConfigError(f"{path}:{number}: not a measurement record ({error})") from error
             found = True
             yield record

@@ -154,10 +154,18 @@ def test_remove_takes_only_generated_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"request": {}}', '{"request":{},"inputs":{},"files":{},"format":9}']
+    "text",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"request": {}}',
+        b'{"a": "\xff"}',
+        b'{"request":{},"inputs":{},"files":{},"format":9}',
+    ],
 )
-def test_damaged_manifest_is_named(tmp_path: Path, text: str) -> None:
-    (tmp_path / MANIFEST).write_text(text)
+def test_damaged_manifest_is_named(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / MANIFEST).write_bytes(text)
     with pytest.raises(StorageError, match=rf"{MANIFEST}.*; delete it and run again"):
         put(tmp_path, files(a="1"))
 

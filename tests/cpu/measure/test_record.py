@@ -34,12 +34,17 @@ def test_every_line_says_its_schema_problem_and_floor(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("{", "not a measurement record"), ("[]", "not a measurement record"), ('{"run": 1}', "run")],
+    [
+        (b"{", "not a measurement record"),
+        (b"[]", "not a measurement record"),
+        (b'{"run": "\xff"}', "not a measurement record"),
+        (b'{"run": 1}', "run"),
+    ],
 )
-def test_damaged_line_is_named(tmp_path: Path, text: str, words: str) -> None:
+def test_damaged_line_is_named(tmp_path: Path, text: bytes, words: str) -> None:
     path = tmp_path / "run.jsonl"
     append(path, [make_record("ours", 9.0)])
-    path.write_text(path.read_text() + "\n" + text + "\n")
+    path.write_bytes(path.read_bytes() + b"\n" + text + b"\n")
     with pytest.raises(ConfigError, match=rf"run\.jsonl:3: .*{words}"):
         list(read([path]))
 
