@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from cpu.strategies import marlin_archs, problems
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from billhook.arch import Arch, parse
-from billhook.catalog import deepest, load, tile_name
+from billhook.catalog import Catalog, deepest, load, tile_name
 from billhook.config import GemmTypes, KernelConfig, Problem
 from billhook.dtypes import BF16, F16, U4, U4B8
 from billhook.errors import InputError, UnsupportedError
@@ -73,23 +74,44 @@ def test_spans_agree_with_single_answers(
         assert serving.choice.config == select(replace(problem, m=m), arch).config
 
 
-def test_spans_switch_where_the_rules_do() -> None:
+@pytest.fixture
+def catalog(tmp_path: Path) -> Catalog:
+    """A catalog of the tests' own: the installed one changes with what was measured."""
+    (tmp_path / "rules").mkdir()
+    (tmp_path / "marlin.toml").write_text(
+        'family = "marlin"\n'
+        '[[formats]]\nweight = "u4b8"\nactivations = ["bf16"]\ngroup_sizes = [128]\n'
+        "[[tiles]]\nm = [8, 16, 32, 64]\nn = 128\nk = 256\nstages = 4\n"
+        "[[tiles]]\nm = [64]\nn = 256\nk = 128\nstages = 2\n"
+    )
+    (tmp_path / "rules/marlin.toml").write_text(
+        '[[rules]]\nrows = { max = 8 }\ntile = "m8n128k256"\n'
+        '[[rules]]\nrows = { max = 16 }\ntile = "m16n128k256"\n'
+        '[[rules]]\nrows = { max = 32 }\ntile = "m32n128k256"\n'
+        '[[rules]]\ntile = "m64n128k256"\n'
+        '[[rules]]\ntile = "m64n256k128"\n'
+    )
+    return load(tmp_path)
+
+
+def test_spans_switch_where_the_rules_do(catalog: Catalog) -> None:
     arch = parse("9.0a")
-    assert [span.last for span in spans(DENSE, 100, arch)][:3] == [8, 16, 32]
+    assert [span.last for span in spans(DENSE, 100, arch, catalog)] == [8, 16, 32, 100]
     # 8 tokens x 8 experts over 128: a mean of 8 rows at 128 tokens
-    assert [span.last for span in spans(MOE, 1000, arch)][:3] == [128, 256, 512]
+    assert [span.last for span in spans(MOE, 1000, arch, catalog)] == [128, 256, 512, 1000]
 
 
-def test_a_tile_that_does_not_fit_gives_way_to_the_next_rule() -> None:
-    choice = select(replace(MOE, m=4096), parse("8.6"))
+def test_a_tile_that_does_not_fit_gives_way_to_the_next_rule(catalog: Catalog) -> None:
+    choice = select(replace(MOE, m=4096), parse("8.6"), catalog)
     assert tile_name(choice.config.tile) == "m64n256k128"
-    assert "m64n128k256" in choice.reason
+    assert "rule 5 (otherwise)" in choice.reason
+    assert "rule 4 wants m64n128k256, which needs" in choice.reason
     assert "shared memory" in choice.reason
 
 
-def test_the_reason_tells_a_shallower_pipeline() -> None:
-    assert "4 do not fit" in select(replace(DENSE, m=32), parse("8.6")).reason
-    assert "fit" not in select(replace(DENSE, m=32), parse("9.0a")).reason
+def test_the_reason_tells_a_shallower_pipeline(catalog: Catalog) -> None:
+    assert "2 stages, since 4 do not fit" in select(replace(DENSE, m=32), parse("8.6"), catalog).reason
+    assert "fit" not in select(replace(DENSE, m=32), parse("9.0a"), catalog).reason
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from billhook import driver
+from billhook.arch import parse, parse_list
 from billhook.cli import main
 from billhook.cli.columns import align
-from billhook.plan import from_json
+from billhook.config import GemmTypes, Problem
+from billhook.dtypes import BF16, U4B8
+from billhook.models import load_model
+from billhook.plan import from_json, make_plan
+from billhook.select import select
 
 EXAMPLES = Path(__file__).parents[3] / "examples/models"
 QWEN = str(EXAMPLES / "qwen3-30b-a3b-gptq-int4/config.json")
@@ -21,16 +27,16 @@ SHAPE = ["--n", "4096", "--k", "4096"]
 def test_plan_tells_layers_kernels_and_reasons(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", QWEN, "--arch", "9.0a,8.6", "--max-tokens", "16"]) == 0
     text = capsys.readouterr().out
-    for part in (
-        "4 quantized GEMMs, for 1 to 16 tokens",
-        "qwen3-30b-a3b-gptq-int4/tp1/w13",
-        "3 kernels for 9.0a",
-        "3 kernels for 8.6",
-        "_moe_sm86",
-        "rule 1 (rows <= 8)",
-        "9 to 16 tokens of",
-    ):
+    for part in ("4 quantized GEMMs, for 1 to 16 tokens", "qwen3-30b-a3b-gptq-int4/tp1/w13", "_moe_sm86"):
         assert part in text
+    plan = make_plan([load_model(QWEN)], parse_list("9.0a,8.6"), 16)
+    for arch in plan.archs:
+        assert f"{sum(kernel.arch == arch for kernel in plan.kernels)} kernels for {arch}" in text
+    for kernel in plan.kernels:
+        assert f"{kernel.name}\n    why     {kernel.reason}\n" in text
+        for need in kernel.needed_by:
+            assert f"serves  {need.first} to {need.last} tokens of" in text
+            assert need.layer in text
 
 
 def test_plan_tells_notes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -82,10 +88,12 @@ def test_native_needs_a_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
 def test_explain_a_shape(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", *SHAPE, "--m", "77", "--arch", "8.6", "--experts", "4", "--top-k", "4"]) == 0
     text = capsys.readouterr().out
-    assert "served by  marlin_bf16_u4b8_bf16_bf16_g128_m64n256k128s2_moe_sm86" in text
+    problem = Problem(77, 4096, 4096, GemmTypes(BF16, U4B8, BF16, BF16), 128, num_experts=4, top_k=4)
+    choice = select(problem, parse("8.6"))
     assert "4 experts (top_k 4, 77 rows each)" in text
-    assert "m64n128k256s2  needs" in text
-    assert "m48n128k256s2  could serve; no rule names it" in text
+    assert f"served by  {choice.config}\nbecause    {choice.reason}\n" in text
+    for one in choice.rejected:
+        assert re.search(rf"{one.config.tile} +{re.escape(one.why_not)}", text)
 
 
 def test_explain_a_layer(capsys: pytest.CaptureFixture[str]) -> None:
