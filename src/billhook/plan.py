@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import msgspec
 
@@ -236,7 +237,7 @@ def _plan(
             Dispatch(
                 str(arch),
                 *key,
-                ranges=tuple(Range(span.first, span.last, span.choice.config.name) for span in table),
+                ranges=tuple(_ranges(table)),
             )
             for key, table in tables.items()
         ]
@@ -278,16 +279,24 @@ def _kernels(
     needs: dict[str, list[Need]] = {}
     reasons: dict[str, dict[str, None]] = {}
     for layer in found:
-        for span in tables[_key(layer.problem(1))]:
-            name = span.choice.config.name
-            reasons.setdefault(name, {})[span.choice.reason] = None
-            # the token counts whose rows fall into the span
-            first = -(-span.first // layer.rows_per_token)
-            last = min(span.last // layer.rows_per_token, max_tokens)
+        table = tables[_key(layer.problem(1))]
+        for span in table:
+            reasons.setdefault(span.choice.config.name, {})[span.choice.reason] = None
+        for one in _ranges(table):
+            # the token counts whose rows fall into the range
+            first = -(-one.first // layer.rows_per_token)
+            last = min(one.last // layer.rows_per_token, max_tokens)
             if first <= last:
-                needs.setdefault(name, []).append(Need(layer.id, first, last))
+                needs.setdefault(one.kernel, []).append(Need(layer.id, first, last))
     for name, words in reasons.items():
         yield PlannedKernel(name, str(arch), " | ".join(words), tuple(needs.get(name, ())))
+
+
+def _ranges(table: Iterable[Span]) -> Iterator[Range]:
+    """Yield which kernel serves which m: neighbours that differ in the reason alone are one range."""
+    for name, run in groupby(table, key=lambda span: span.choice.config.name):
+        first, *_, last = (edge for span in run for edge in (span.first, span.last))
+        yield Range(first, last, name)
 
 
 def _key(problem: Problem) -> _Key:

@@ -1,8 +1,12 @@
-"""Plain text tables."""
+"""Plain text tables, and lines that fit the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from shutil import get_terminal_size
 
 
 def align(rows: Sequence[Sequence[object]]) -> list[str]:
@@ -24,3 +28,21 @@ def align(rows: Sequence[Sequence[object]]) -> list[str]:
         ).rstrip()
         for row in cells
     ]
+
+
+def fold(lines: Iterable[str]) -> Iterator[str]:
+    """Yield lines, those too wide for the terminal broken at spaces and continued below their last column.
+
+    Args:
+        lines: Columns of a line are two spaces or more apart.
+    """
+    width = get_terminal_size().columns if sys.stdout.isatty() else 0
+    for line in lines:
+        if not width or len(line) <= width:
+            yield line
+            continue
+        columns = re.match(r"(?:.*\S)? {2,}", line)
+        indent = columns.end() if columns and columns.end() < width // 2 else 4
+        yield from textwrap.wrap(
+            line, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
+        )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 
 import click
 
 from ..errors import BillhookError
+from .columns import fold
 
 
 @dataclass(frozen=True)
@@ -48,17 +49,21 @@ def command(*, as_json: bool) -> None:
         }
         click.echo(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
         return
+    click.echo("\n".join(fold(_show(findings, missing))))
+
+
+def _show(findings: Sequence[Finding], missing: Mapping[str, Sequence[str]]) -> Iterator[str]:
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
         mark = "ok" if finding.found else "--"
-        click.echo(f"{mark}  {finding.name:{width}}  {finding.detail}")
+        yield f"{mark}  {finding.name:{width}}  {finding.detail}"
         if finding.remedy and not finding.found:
-            click.echo(f"    {'':{width}}  {finding.remedy}")
-    click.echo()
+            yield f"    {'':{width}}  {finding.remedy}"
+    yield ""
     width = max(map(len, missing))
     for name, lacks in missing.items():
         words = "ready" if not lacks else f"needs {', '.join(lacks)}"
-        click.echo(f"billhook {name:{width}}  {words}")
+        yield f"billhook {name:{width}}  {words}"
 
 
 def _missing(needs: Iterable[str], findings: Iterable[Finding]) -> list[str]:

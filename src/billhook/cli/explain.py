@@ -51,6 +51,7 @@ def command(
     from ..arch import parse_list
     from ..driver import native_archs
     from ..select import select
+    from .columns import fold
 
     shape = {"--n": n, "--k": k, "--group-size": group_size, "--experts": experts, "--top-k": top_k}
     if model is not None:
@@ -65,9 +66,9 @@ def command(
             choices.append(select(problem, target))
         except UnsupportedError:
             if not as_json:
-                click.echo("\n".join(_show_refusals(problem, target)))
+                click.echo("\n".join(fold(_show_refusals(problem, target))))
             raise
-    click.echo(_to_json(choices) if as_json else "\n\n".join("\n".join(_show(one)) for one in choices))
+    click.echo(_to_json(choices) if as_json else "\n\n".join("\n".join(fold(_show(one))) for one in choices))
 
 
 def _refuse(options: Mapping[str, int | str | None], why: str) -> None:

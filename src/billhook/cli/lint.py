@@ -12,7 +12,7 @@ def command() -> None:
     """Analyse dispatch heuristics."""
 
 
-@command.command()
+@command.command(short_help="Find what is wrong with Machete's schedule rules.")
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @click.pass_context

@@ -1,4 +1,4 @@
-"""Values that several commands read from their options."""
+"""What several commands read from their options, and the names they show for it."""
 
 from __future__ import annotations
 
@@ -19,3 +19,8 @@ def parse_sizes(texts: Iterable[str], option: str = "--tp") -> list[int]:
         got = "nothing" if wrong is None else repr(wrong)
         raise InputError(f"{option} takes positive whole numbers such as 1 or 1,2,4 (got {got})")
     return list(dict.fromkeys(int(word) for word in words))
+
+
+def layer_name(layer_id: str, *, one_model: bool) -> str:
+    """Return a layer's id (`MODEL/tpTP/NAME`) as tables show it: without what all have in common."""
+    return layer_id.split("/", 1)[1].removeprefix("tp1/") if one_model else layer_id

@@ -11,6 +11,7 @@ import click
 
 from ..errors import CompileError
 from .columns import align
+from .options import layer_name
 
 if TYPE_CHECKING:
     from ..build import Artifact, Outcome, Unit
@@ -130,7 +131,7 @@ def _layers(unit: Unit, needed_by: dict[tuple[str, str], list[str]], *, one_mode
     if unit.kind == "support":
         return "MoE routing"
     ids = needed_by.get((unit.name, str(unit.arch)), [])
-    return " ".join(one.split("/", 1)[1].removeprefix("tp1/") if one_model else one for one in ids)
+    return " ".join(layer_name(one, one_model=one_model) for one in ids)
 
 
 def summary(outcome: Outcome, plan: Plan) -> dict[str, Any]:

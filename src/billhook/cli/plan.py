@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from .options import layer_name
+
 if TYPE_CHECKING:
+    from ..models import Layer
     from ..plan import Plan, PlannedKernel
 
 
@@ -57,6 +60,7 @@ def command(
     from ..dtypes import dtype
     from ..models import load_model
     from ..plan import DEFAULT_MAX_TOKENS, make_plan, to_json
+    from .columns import fold
     from .options import parse_sizes
 
     plan = make_plan(
@@ -66,18 +70,34 @@ def command(
         parse_sizes(tp),
         dtype(act) if act else None,
     )
-    click.echo(to_json(plan) if as_json else "\n".join(_show(plan)))
+    click.echo(to_json(plan) if as_json else "\n".join(fold(_show(plan))))
 
 
 def _show(plan: Plan) -> Iterator[str]:
+    for model, layers in groupby(plan.layers, key=lambda layer: layer.model):
+        yield from _show_layers(f"{model}, for 1 to {plan.max_tokens} tokens", list(layers))
+    one_model = len({layer.model for layer in plan.layers}) == 1
+    names = {layer.id: layer_name(layer.id, one_model=one_model) for layer in plan.layers}
+    for arch, kernels in groupby(plan.kernels, key=lambda kernel: kernel.arch):
+        planned = list(kernels)
+        yield f"{len(planned)} kernels for {arch}"
+        yield ""
+        for kernel in planned:
+            yield from _show_kernel(kernel, names)
+            yield ""
+    for note in plan.notes:
+        yield f"note: {note}"
+
+
+def _show_layers(title: str, layers: Sequence[Layer]) -> Iterator[str]:
     from .columns import align
 
-    yield f"{len(plan.layers)} quantized GEMMs, for 1 to {plan.max_tokens} tokens"
+    yield title
     yield ""
-    heading = ("layer", "n", "k", "group", "experts", "top_k", "count", "types")
+    heading = ("GEMM", "n", "k", "group", "experts", "top_k", "count", "types")
     rows = [
         (
-            layer.id,
+            layer_name(layer.id, one_model=True),
             layer.n,
             layer.k,
             layer.group_size if layer.group_size > 0 else "channel",
@@ -86,26 +106,19 @@ def _show(plan: Plan) -> Iterator[str]:
             layer.count,
             layer.types + (" + bias" if layer.bias else ""),
         )
-        for layer in plan.layers
+        for layer in layers
     ]
     yield from align([heading, *rows])
-    for arch, kernels in groupby(plan.kernels, key=lambda kernel: kernel.arch):
-        planned = list(kernels)
-        yield ""
-        yield f"{len(planned)} kernels for {arch}"
-        for kernel in planned:
-            yield ""
-            yield from _show_kernel(kernel)
-    for note in plan.notes:
-        yield ""
-        yield f"note: {note}"
+    yield ""
 
 
-def _show_kernel(kernel: PlannedKernel) -> Iterator[str]:
+def _show_kernel(kernel: PlannedKernel, names: Mapping[str, str]) -> Iterator[str]:
     yield kernel.name
-    yield f"    why     {kernel.reason}"
+    for reason in kernel.reason.split(" | "):
+        yield f"    why     {reason}"
     layers: dict[tuple[int, int], list[str]] = {}
     for need in kernel.needed_by:
-        layers.setdefault((need.first, need.last), []).append(need.layer)
-    for (first, last), names in layers.items():
-        yield f"    serves  {first} to {last} tokens of {', '.join(names)}"
+        layers.setdefault((need.first, need.last), []).append(names[need.layer])
+    for (first, last), named in layers.items():
+        tokens = f"{first} to {last} tokens" if first < last else f"{first} token{'s' * (first > 1)}"
+        yield f"    serves  {tokens} of {', '.join(named)}"

@@ -22,7 +22,7 @@ def command() -> None:
     """Install our generators into a vLLM source tree, or remove them."""
 
 
-@command.command()
+@command.command(short_help="Let the tree's build generate its kernels with Billhook.")
 @_TREE
 def install(root: Path) -> None:
     """Replace the tree's generator scripts by launchers that take the same command line.
@@ -43,7 +43,7 @@ def remove(root: Path) -> None:
     _report(tree, changed, "put back", "not installed")
 
 
-@command.command()
+@command.command(short_help="Tell the release, and whose scripts the build runs.")
 @_TREE
 def status(root: Path) -> None:
     """Tell the tree's release, and whose generator scripts its build runs."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from billhook import driver
 from billhook.arch import parse, parse_list
 from billhook.cli import main
-from billhook.cli.columns import align
+from billhook.cli.columns import align, fold
 from billhook.config import GemmTypes, Problem
 from billhook.dtypes import BF16, U4B8
 from billhook.models import load_model
@@ -27,16 +28,26 @@ SHAPE = ["--n", "4096", "--k", "4096"]
 def test_plan_tells_layers_kernels_and_reasons(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", QWEN, "--arch", "9.0a,8.6", "--max-tokens", "16"]) == 0
     text = capsys.readouterr().out
-    for part in ("4 quantized GEMMs, for 1 to 16 tokens", "qwen3-30b-a3b-gptq-int4/tp1/w13", "_moe_sm86"):
-        assert part in text
+    assert "qwen3-30b-a3b-gptq-int4, for 1 to 16 tokens\n" in text
     plan = make_plan([load_model(QWEN)], parse_list("9.0a,8.6"), 16)
     for arch in plan.archs:
         assert f"{sum(kernel.arch == arch for kernel in plan.kernels)} kernels for {arch}" in text
     for kernel in plan.kernels:
-        assert f"{kernel.name}\n    why     {kernel.reason}\n" in text
+        assert f"\n{kernel.name}\n" in text
+        for reason in kernel.reason.split(" | "):
+            assert f"    why     {reason}\n" in text
         for need in kernel.needed_by:
-            assert f"serves  {need.first} to {need.last} tokens of" in text
-            assert need.layer in text
+            name = need.layer.rpartition("/")[2]
+            assert re.search(rf"serves  {need.first} to {need.last} tokens of .*\b{name}\b", text)
+
+
+def test_plan_of_several_models_tells_them_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", QWEN, MIXTRAL, "--tp", "1,2", "--max-tokens", "1"]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"^tp2/w13 +14336 ", text, re.MULTILINE)
+    assert re.search(
+        r"serves  1 token of .*qwen3-30b-a3b-gptq-int4/tp1/w2\b.*, mixtral-8x7b-gptq/tp2/w2\b", text
+    )
 
 
 def test_plan_tells_notes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -150,6 +161,16 @@ def test_explain_tells_why_no_kernel_serves(
     assert word in captured.err
     assert word in captured.out
     assert "m8n128k256" in captured.out
+
+
+def test_wide_lines_continue_below_their_last_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = ["name  why it is so", "   mended by hand", "one word after another"]
+    assert list(fold(lines)) == lines
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "14")
+    assert list(fold(lines)) == [
+        "name  why it", "      is so", "   mended by", "   hand", "one word after", "    another",
+    ]  # fmt: skip
 
 
 def test_columns() -> None:
