@@ -137,20 +137,25 @@ def _ratio(value: float | None) -> str:
 
 
 def _summary(rows: list[Row]) -> list[str]:
-    lines = []
-    for kind, part in (
-        ("dense", [row for row in rows if not row.case.num_experts]),
-        ("MoE", [row for row in rows if row.case.num_experts]),
-    ):
-        parts = []
+    """Return our time over each peer's, over all dense and all MoE problems."""
+    kinds = {
+        "dense": [row for row in rows if not row.case.num_experts],
+        "MoE": [row for row in rows if row.case.num_experts],
+    }
+    table = []
+    for kind, part in kinds.items():
         for peer in (None, "torch", *PEERS):
             ratios = [ratio for row in part if (ratio := row.ratio(peer)) is not None]
             mean = geomean(ratios)
             if mean is not None:
-                parts.append(f"{peer or 'best peer'} {mean:.3f} (worst {max(ratios):.2f}, n={len(ratios)})")
-        if parts:
-            lines.append(f"{kind}: geometric mean of ours over {'; '.join(parts)}")
-    return lines
+                line = (
+                    f"{kind}, ours/{peer or 'best peer'}",
+                    f"{mean:.3f}",
+                    f"{max(ratios):.2f}",
+                    str(len(ratios)),
+                )
+                table.append(list(line))
+    return [*align([["", "geomean", "worst", "problems"], *table]), ""] if table else []
 
 
 def _reasons(rows: list[Row]) -> list[str]:
