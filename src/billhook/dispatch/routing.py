@@ -29,7 +29,8 @@ def route(
         the length of sorted_token_ids.
     """
     ids = np.asarray(topk_ids).reshape(-1)
-    pieces, experts = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
+    pieces: list[npt.NDArray[Any]] = [np.zeros(0, np.int32)]
+    experts: list[npt.NDArray[Any]] = [np.zeros(0, np.int32)]
     for expert in range(num_experts):
         rows = np.flatnonzero(ids == expert).astype(np.int32)
         blocks = -(-len(rows) // block_m)

@@ -78,7 +78,7 @@ def _implementations(device: ModuleType) -> dict[str, Callable[..., Any]]:
 
 
 def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Run on the GPU of the first argument, whichever is current; one on the CPU is for the checks to refuse."""
+    """Run on the GPU of the first argument, whichever is current; the checks refuse one on the CPU."""
 
     def run(first: torch.Tensor, *rest: Any) -> Any:
         if not first.is_cuda or first.device.index == torch.cuda.current_device():
