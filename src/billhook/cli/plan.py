@@ -70,30 +70,27 @@ def command(
         parse_sizes(tp),
         dtype(act) if act else None,
     )
-    click.echo(to_json(plan) if as_json else "\n".join(fold(_show(plan))))
+    click.echo(to_json(plan) if as_json else "\n\n".join("\n".join(fold(part)) for part in _show(plan)))
 
 
-def _show(plan: Plan) -> Iterator[str]:
+def _show(plan: Plan) -> Iterator[Iterator[str]]:
+    """Yield the parts of the text, each as lines."""
     for model, layers in groupby(plan.layers, key=lambda layer: layer.model):
-        yield from _show_layers(f"{model}, for 1 to {plan.max_tokens} tokens", list(layers))
+        yield _show_layers(f"{model}, for 1 to {plan.max_tokens} tokens", list(layers))
     one_model = len({layer.model for layer in plan.layers}) == 1
     names = {layer.id: layer_name(layer.id, one_model=one_model) for layer in plan.layers}
     for arch, kernels in groupby(plan.kernels, key=lambda kernel: kernel.arch):
         planned = list(kernels)
-        yield f"{len(planned)} kernels for {arch}"
-        yield ""
-        for kernel in planned:
-            yield from _show_kernel(kernel, names)
-            yield ""
-    for note in plan.notes:
-        yield f"note: {note}"
+        yield iter([f"{len(planned)} kernels for {arch}"])
+        yield from (_show_kernel(kernel, names) for kernel in planned)
+    if plan.notes:
+        yield (f"note: {note}" for note in plan.notes)
 
 
 def _show_layers(title: str, layers: Sequence[Layer]) -> Iterator[str]:
     from .columns import align
 
     yield title
-    yield ""
     heading = ("GEMM", "n", "k", "group", "experts", "top_k", "count", "types")
     rows = [
         (
@@ -109,7 +106,6 @@ def _show_layers(title: str, layers: Sequence[Layer]) -> Iterator[str]:
         for layer in layers
     ]
     yield from align([heading, *rows])
-    yield ""
 
 
 def _show_kernel(kernel: PlannedKernel, names: Mapping[str, str]) -> Iterator[str]:
