@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "src"))
 
-from billhook.vllm.machete.documented import run_machete_script
+from billhook.vllm.documented import run_script
 
 if __name__ == "__main__":
-    sys.exit(run_machete_script(sys.argv[1:], Path(__file__)))
+    sys.exit(run_script("machete", sys.argv[1:], Path(__file__)))

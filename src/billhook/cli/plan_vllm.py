@@ -8,44 +8,38 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import InputError
-from ..vllm.job import FAMILIES, Job, Narrowing, family
-from ..vllm.release import ACTIVATIONS, Release, load_release, releases
+from ..vllm.job import FAMILIES, Job, Narrowing
+from .vllm_options import (
+    PATH,
+    find_release,
+    find_tree,
+    heuristic_option,
+    narrowing_options,
+    parse_families,
+    qqq_option,
+    target_option,
+)
 
 if TYPE_CHECKING:
     from ..vllm.report import Report
 
-_TARGETS = [*(f"vllm-{number}" for number in releases()), "vllm"]
-
 
 @click.command()
-@click.argument("configs", nargs=-1, metavar="[MODEL]...", type=click.Path(path_type=Path))
-@click.option(
-    "--target", required=True, type=click.Choice(_TARGETS), help="The release; `vllm`: ask the tree."
-)
-@click.option("--tree", type=click.Path(path_type=Path), help="A vLLM source tree, for --target vllm.")
+@target_option
+@click.option("--tree", type=PATH, help="A vLLM source tree, for --target vllm.")
 @click.option("--family", "families", multiple=True, help=f"{', '.join(FAMILIES)}.  [default: all]")
 @click.option("--arch", "targets", multiple=True, default=["9.0a"], show_default=True, help="GPU targets.")
-@click.option("--models", multiple=True, type=click.Path(path_type=Path), help="The same as MODEL.")
-@click.option("--formats", multiple=True, help="Weight formats, in place of the models' own.")
-@click.option("--max-tokens", type=click.IntRange(min=1), help="Most tokens of one step.")
-@click.option("--act", "activations", multiple=True, help=f"Activations: {', '.join(ACTIVATIONS)}.")
-@click.option("--group-size", "group_sizes", multiple=True, type=int, help="-1: channel scales.")
-@click.option("--qqq", is_flag=True, help="Add Machete's types with 8-bit activations.")
-@click.option("--heuristic", type=click.Path(path_type=Path), help="Machete schedule rules from a TOML file.")
+@narrowing_options
+@qqq_option
+@heuristic_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     *,
-    configs: tuple[Path, ...],
     target: str,
     tree: Path | None,
     families: tuple[str, ...],
     targets: tuple[str, ...],
-    models: tuple[Path, ...],
-    formats: tuple[str, ...],
-    max_tokens: int | None,
-    activations: tuple[str, ...],
-    group_sizes: tuple[int, ...],
+    narrowing: Narrowing,
     qqq: bool,
     heuristic: Path | None,
     as_json: bool,
@@ -57,14 +51,11 @@ def command(
     from ..vllm.report import report
     from ..vllm.targets import parse_targets
 
-    release = _release(target, tree)
-    narrowing = Narrowing((*configs, *models), _split(formats), max_tokens, _split(activations), group_sizes)
-    for name in _split(families):
-        family(name)  # refuses names that do not exist
+    release = find_release(target) if tree is None else find_tree(target, tree).release
     archs = parse_targets(targets)
     reports = [
         report(Job(name, release, archs, narrowing=narrowing, qqq=qqq, heuristic=heuristic))
-        for name in _split(families) or FAMILIES
+        for name in parse_families(families) or FAMILIES
     ]
     if as_json:
         import msgspec
@@ -73,20 +64,6 @@ def command(
         click.echo(msgspec.json.format(msgspec.json.encode(answer), indent=2).decode())
     else:
         click.echo("\n\n".join("\n".join(_show(one)) for one in reports))
-
-
-def _release(target: str, tree: Path | None) -> Release:
-    number = target.removeprefix("vllm").removeprefix("-")
-    if tree is not None:
-        from ..vllm.tree import recognise
-
-        found = recognise(tree).release
-        if number and number != found.release:
-            raise InputError(f"{tree} is a tree of vLLM {found.release}, not of {number}")
-        return found
-    if not number:
-        raise InputError(f"--target vllm needs --tree; without, name a release: {', '.join(_TARGETS[:-1])}")
-    return load_release(number)
 
 
 def _show(report: Report) -> Iterator[str]:
@@ -104,7 +81,3 @@ def _show(report: Report) -> Iterator[str]:
         )
     for request in report.unserved:
         yield f"not served by this release: {request}"
-
-
-def _split(values: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(word for value in values for word in value.replace(",", " ").split())

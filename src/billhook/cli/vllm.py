@@ -7,13 +7,11 @@ from pathlib import Path
 import click
 
 from ..vllm import tree as trees
+from ..vllm.job import Narrowing
+from .vllm_options import PATH, narrowing_options
 
 _TREE = click.option(
-    "--tree",
-    "root",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="The topmost folder of a vLLM source tree.",
+    "--tree", "root", required=True, type=PATH, help="The topmost folder of a vLLM source tree."
 )
 
 
@@ -24,23 +22,24 @@ def command() -> None:
 
 @command.command(short_help="Let the tree's build generate its kernels with Billhook.")
 @_TREE
-def install(root: Path) -> None:
+@narrowing_options
+def install(*, root: Path, narrowing: Narrowing) -> None:
     """Replace the tree's generator scripts by launchers that take the same command line.
 
     What they replace is kept beside them. Billhook must be installed for the Python that builds the tree.
+    With MODEL or options that narrow, the build generates only the kernels that those requests reach; install
+    again to change them.
     """
     tree = trees.recognise(root)
-    changed = trees.install(tree)
-    _report(tree, changed, "installed", "already installed")
+    _report(tree, trees.install(tree, narrowing), "installed", "already installed")
 
 
 @command.command()
 @_TREE
 def remove(root: Path) -> None:
-    """Put the tree's own generator scripts back."""
+    """Put the tree's own generator scripts back; files that were generated stay."""
     tree = trees.recognise(root)
-    changed = trees.remove(tree)
-    _report(tree, changed, "put back", "not installed")
+    _report(tree, trees.remove(tree), "put back", "not installed")
 
 
 @command.command(short_help="Tell the release, and whose scripts the build runs.")

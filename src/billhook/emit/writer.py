@@ -81,7 +81,7 @@ def compare(folder: Path, files: Sequence[SourceFile], originals: Originals) -> 
     _refuse_file(folder)
     found: dict[str, list[str]] = {"added": [], "changed": [], "removed": [], "unchanged": [], "kept": []}
     for file in files:
-        present = _read(folder / file.path)
+        present = read(folder / file.path)
         if present is None:
             found["added"].append(file.path)
         elif present == file.text.encode():
@@ -96,7 +96,7 @@ def compare(folder: Path, files: Sequence[SourceFile], originals: Originals) -> 
     wanted = {file.path for file in files}
     # The root first, as the manifest has it: without it the others are never referred to.
     for name in dict.fromkeys([*(manifest.files if manifest else ()), *sorted(originals.names)]):
-        present = None if name in wanted else _read(folder / name)
+        present = None if name in wanted else read(folder / name)
         if present is not None:
             found["removed" if _is_generated(name, present, originals) else "kept"].append(name)
     return Changes(**{kind: tuple(names) for kind, names in found.items()})
@@ -202,7 +202,12 @@ def _commit(moves: Sequence[Move], aside: Path) -> None:
         raise
 
 
-def _read(path: Path) -> bytes | None:
+def read(path: Path) -> bytes | None:
+    """Read a file; None if there is none.
+
+    Raises:
+        StorageError: There is one, but it cannot be read.
+    """
     try:
         return path.read_bytes()
     except FileNotFoundError:
@@ -217,23 +222,36 @@ def _is_generated(name: str, content: bytes, originals: Originals) -> bool:
     return name in originals.names and originals.marker.encode() in content
 
 
-def _refuse_file(folder: Path) -> None:
-    """Raise if the folder, or what it would be in, is a file."""
+def require_writable(folder: Path) -> None:
+    """Refuse an output folder that could not be created or written.
+
+    Raises:
+        InputError: It is a file or in one, or it, or the folder it would be created in, may not be written.
+    """
+    nearest = _refuse_file(folder)
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        inside = "" if nearest == folder else f": {nearest} may not be written"
+        raise InputError(
+            f"the output folder {folder} may not be {'created' if inside else 'written'}{inside}"
+        )
+
+
+def _refuse_file(folder: Path) -> Path:
+    """Return the folder, or the nearest above it that exists; raise if that is a file."""
     nearest = next(one for one in (folder, *folder.parents) if one.exists())
     if not nearest.is_dir():
         raise InputError(f"cannot write into the output folder {folder}: {nearest} is a file")
+    return nearest
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Let one run at a time work on a folder; the lock is on the folder itself and ends with the process."""
-    _refuse_file(folder)
+    require_writable(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"cannot create the output folder {folder}: {error.strerror}") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"the output folder {folder} may not be written")
     handle = os.open(folder, os.O_RDONLY)
     try:
         _lock(handle, folder)

@@ -1,33 +1,65 @@
-"""Generate one family of a vLLM release into a folder, touching only what changes."""
+"""Generate the families of a vLLM release into their folders, touching only what changes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..emit.manifest import hash_inputs, is_current, read_manifest
-from ..emit.writer import Changes, Originals, compare, write
+from ..emit.source import SourceFile
+from ..emit.writer import Changes, Originals, compare, require_writable, write
 from ..errors import InputError
 from .job import Job, family
 
 
-def generate(job: Job, folder: Path, check: bool = False) -> Changes:
-    """Make a folder hold the generated files of a job.
+@dataclass(frozen=True)
+class Generation:
+    """A job that was checked and rendered, and waits to be written.
+
+    Args:
+        job: What is generated.
+        folder: Where its files go.
+        request: What the job asks for, as the manifest keeps it.
+        inputs: Name -> SHA-256 of what decided the files' content.
+        files: What was rendered; empty if the folder holds it already.
+        changes: What writing changes.
+    """
+
+    job: Job
+    folder: Path
+    request: dict[str, object]
+    inputs: dict[str, str]
+    files: Sequence[SourceFile]
+    changes: Changes
+
+    def write(self) -> Changes:
+        """Make the folder hold the files, and return what changed.
+
+        Raises:
+            InputError: The folder has become a file or unwritable.
+            StorageError: A file cannot be read or written; nothing has changed then.
+        """
+        if not self.files:
+            return self.changes
+        return write(self.folder, self.files, self.request, self.inputs, originals(self.job))
+
+
+def prepare(job: Job, folder: Path, *, check: bool = False) -> Generation:
+    """Check and render a job, writing nothing.
 
     If the folder's manifest says that request and inputs are the same, and the files'
     hashes agree, nothing is rendered.
 
     Args:
         job: What to generate.
-        folder: Created if it does not exist; files in it that are not generated stay.
-        check: Write nothing, only tell what would change.
-
-    Returns:
-        What changed or, with `check`, would change.
+        folder: Where its files go; it need not exist.
+        check: Whether nothing will be written, so that the folder need not be writable.
 
     Raises:
-        InputError: The folder is a file, or holds another family's generated files; or a model config or
-            rule file of the job cannot be read.
-        StorageError: A file cannot be read or written; nothing has changed then.
+        InputError: The folder is a file, may not be written, or holds another family's generated files; or a
+            model config or rule file of the job cannot be read.
+        StorageError: A file cannot be read, or one that is not generated is in the way.
     """
     manifest = read_manifest(folder)
     if manifest is not None and manifest.request.get("family") != job.family:
@@ -37,11 +69,29 @@ def generate(job: Job, folder: Path, check: bool = False) -> Changes:
         )
     request, inputs = describe(job), hash_inputs(family(job.family).inputs(job))
     if manifest is not None and is_current(folder, request, inputs):
-        return Changes(unchanged=tuple(manifest.files))
+        return Generation(job, folder, request, inputs, (), Changes(unchanged=tuple(manifest.files)))
     files = family(job.family).render(job)
-    if check:
-        return compare(folder, files, originals(job))
-    return write(folder, files, request, inputs, originals(job))
+    changes = compare(folder, files, originals(job))
+    if not check:
+        require_writable(folder)
+    return Generation(job, folder, request, inputs, files, changes)
+
+
+def generate(job: Job, folder: Path) -> Changes:
+    """Make a folder hold the generated files of a job.
+
+    Args:
+        job: What to generate.
+        folder: Created if it does not exist; files in it that are not generated stay.
+
+    Returns:
+        What changed; files whose text is the same keep their times.
+
+    Raises:
+        InputError: As `prepare`; nothing has changed then.
+        StorageError: A file cannot be read or written; nothing has changed then.
+    """
+    return prepare(job, folder).write()
 
 
 def describe(job: Job) -> dict[str, object]:

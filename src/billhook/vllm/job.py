@@ -47,12 +47,15 @@ class Narrowing:
     group_sizes: tuple[int, ...] = ()
 
     def __bool__(self) -> bool:
-        return self != Narrowing()
+        return self != EVERYTHING
 
     @property
     def configs(self) -> tuple[Path, ...]:
         """The models' config files."""
         return tuple(path / "config.json" if path.is_dir() else path for path in self.models)
+
+
+EVERYTHING = Narrowing()
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class Job:
     release: Release
     archs: tuple[Arch, ...] = ()
     selector: str = "chain"
-    narrowing: Narrowing = Narrowing()
+    narrowing: Narrowing = EVERYTHING
     qqq: bool = False
     heuristic: Path | None = None
 

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
+from . import documented
+from .job import Narrowing
 from .release import Release, load_release
 
 
-def run_script(release: str, family: str, arguments: Sequence[str], script: Path) -> int:
+def run_script(
+    release: str,
+    family: str,
+    arguments: Sequence[str],
+    script: Path,
+    narrowing: Mapping[str, Any] = MappingProxyType({}),
+) -> int:
     """Run the command line of a tree's generator script.
 
     Args:
@@ -16,19 +26,17 @@ def run_script(release: str, family: str, arguments: Sequence[str], script: Path
         family: What the script writes; where one script serves dense and MoE, the output folder decides.
         arguments: What follows the script's name.
         script: The script's path.
+        narrowing: Fields of `Narrowing`, models as text.
 
     Returns:
         The exit code: 0 done, 1 failed, 2 wrong input; the last two with a message on stderr.
     """
-    if family == "machete":
-        from .machete.documented import run_machete_script
-
-        return run_machete_script(arguments, script, release)
-    from .documented import run_marlin_script
-
-    if len(arguments) == 2:
+    if family != "machete" and len(arguments) == 2:
         family = _family_of(load_release(release), Path(arguments[1]), family)
-    return run_marlin_script(arguments, script, release, family)
+    models = tuple(map(Path, narrowing.get("models", ())))
+    return documented.run_script(
+        family, arguments, script, release, Narrowing(**{**narrowing, "models": models})
+    )
 
 
 def _family_of(release: Release, folder: Path, default: str) -> str:

@@ -15,7 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..emit.writer import read
 from ..errors import InputError, StorageError
+from .job import EVERYTHING, Narrowing
 from .release import Release, Sign, load_release, releases
 
 KEPT = ".billhook-orig"  # what a replaced script's name ends with
@@ -42,7 +44,7 @@ except ImportError:
     )
 
 if __name__ == "__main__":
-    sys.exit(run_script("{release}", "{family}", sys.argv[1:], Path(__file__)))
+    sys.exit(run_script("{release}", "{family}", sys.argv[1:], Path(__file__){narrowing}))
 '''
 
 
@@ -91,19 +93,27 @@ class Tree:
             found.setdefault(self._place(script), family)
         return [Script(path, family) for path, family in found.items()]
 
-    def launcher(self, script: Script) -> bytes:
-        """Return what takes a script's place."""
-        text = _LAUNCHER.format(kept=script.kept.name, release=self.release.release, family=script.family)
+    def launcher(self, script: Script, narrowing: Narrowing = EVERYTHING) -> bytes:
+        """Return what takes a script's place, and generates for the requests of `narrowing`."""
+        said = {key: value for key, value in vars(narrowing).items() if value != getattr(EVERYTHING, key)}
+        if narrowing.models:  # the build runs in a folder of its own
+            said["models"] = tuple(str(path.resolve()) for path in narrowing.models)
+        text = _LAUNCHER.format(
+            kept=script.kept.name,
+            release=self.release.release,
+            family=script.family,
+            narrowing=f", {said!r}" if said else "",
+        )
         return text.encode()
 
     def state(self, script: Script) -> str:
         """Return whose script the build runs: "original", "billhook", or "unknown" if neither's."""
-        content = _read(script.path)
+        content = read(script.path)
         if not script.kept.exists():
             return "original" if content is not None and not _is_launcher(content) else "unknown"
         if content is not None and _is_launcher(content):
             return "billhook"
-        return "original" if content == _read(script.kept) else "unknown"
+        return "original" if content == read(script.kept) else "unknown"
 
     def _place(self, name: str) -> Path:
         return _find(self.root, self.release, name) or self.root / self.release.roots[-1] / name
@@ -135,27 +145,37 @@ def recognise(root: Path) -> Tree:
     raise InputError(f"{root} is no source tree of a known vLLM release ({'; '.join(objections)})")
 
 
-def install(tree: Tree) -> list[Path]:
+def install(tree: Tree, narrowing: Narrowing = EVERYTHING) -> list[Path]:
     """Put launchers in the place of the tree's generator scripts, keeping those beside them.
 
+    Args:
+        tree: Where.
+        narrowing: What the tree's build has to serve from now on.
+
     Returns:
-        The scripts that were replaced; none if all were ours already.
+        The scripts that were replaced; none if all were such launchers already.
 
     Raises:
-        InputError: A script is neither the tree's own nor ours; nothing has changed then.
+        InputError: A script is neither the tree's own nor ours, or a model or name of the narrowing is wrong;
+            nothing has changed then.
         StorageError: A file cannot be written; nothing has changed then.
     """
+    if narrowing:
+        from .narrow import check, requests
+
+        check(narrowing, tree.release)
+        requests(narrowing)
     fresh = [script for script in tree.scripts if _known_state(tree, script) == "original"]
     renewed = [
         script
         for script in tree.scripts
-        if script not in fresh and _read(script.path) != tree.launcher(script)
+        if script not in fresh and read(script.path) != tree.launcher(script, narrowing)
     ]
     with _undone_on_failure() as undo:
         for script in [*fresh, *renewed]:
             aside = script.path.with_name(script.path.name + _ASIDE)
             undo.append((None, aside))
-            aside.write_bytes(tree.launcher(script))
+            aside.write_bytes(tree.launcher(script, narrowing))
             shutil.copymode(script.path, aside)
             if script in fresh:
                 _keep(script)
@@ -240,7 +260,7 @@ def _is_launcher(content: bytes) -> bool:
 def _stated_release(root: Path) -> str | None:
     """Return the release that the tree's version files state, as `MAJOR.MINOR`; None if there are none."""
     for name, pattern in _VERSION_FILES.items():
-        content = _read(root / name)
+        content = read(root / name)
         found = re.search(pattern, content.decode(errors="replace"), re.MULTILINE) if content else None
         if found:
             return f"{found[1]}.{found[2]}"
@@ -255,7 +275,7 @@ def _objection(root: Path, release: Release, sign: Sign) -> str | None:
     if path is None:
         return None
     kept = path.with_name(path.name + KEPT)
-    text = (_read(kept if kept.exists() else path) or b"").decode(errors="replace")
+    text = (read(kept if kept.exists() else path) or b"").decode(errors="replace")
     for pattern in sign.holds:
         if not re.search(pattern, text):
             return f"{path.relative_to(root)} lacks {pattern}"
@@ -268,12 +288,3 @@ def _objection(root: Path, release: Release, sign: Sign) -> str | None:
 def _find(root: Path, release: Release, name: str) -> Path | None:
     paths = (root / one / name for one in release.roots)
     return next((path for path in paths if path.exists()), None)
-
-
-def _read(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror}") from error

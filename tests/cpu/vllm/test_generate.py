@@ -15,7 +15,7 @@ from cpu.vllm.trees import write_tree
 from billhook.cli import main
 from billhook.emit.manifest import MANIFEST
 from billhook.errors import InputError
-from billhook.vllm.documented import generate_new_kernels, remove_old_kernels, run_marlin_script
+from billhook.vllm.documented import generate_new_kernels, remove_old_kernels, run_script
 
 ROOT = Path(__file__).parents[3]
 SCRIPT = ROOT / "csrc" / "moe" / "marlin_moe_wna16" / "generate_kernels.py"
@@ -85,13 +85,13 @@ def test_script_refuses(
     beside = tmp_path / "generate_kernels.py"
     generate_new_kernels("8.0", tmp_path)
     before = state(tmp_path)
-    assert run_marlin_script(arguments, beside) == code
+    assert run_script("marlin-moe", arguments, beside) == code
     assert words in capsys.readouterr().err
     assert state(tmp_path) == before
 
 
 def test_script_shows_its_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_marlin_script(["--help"], tmp_path / "generate_kernels.py") == 0
+    assert run_script("marlin-moe", ["--help"], tmp_path / "generate_kernels.py") == 0
     assert "usage: generate_kernels.py ARCHS [OUT_DIR]" in capsys.readouterr().out
 
 
@@ -230,6 +230,7 @@ def test_inputs_hold_all_code_that_renders(tmp_path: Path) -> None:
         *(f"billhook/emit/{name}.py" for name in ("native", "source", "writer")),
         *(f"billhook/vllm/{name}.py" for name in ("documented", "generate", "targets")),
         "billhook/cli/generate.py",
+        "billhook/cli/vllm_options.py",
     }
     assert loaded - inputs <= idle
 

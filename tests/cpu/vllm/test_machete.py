@@ -14,6 +14,7 @@ from cpu.vllm.machete_table import FIELDS, QQQ_TYPES, SCHEDULES, TYPES, declared
 
 from billhook.errors import InputError
 from billhook.vllm import machete
+from billhook.vllm.documented import run_script
 from billhook.vllm.job import Job, Narrowing
 from billhook.vllm.machete import (
     DataType,
@@ -30,7 +31,6 @@ from billhook.vllm.machete import (
     generate_type_option_name,
     generate_type_signature,
 )
-from billhook.vllm.machete.documented import run_machete_script
 from billhook.vllm.machete.plan import make_plan, prepack_types
 from billhook.vllm.release import load_release
 
@@ -204,18 +204,18 @@ def test_the_script_writes_beside_itself_or_where_it_is_told(
 ) -> None:
     script = tmp_path / "machete" / "generate.py"
     script.parent.mkdir()
-    assert run_machete_script([], script) == 0
+    assert run_script("machete", [], script) == 0
     assert len(list((script.parent / "generated").glob("*.cu"))) == 10
     assert "10 new" in capsys.readouterr().out
-    assert run_machete_script([str(tmp_path / "elsewhere")], script) == 0
+    assert run_script("machete", [str(tmp_path / "elsewhere")], script) == 0
     assert len(list((tmp_path / "elsewhere").glob("*.cu"))) == 10
 
 
 def test_the_script_refuses_what_it_does_not_take(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_machete_script(["a", "b"], tmp_path / "generate.py") == 2
+    assert run_script("machete", ["a", "b"], tmp_path / "generate.py") == 2
     assert "usage: generate.py [OUT_DIR]" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
-    assert run_machete_script([str(tmp_path / "file")], tmp_path / "generate.py") == 2
+    assert run_script("machete", [str(tmp_path / "file")], tmp_path / "generate.py") == 2
     assert "is a file" in capsys.readouterr().err
     assert not (tmp_path / "generated").exists()
 
