@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +19,7 @@ from billhook.vllm.tree import install, recognise, remove
 
 RELEASES = ["0.16", "0.20", "0.33"]
 SRC = Path(trees.__file__).parents[2]
+ROOT = SRC.parent
 
 
 def snapshot(root: Path) -> dict[str, tuple[bytes, int, int]]:
@@ -79,6 +82,26 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
     for command in ("install", "remove", "status"):
         assert main(["vllm", command, "--tree", str(root)]) == 2
     assert snapshot(root) == before
+
+
+@pytest.mark.parametrize(
+    ("release", "old", "new"),
+    [
+        ("0.16", '"a_type": ["kS8"],', ""),  # before int8 activations
+        ("0.16", "arch in [89, 120]", "arch == 89 or arch // 10 == 12"),  # between two releases
+        ("0.20", "arch in [89, 120]", "arch == 89 or arch // 10 == 12"),
+        ("0.33", "arch == 89 or arch // 10 == 12", "arch in [89, 120]"),
+    ],
+)
+def test_trees_before_and_between_releases_are_refused(
+    release: str, old: str, new: str, tmp_path: Path
+) -> None:
+    root = write_tree(tmp_path / "vllm", release)
+    for script in root.rglob("generate_kernels.py"):
+        assert old in script.read_text()
+        script.write_text(script.read_text().replace(old, new))
+    with pytest.raises(InputError, match=f"not {re.escape(release)}: .* (lacks|holds) "):
+        recognise(root)
 
 
 @pytest.mark.parametrize("release", RELEASES)
@@ -285,3 +308,32 @@ def test_the_commands_report_what_they_did(tmp_path: Path, capsys: pytest.Captur
     assert f"  {marlin}: billhook" in ask("status")
     assert f"put back: {marlin}" in ask("remove")
     assert ask("remove") == [f"not installed: {root} (vLLM 0.20) is as it was"]
+
+
+def test_a_narrowed_installation_builds_only_what_is_reached(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_tree(tmp_path / "vllm", "0.33")
+    before = snapshot(root)
+    model = tmp_path / "it's a model.json"
+    shutil.copy(ROOT / "examples/models/llama-3.1-8b-gptq-int4/config.json", model)
+    words = ["vllm", "install", "--tree", str(root), str(model), "--max-tokens", "64"]
+    assert main([*words, "--formats", "int5"]) == 2
+    assert main([*words, str(tmp_path / "none.json")]) == 2
+    assert snapshot(root) == before
+    assert main(words) == 0
+    tree = recognise(root)
+    for script in tree.scripts:
+        folder = tree.folder(script.family)
+        arguments = [] if script.family == "machete" else ["8.0", str(folder)]
+        done = run(script.path, *arguments, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        check = ["generate", "--target", "vllm", "--tree", str(root), "--family", script.family]
+        assert main([*check, *words[4:], "--arch", "8.0", "--check"]) == 0
+    assert len(list(tree.folder("marlin").glob("*.cu"))) == 1
+    capsys.readouterr()
+    assert main(words) == 0
+    assert "already installed" in capsys.readouterr().out
+    assert main(words[:4]) == 0
+    assert capsys.readouterr().out.count("installed: ") == 2
+    assert install(recognise(root)) == []

@@ -10,6 +10,8 @@ _MARLIN = '''\
 import sys
 from pathlib import Path
 
+ARCHS = []
+SUPPORT_FP8 = any({fp8} for arch in ARCHS)
 THREAD_CONFIGS = [(128, 128, 256), (64, 256, 256), (64, 128, 128), (128, 64, 128)]
 
 QUANT_CONFIGS = [
@@ -25,6 +27,11 @@ QUANT_CONFIGS = [
         "group_blocks": [2],
     }},
 {mxfp8}
+    {{
+        "a_type": ["kS8"],
+        "b_type": "kU4B8",
+        "group_blocks": [-1, 2, 4, 8],
+    }},
     {{
         "a_type": ["kFE4M3fn"],
         "b_type": "kFE2M1f",
@@ -69,7 +76,9 @@ def write_tree(root: Path, release: str, csrc: str | None = None) -> Path:
     stable = release == "0.33"
     base = root / (csrc or ("csrc/libtorch_stable" if stable else "csrc"))
     marlin = _MARLIN.format(
-        mxfp8="" if release == "0.16" else _MXFP8, check="STD_TORCH_CHECK" if stable else "TORCH_CHECK"
+        mxfp8="" if release == "0.16" else _MXFP8,
+        fp8="arch == 89 or arch // 10 == 12" if stable else "arch in [89, 120]",
+        check="STD_TORCH_CHECK" if stable else "TORCH_CHECK",
     )
     machete = _MACHETE.format(tensor="torch::stable::Tensor" if stable else "torch::Tensor")
     for folder in ("moe/marlin_moe_wna16", "quantization/marlin", "quantization/machete"):
