@@ -18,7 +18,7 @@ RELEASE = "0.16"  # the release that the documents describe
 
 def generate_new_kernels(
     architectures: str,
-    folder: Path,
+    folder: str | Path,
     release: str = RELEASE,
     family: str = "marlin-moe",
     narrowing: Narrowing = EVERYTHING,
@@ -41,10 +41,10 @@ def generate_new_kernels(
         StorageError: A file cannot be read or written; nothing has changed then.
     """
     archs = parse_targets(architectures)
-    return generate(Job(family, load_release(release), archs, narrowing=narrowing), folder)
+    return generate(Job(family, load_release(release), archs, narrowing=narrowing), Path(folder))
 
 
-def remove_old_kernels(folder: Path, release: str = RELEASE, family: str = "marlin-moe") -> Changes:
+def remove_old_kernels(folder: str | Path, release: str = RELEASE, family: str = "marlin-moe") -> Changes:
     """Remove the generated `.cu` files and `kernel_selector.h` of a folder, and nothing else.
 
     Args:
@@ -56,9 +56,10 @@ def remove_old_kernels(folder: Path, release: str = RELEASE, family: str = "marl
         What was removed.
 
     Raises:
+        InputError: The release or the family is wrong.
         StorageError: A file cannot be read or removed; nothing has changed then.
     """
-    return remove(folder, originals(Job(family, load_release(release))))
+    return remove(Path(folder), originals(Job(family, load_release(release))))
 
 
 def run_script(

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, StorageError
+from ..errors import ConfigError
 from .heuristic import ConditionError, Rule, Tiling, parse_condition
 from .toml_positions import Entry, Position, entries
 
@@ -27,15 +27,15 @@ def load_rules(path: Path = DEFAULT) -> list[Rule]:
         path: The TOML file; by default the rules vLLM's releases carry.
 
     Raises:
-        StorageError: The file cannot be read.
-        ConfigError: It is no rule file; the message begins with `FILE:LINE:COLUMN`.
+        ConfigError: The file cannot be read, or is no rule file; where a place in it is wrong, the message begins
+            with `FILE:LINE:COLUMN`.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     except OSError as error:
-        raise StorageError(f"{path}: cannot be read: {error.strerror}") from error
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     return parse_rules(text, str(path))
 
 

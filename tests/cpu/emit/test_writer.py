@@ -187,6 +187,8 @@ def test_a_folder_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
     with pytest.raises(InputError, match="may not be written"):
         put(tmp_path, NEW)
+    with pytest.raises(InputError, match=f"may not be created: {tmp_path} may not be written"):
+        put(tmp_path / "below", NEW)
     assert state(tmp_path) == before
 
 

@@ -77,6 +77,8 @@ def test_script_writes_beside_itself_without_a_folder(tmp_path: Path) -> None:
         (["-1.0"], 2, "'-1.0' is not a GPU architecture"),
         (["13.7"], 2, "'13.7' is not supported"),
         (["8.0,abc"], 2, "'abc' is not a GPU architecture"),
+        (["8.0", ""], 2, "OUT_DIR is '', which names no folder"),
+        (["8.0", "--out"], 2, "OUT_DIR is '--out', which names no folder"),
     ],
 )
 def test_script_refuses(
@@ -297,6 +299,89 @@ def test_missing_input_files_are_named(
     assert not (tmp_path / "out").exists()
 
 
-def test_depfile_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert generate("--out", tmp_path / "out", "--depfile", tmp_path / "none" / "rule.d") == 1
-    assert "cannot write" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("name", "code", "words"), [("none/rule.d", 1, "cannot write"), ("", 2, "it is a folder")]
+)
+def test_depfile_that_cannot_be_written_leaves_everything_as_it_was(
+    name: str, code: int, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generate("--out", tmp_path / "out", "--depfile", tmp_path / name) == code
+    assert words in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failing_run_writes_no_depfile(tmp_path: Path) -> None:
+    out, rule = tmp_path / "out", tmp_path / "rule.d"
+    rule.write_text("as before")
+    out.mkdir()
+    (out / "kernel_selector.h").write_text("mine")
+    assert generate("--out", out, "--depfile", rule) == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "rule.d"}
+    assert rule.read_text() == "as before"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--arch", "8.0", "--heuristic", "{bad}"],
+        ["--arch", "8.0,abc"],
+        ["--arch", "8.0", "--formats", "int5"],
+        ["--arch", "8.0", "--depfile", "rule.d"],
+    ],
+)
+def test_what_is_wrong_for_one_family_leaves_all_of_a_tree_as_it_was(
+    words: list[str], tmp_path: Path
+) -> None:
+    root = write_tree(tmp_path / "vllm", "0.33")
+    before = sorted(root.rglob("*"))
+    bad = tmp_path / "bad.toml"
+    bad.write_text('[[rule]]\nuse = "64x64_1x1x1"\n')
+    arguments = [word.format(bad=bad) for word in words]
+    assert main(["generate", "--target", "vllm", "--tree", str(root), *arguments]) == 2
+    assert sorted(root.rglob("*")) == before
+
+
+def test_a_folder_in_the_way_of_one_family_leaves_all_of_a_tree_as_it_was(tmp_path: Path) -> None:
+    root = write_tree(tmp_path / "vllm", "0.33")
+    (root / "csrc/libtorch_stable/quantization/machete/generated").write_text("mine")
+    before = sorted(root.rglob("*"))
+    assert main(["generate", "--target", "vllm", "--tree", str(root), "--arch", "8.0"]) == 2
+    assert sorted(root.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("family", "words", "message"),
+    [
+        ("machete", ["--arch", "abc"], "'abc' is not a GPU architecture"),
+        ("machete", ["--selector", "switch"], "--selector is for --family marlin and marlin-moe"),
+        ("marlin", ["--arch", "8.0", "--qqq"], "--qqq is for --family machete"),
+        ("marlin", ["--arch", "8.0", "--heuristic", "rules.toml"], "--heuristic is for --family machete"),
+        ("marlin", ["--arch", "8.0", "--group-size", "64,x"], "--group-size x is no whole number"),
+        ("marlin", ["--arch", "8.0", "--check", "--depfile", "rule.d"], "--depfile is for a run that writes"),
+        ("marlin", ["--arch", "8.0", "--out", ""], "Invalid value for '--out': it is empty"),
+        ("marlin", ["--arch", "8.0", "missing.json"], "cannot read missing.json"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(
+    family: str, words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["generate", "--target", "vllm-0.33", "--family", family, "--out", str(out), *words]) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_several_values_of_an_option(tmp_path: Path) -> None:
+    generate("--out", tmp_path / "a", "--group-size", "32,64", "--formats", "awq-int4 gptq-int4")
+    generate(
+        *("--out", tmp_path / "b", "--group-size", 32, "--group-size", 64),
+        *("--formats", "awq-int4", "--formats", "gptq-int4"),
+    )
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+@pytest.mark.parametrize("target", ["10.1", "10.1+PTX", "7.0,8.0", "11.0"])
+def test_targets_that_only_releases_know_can_be_narrowed_for(target: str, tmp_path: Path) -> None:
+    model = ROOT / "examples/models/llama-3.1-8b-gptq-int4/config.json"
+    assert generate("--out", tmp_path, "--models", model, family="marlin", archs=target) == 0
+    assert len(list(tmp_path.glob("*.cu"))) == 1

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from billhook.cli import main
-from billhook.errors import ConfigError, StorageError
+from billhook.errors import ConfigError
 from billhook.vllm.rule_file import load_rules, parse_rules
 from billhook.vllm.toml_positions import Position, entries
 
@@ -85,7 +85,7 @@ def test_strings_and_comments_do_not_mislead_the_scanner() -> None:
 
 
 def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="cannot be read"):
         load_rules(tmp_path / "missing.toml")
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="not UTF-8 text"):
