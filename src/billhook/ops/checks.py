@@ -73,9 +73,11 @@ def _check_activations(a: torch.Tensor, codes: torch.Tensor, scales: torch.Tenso
         raise WeightError(f"activations must be {scales.dtype} like the weight's scales (got {a.dtype})")
     if codes.device != a.device or scales.device != a.device:
         raise WeightError(f"activations are on {a.device}, the weight on {codes.device}")
-    if a.dim() != 2 or a.stride(1) != 1 or (a.shape[0] > 1 and a.stride(0) % 8) or a.data_ptr() % 16:
+    if a.dim() != 2:
+        raise WeightError(f"activations must be [m, k] (got shape {tuple(a.shape)}); use .reshape(-1, k)")
+    if a.stride(1) != 1 or (a.shape[0] > 1 and a.stride(0) % 8) or a.data_ptr() % 16:
         raise WeightError(
-            "activations must be [m, k] with dense rows that begin at multiples of 16 bytes (got shape "
+            "activations must have dense rows that begin at multiples of 16 bytes (got shape "
             f"{tuple(a.shape)}, strides {a.stride()}, address {a.data_ptr():#x}); use .contiguous()"
         )
     if a.shape[1] % 16 or -(-a.shape[1] // 64) != codes.shape[-4]:

@@ -74,7 +74,7 @@ def gemm(
         WeightError: A tensor does not fit: dtype, device, shape, strides, alignment or packing.
         UnsupportedError: No kernel serves the problem on this GPU.
     """
-    _check_weight(a, weight, moe=False)
+    _check_operands(a, weight, moe=False)
     arguments = (a, weight.codes, weight.scales, bias, weight.n, weight.group_size, split_k, _name(config))
     if out is None:
         return library.operators.gemm.default(*arguments)
@@ -117,7 +117,7 @@ def moe_gemm(
         UnsupportedError: As `gemm`.
         InputError: `out` without a `Routing`, or a routing that does not fit.
     """
-    _check_weight(a, weight, moe=True)
+    _check_operands(a, weight, moe=True)
     head = (a, weight.codes, weight.scales, bias, weight.n, weight.group_size, split_k, _name(config))
     if not isinstance(routing, Routing):
         if out is not None:
@@ -182,7 +182,9 @@ def moe_block_m(weight: PackedWeight, tokens: int, top_k: int) -> int:
     return kernels().choose(request).tile.tile_m
 
 
-def _check_weight(a: torch.Tensor, weight: PackedWeight, moe: bool) -> None:
+def _check_operands(a: torch.Tensor, weight: PackedWeight, moe: bool) -> None:
+    if not isinstance(a, torch.Tensor):
+        raise WeightError(f"activations must be a torch.Tensor (got {type(a).__name__})")
     if not isinstance(weight, PackedWeight):
         raise WeightError(
             f"weight must be a billhook.PackedWeight (got {type(weight).__name__}); pack_weight makes one"
