@@ -73,12 +73,12 @@ class Problem:
 
 @dataclass(frozen=True, order=True)
 class Tile:
-    """What one CTA of the Marlin family computes at a time.
+    """What one CTA computes at a time.
 
     Args:
-        tile_m: Tokens: a multiple of 8, at most 64.
-        tile_n: Output features: a multiple of 64; one warp takes 64.
-        tile_k: Input features of one pipeline stage: a multiple of 64; one warp takes 64.
+        tile_m: Tokens: a multiple of 8.
+        tile_n: Output features: a multiple of 64.
+        tile_k: Input features of one pipeline stage: a multiple of 64.
         stages: Depth of the shared-memory pipeline.
     """
 
@@ -88,19 +88,14 @@ class Tile:
     stages: int
 
     @property
-    def warps_n(self) -> int:
-        """Warps side by side along n."""
+    def strips(self) -> int:
+        """Strips of 64 output features side by side."""
         return self.tile_n // STRIP
 
     @property
-    def warps_k(self) -> int:
-        """Warps that share an output and split a stage along k."""
+    def blocks(self) -> int:
+        """Blocks of 64 input features in a stage."""
         return self.tile_k // STRIP
-
-    @property
-    def threads(self) -> int:
-        """Threads of one CTA."""
-        return 32 * self.warps_n * self.warps_k
 
     def __str__(self) -> str:
         return f"m{self.tile_m}n{self.tile_n}k{self.tile_k}s{self.stages}"

@@ -14,7 +14,7 @@ from .arch import Arch
 from .catalog import Catalog, deepest, last_m, load, tile_name
 from .config import GemmTypes, KernelConfig, Problem, Tile
 from .errors import InputError, UnsupportedError
-from .families import marlin
+from .families import marlin, unserved
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def candidates(
     found = []
     for tile in (catalog or load()).tiles:
         config, why = _kernel(tile, problem.types, problem.group_size, problem.moe, arch)
-        found.append((config, why or marlin.unserved(config, problem)))
+        found.append((config, why or unserved(config, problem)))
     return found
 
 
@@ -113,9 +113,9 @@ def select(problem: Problem, arch: Arch, catalog: Catalog | None = None) -> Choi
         if why is not None:
             passed[position] = (rule.tile, why)
             continue
-        unserved = marlin.unserved(config, problem)
-        if unserved is not None:
-            raise UnsupportedError(f"no kernel serves {describe(problem)}: {unserved}")
+        why = unserved(config, problem)
+        if why is not None:
+            raise UnsupportedError(f"no kernel serves {describe(problem)}: {why}")
         reason = "; ".join(
             [f"{catalog.rules_file} rule {position} ({rule.describe()})"]
             + [f"rule {i} wants {name}, which {why}" for i, (name, why) in passed.items()]

@@ -17,7 +17,7 @@ from billhook.arch import Arch, parse, parse_list
 from billhook.config import Problem
 from billhook.dtypes import F16
 from billhook.errors import ConfigError, InputError, UnsupportedError
-from billhook.families import marlin
+from billhook.families import illegal
 from billhook.models import Model, load_model
 from billhook.plan import Plan, from_json, make_plan, plan_problems, to_json
 from billhook.select import select
@@ -44,7 +44,7 @@ def check(plan: Plan) -> None:
     for name, kernel in kernels.items():
         assert kernel.config.name == name
         assert str(kernel.config.arch) == kernel.arch
-        assert marlin.illegal(kernel.config) is None
+        assert illegal(kernel.config) is None
         assert kernel.reason
         assert kernel.needed_by
     used = set()

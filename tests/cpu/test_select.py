@@ -15,7 +15,7 @@ from billhook.catalog import Catalog, deepest, load, tile_name
 from billhook.config import GemmTypes, KernelConfig, Problem
 from billhook.dtypes import BF16, F16, U4, U4B8
 from billhook.errors import InputError, UnsupportedError
-from billhook.families import marlin
+from billhook.families import illegal, unserved
 from billhook.select import candidates, select, spans
 
 TYPES = GemmTypes(BF16, U4B8, BF16, BF16)
@@ -26,8 +26,8 @@ MOE = Problem(m=1, n=1536, k=2048, types=TYPES, group_size=128, num_experts=128,
 @given(problems(), marlin_archs())
 def test_the_chosen_kernel_is_legal_and_serves(problem: Problem, arch: Arch) -> None:
     config = select(problem, arch).config
-    assert marlin.illegal(config) is None
-    assert marlin.unserved(config, problem) is None
+    assert illegal(config) is None
+    assert unserved(config, problem) is None
     assert config.arch == arch
 
 
@@ -57,7 +57,7 @@ def test_every_other_tile_is_rejected_with_a_reason(problem: Problem, arch: Arch
     rejected = [tile_name(one.config.tile) for one in choice.rejected]
     assert sorted([*rejected, tile_name(choice.config.tile)]) == sorted(load().by_name)
     for one in choice.rejected:
-        why = marlin.illegal(one.config)
+        why = illegal(one.config)
         assert one.why_not == why if why else one.why_not.startswith("could serve")
 
 

@@ -12,24 +12,37 @@ import billhook
 from billhook.build import Cache, cache_folder, compile_units, kernel_unit
 from billhook.build.compile import default_jobs
 from billhook.catalog import deepest, load
-from billhook.config import GemmTypes, KernelConfig
+from billhook.config import GemmTypes, KernelConfig, Tile
 from billhook.driver import native_arch
 from billhook.dtypes import BF16, F16, U4B8
-from billhook.families import marlin
+from billhook.families import illegal, rounds_weights
+from billhook.families.base import GROUP_SIZES
 from billhook.formats import reference, u4b8
 from billhook.ops import PackedWeight, unpack_weight
 
 ELEMENTS = {torch.float16: F16, torch.bfloat16: BF16}
-GROUPS = marlin.GROUP_SIZES
+GROUPS = GROUP_SIZES
+# No catalog lists tiles of this family yet: the smallest, the largest, and sums of several instructions.
+MACHETE_TILES = (
+    Tile(8, 128, 256, 4),
+    Tile(24, 128, 128, 6),
+    Tile(64, 128, 128, 4),
+    Tile(64, 256, 128, 5),
+    Tile(96, 128, 128, 5),
+    Tile(128, 256, 128, 4),
+    Tile(256, 128, 64, 5),
+)
 
 
 def tiles(dtype: torch.dtype, group: int, indexed: bool) -> list[KernelConfig]:
-    """Return every tile of the catalog that is legal on this GPU, as a kernel."""
+    """Return the catalog's tiles, and some of the Machete family, that are legal here, as kernels."""
     element = ELEMENTS[dtype]
     types = GemmTypes(element, U4B8, element, element)
     arch = native_arch(torch.cuda.get_device_capability())
     found = [deepest(KernelConfig("marlin", types, group, tile, indexed, arch)) for tile in load().tiles]
-    return [config for config, why_not in found if why_not is None]
+    listed = [config for config, why_not in found if why_not is None]
+    others = [KernelConfig("machete", types, group, tile, indexed, arch) for tile in MACHETE_TILES]
+    return listed + [config for config in others if illegal(config) is None]
 
 
 @cache
@@ -74,7 +87,7 @@ def check(
 
     Without a `config` the bound is that of kernels that round weights.
     """
-    rounded = weight.group_size != -1 if config is None else marlin.rounds_weights(config)
+    rounded = weight.group_size != -1 if config is None else rounds_weights(config)
     bound = reference.error_bound(weight.k, weight.group_size, ELEMENTS[out.dtype], rounded)
     got = out.double().cpu().numpy()
     assert got.shape == ref.value.shape, f"{what}: shape {got.shape}, not {ref.value.shape}"

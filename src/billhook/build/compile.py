@@ -6,11 +6,11 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
+from .. import families
 from ..arch import Arch
 from ..config import KernelConfig
 from ..emit import emit, emit_support, support_name
 from ..errors import CompileError
-from ..families import marlin
 from .artifact import Artifact, Unit
 from .cache import Cache, cache_folder, cache_key
 from .headers import included_headers
@@ -27,8 +27,8 @@ def kernel_unit(config: KernelConfig) -> Unit:
         kind="gemm",
         arch=config.arch,
         source=source,
-        threads=config.tile.threads,
-        dynamic_shared=marlin.shared_memory(config),
+        threads=families.threads(config),
+        dynamic_shared=families.shared_memory(config),
     )
 
 
@@ -41,7 +41,7 @@ def compile_kernel(config: KernelConfig, cache: Cache | None = None) -> Artifact
     """Compile one kernel, or take it from the cache.
 
     Args:
-        config: The kernel; it must be legal (`families.marlin.illegal`).
+        config: The kernel; it must be legal (`families.illegal`).
         cache: Where compiled kernels are kept; the user's cache folder by default.
 
     Raises:

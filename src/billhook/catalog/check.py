@@ -7,7 +7,7 @@ from functools import cache
 
 from ..arch import Arch, parse, supported
 from ..config import KernelConfig, Tile
-from ..families import marlin
+from ..families import illegal
 from .coverage import first_gap, unreachable
 from .entry import MIN_STAGES, Catalog, tile_name
 from .rule import Rule
@@ -20,7 +20,7 @@ def wrong_tile(catalog: Catalog) -> str | None:
     for tile in catalog.tiles:
         why: str | None = None
         for config in (config for target in _CAPABILITIES for config in _configs(catalog, tile, target)):
-            why = marlin.illegal(config)
+            why = illegal(config)
             if why is None:
                 break
         if why is not None:
@@ -82,4 +82,4 @@ def _configs(catalog: Catalog, tile: Tile, capability: tuple[int, int]) -> list[
 
 
 def _legal_for_all(catalog: Catalog, tile: Tile, capability: tuple[int, int]) -> bool:
-    return all(marlin.illegal(config) is None for config in _configs(catalog, tile, capability))
+    return all(illegal(config) is None for config in _configs(catalog, tile, capability))

@@ -9,7 +9,7 @@ import msgspec
 
 from ..config import GemmTypes, KernelConfig, Tile
 from ..dtypes import dtype
-from ..families import marlin
+from ..families import illegal
 from .rule import Rule
 
 MIN_STAGES = 2  # one to compute on while the other is filled
@@ -67,10 +67,10 @@ def deepest(config: KernelConfig) -> tuple[KernelConfig, str | None]:
     Returns:
         The legal config and None; or an illegal one (the shallowest, if depth matters) and why it is.
     """
-    wanted, why_not_wanted = config, marlin.illegal(config)
+    wanted, why_not_wanted = config, illegal(config)
     why = why_not_wanted
     while why is not None and config.tile.stages > MIN_STAGES:
         config = replace(config, tile=replace(config.tile, stages=config.tile.stages - 1))
-        why = marlin.illegal(config)
+        why = illegal(config)
     # what no depth changes is told of the config that was asked about
     return (wanted, why) if why == why_not_wanted else (config, why)

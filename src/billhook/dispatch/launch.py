@@ -11,7 +11,7 @@ import struct
 import threading
 from typing import Any
 
-from ..families import marlin
+from .. import families
 from . import cuda, params
 from .loader import GemmKernel, LoadedKernel
 from .workspace import workspace
@@ -50,9 +50,9 @@ def grid(gemm: GemmKernel, tiles_m: int, strips: int, blocks: int, split_k: bool
         split_k: Whether CTAs may share an output tile: then one stage is a piece, else one tile.
     """
     tile, kernel = gemm.config.tile, gemm.kernel
-    tiles = tiles_m * -(-strips // tile.warps_n)
-    stages = tiles * -(-blocks // tile.warps_k)
-    per_sm = marlin.ctas_per_sm(stages, kernel.sms, kernel.ctas_per_sm)
+    tiles = tiles_m * -(-strips // tile.strips)
+    stages = tiles * -(-blocks // tile.blocks)
+    per_sm = families.ctas_per_sm(stages, kernel.sms, kernel.ctas_per_sm)
     return min(stages if split_k else tiles, per_sm * kernel.sms)
 
 
@@ -94,7 +94,7 @@ def launch_gemm(
     kernel = gemm.kernel
     strips, blocks = -(-n // 64), -(-k // 64)
     ctas = grid(gemm, tiles_m, strips, blocks, split_k)
-    partials = workspace(kernel.device, stream, capturing, marlin.workspace(gemm.config, ctas))
+    partials = workspace(kernel.device, stream, capturing, families.workspace(gemm.config, ctas))
     params.pack_into(
         _arguments.gemm,
         0,

@@ -8,7 +8,7 @@ from typing import Any
 from ..arch import Arch
 from ..config import KernelConfig
 from ..errors import ArchError
-from ..families import marlin
+from ..families import shared_memory, threads
 from . import cuda
 
 
@@ -99,8 +99,12 @@ def load_gemm(cubin: bytes, config: KernelConfig, device: int) -> GemmKernel:
 
     Raises: As `load_kernel`.
     """
-    shared = marlin.shared_memory(config)
     kernel = load_kernel(
-        cubin, config.name, config.arch, device, threads=config.tile.threads, shared_memory=shared
+        cubin,
+        config.name,
+        config.arch,
+        device,
+        threads=threads(config),
+        shared_memory=shared_memory(config),
     )
     return GemmKernel(config, kernel)

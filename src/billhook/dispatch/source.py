@@ -13,7 +13,7 @@ from ..config import KernelConfig, Problem
 from ..driver import native_arch
 from ..emit import support_name
 from ..errors import BundleError, UnsupportedError
-from ..families import marlin
+from ..families import illegal, unserved
 from ..select import candidates, select
 
 
@@ -48,7 +48,7 @@ class Compiler:
 
     def cubin(self, config: KernelConfig) -> bytes:
         """As `Source.cubin`."""
-        why_not = marlin.illegal(config)
+        why_not = illegal(config)
         if why_not is not None:
             raise UnsupportedError(f"no such kernel as {config}: {why_not}")
         return compile_kernel(config).cubin
@@ -91,7 +91,7 @@ class BundleSource:
         fitting = [
             config
             for config in self.configs.values()
-            if config.arch == chosen.arch and marlin.unserved(config, problem) is None
+            if config.arch == chosen.arch and unserved(config, problem) is None
         ]
         return _with_rows(fitting, chosen, block_m, f"bundle {self.bundle.folder}")
 

@@ -1,1 +1,48 @@
-"""One module per kernel family: what is legal, what it costs in resources, how it is instantiated."""
+"""Kernel families: what is legal, and what it costs in resources, by `KernelConfig.family`.
+
+`illegal` is the one predicate that plan, tune, dispatch and tests ask.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ..config import KernelConfig
+from . import machete, marlin
+from .base import ctas_per_sm, unserved, workspace
+
+__all__ = ["ctas_per_sm", "illegal", "rounds_weights", "shared_memory", "threads", "unserved", "workspace"]
+
+
+class Family(Protocol):
+    """What the module of a family answers; each function is described below."""
+
+    def illegal(self, config: KernelConfig) -> str | None: ...
+    def threads(self, config: KernelConfig) -> int: ...
+    def shared_memory(self, config: KernelConfig) -> int: ...
+    def rounds_weights(self, config: KernelConfig) -> bool: ...
+
+
+_FAMILIES: dict[str, Family] = {marlin.FAMILY: marlin, machete.FAMILY: machete}
+
+
+def illegal(config: KernelConfig) -> str | None:
+    """Return why this kernel cannot exist, in words with the value; None if it can."""
+    if config.family not in _FAMILIES:
+        return f"there is no family {config.family!r}; there are {', '.join(_FAMILIES)}"
+    return _FAMILIES[config.family].illegal(config)
+
+
+def threads(config: KernelConfig) -> int:
+    """Return the threads of one CTA."""
+    return _FAMILIES[config.family].threads(config)
+
+
+def shared_memory(config: KernelConfig) -> int:
+    """Return the dynamic shared memory of one CTA, bytes."""
+    return _FAMILIES[config.family].shared_memory(config)
+
+
+def rounds_weights(config: KernelConfig) -> bool:
+    """Return whether (code - 8) * scale is rounded to 16 bits before the MMA."""
+    return _FAMILIES[config.family].rounds_weights(config)

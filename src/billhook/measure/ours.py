@@ -12,7 +12,7 @@ from ..build.compile import default_jobs
 from ..catalog import deepest, load
 from ..config import KernelConfig, Problem, Tile
 from ..errors import InputError, UnsupportedError
-from ..families import marlin
+from ..families import illegal, marlin, unserved
 from ..select import candidates, select
 from .contestant import Bind, Launch
 from .inputs import Inputs, Weights
@@ -76,7 +76,7 @@ class Ours:
         config = KernelConfig(
             marlin.FAMILY, problem.types, problem.group_size, self.tile, problem.moe, self.arch
         )
-        why = marlin.illegal(config) or marlin.unserved(config, problem)
+        why = illegal(config) or unserved(config, problem)
         if why is not None:
             raise UnsupportedError(f"tile {self.tile} {why}")
         return config

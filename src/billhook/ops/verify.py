@@ -18,7 +18,7 @@ from ..build.bundle import Bundle
 from ..config import STRIP, KernelConfig, parse_types
 from ..dispatch.provider import use_bundle
 from ..errors import ArchError, CudaError
-from ..families.marlin import rounds_weights
+from ..families import rounds_weights
 from ..formats.reference import ErrorBound, error_bound
 from ..formats.u4b8 import BIAS, count_groups
 from ..plan import Dispatch, Range

@@ -16,7 +16,7 @@ from billhook.build.toolchain import find_nvrtc
 from billhook.config import parse_name
 from billhook.emit import SourceFile
 from billhook.errors import CompileError, StorageError, ToolchainError
-from billhook.families import marlin
+from billhook.families import shared_memory
 
 ELF = b"\x7fELF"
 
@@ -152,7 +152,7 @@ def test_kernels_know_their_launch(tmp_path: Path) -> None:
     config = parse_name("marlin_bf16_u4b8_bf16_bf16_g128_m16n128k256s4_moe_sm90a")
     one = kernel_unit(config)
     assert (one.name, one.kind, one.threads) == (config.name, "gemm", 256)
-    assert one.dynamic_shared == marlin.shared_memory(config)
+    assert one.dynamic_shared == shared_memory(config)
     assert support_unit(config.arch).name == "route_sm90a"
 
 

@@ -12,7 +12,7 @@ from billhook.arch import parse, supported
 from billhook.catalog import deepest, load, tile_name
 from billhook.config import KernelConfig, Tile
 from billhook.errors import ConfigError
-from billhook.families import marlin
+from billhook.families import illegal
 
 INSTALLED = Path(billhook.catalog.__file__).parent
 
@@ -52,10 +52,10 @@ def test_deepest_takes_what_fits() -> None:
             asked = KernelConfig("marlin", types, 128, tile, False, parse(arch))
             config, why = deepest(asked)
             if why is None:
-                assert marlin.illegal(config) is None
+                assert illegal(config) is None
                 deeper = Tile(tile.tile_m, tile.tile_n, tile.tile_k, config.tile.stages + 1)
                 asked_deeper = KernelConfig("marlin", types, 128, deeper, False, parse(arch))
-                assert config.tile.stages == tile.stages or marlin.illegal(asked_deeper) is not None
+                assert config.tile.stages == tile.stages or illegal(asked_deeper) is not None
             else:
                 assert "shared memory" in why
                 assert config.tile.stages == 2
@@ -64,7 +64,7 @@ def test_deepest_takes_what_fits() -> None:
 def test_deepest_tells_what_no_depth_changes_of_the_asked_config() -> None:
     types = load().formats[0].types()[0]
     asked = KernelConfig("marlin", types, 128, Tile(24, 128, 256, 4), False, parse("8.0"))
-    assert deepest(asked) == (asked, marlin.illegal(asked))
+    assert deepest(asked) == (asked, illegal(asked))
 
 
 FORMATS = '[[formats]]\nweight = "u4b8"\nactivations = ["f16"]\ngroup_sizes = [128]\n'

@@ -16,6 +16,7 @@ from billhook.build import compile as compiling
 from billhook.cli import main
 from billhook.config import KernelConfig
 from billhook.emit import SourceFile, support_name
+from billhook.families import threads
 
 ROOT = Path(__file__).parents[3]
 MODEL = ROOT / "examples/models/qwen3-30b-a3b-gptq-int4/config.json"
@@ -32,7 +33,7 @@ def small_kernels(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Put kernels that compile in a moment in the place of the planned ones, and use the tests' own cache."""
 
     def small(config: KernelConfig) -> Unit:
-        return Unit(config.name, "gemm", config.arch, unit(config.name).source, config.tile.threads)
+        return Unit(config.name, "gemm", config.arch, unit(config.name).source, threads(config))
 
     monkeypatch.setattr(make, "kernel_unit", small)
     monkeypatch.setattr(make, "support_unit", lambda arch: unit(support_name(arch), target=str(arch)))

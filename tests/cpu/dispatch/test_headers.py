@@ -9,25 +9,28 @@ from pathlib import Path
 import pytest
 
 import billhook
+from billhook import families
 from billhook.arch import parse
 from billhook.build.headers import included_headers
 from billhook.build.nvrtc import compile_text
 from billhook.catalog import load
-from billhook.config import GemmTypes, KernelConfig
+from billhook.config import GemmTypes, KernelConfig, Tile
 from billhook.dispatch import launch, params
 from billhook.dtypes import BF16, U4B8
 from billhook.errors import CompileError
-from billhook.families import marlin
+from billhook.families.base import GROUP_SIZES
 
 KERNELS = Path(billhook.__file__).parent / "cuda/billhook/kernel"
 ARCH = parse("9.0a")
 TYPES = GemmTypes(BF16, U4B8, BF16, BF16)
+MACHETE = [Tile(32, 128, 128, 6), Tile(64, 256, 128, 4), Tile(128, 256, 128, 4), Tile(256, 128, 64, 5)]
 LEGAL = [
     config
-    for tile in load().tiles
-    for group in marlin.GROUP_SIZES
+    for family, tiles in (("marlin", load().tiles), ("machete", MACHETE))
+    for tile in tiles
+    for group in GROUP_SIZES
     for indexed in (False, True)
-    if marlin.illegal(config := KernelConfig("marlin", TYPES, group, tile, indexed, ARCH)) is None
+    if families.illegal(config := KernelConfig(family, TYPES, group, tile, indexed, ARCH)) is None
 ]
 
 
@@ -51,15 +54,17 @@ def test_the_struct_of_arguments_is_packed_as_the_compiler_lays_it_out() -> None
 
 def test_memory_threads_and_rounding_are_those_of_the_kernel() -> None:
     assert len(LEGAL) > 50
-    lines = ['#include "billhook/kernel/marlin_config.cuh"', "using namespace billhook;"]
+    assert {config.family for config in LEGAL} == {"marlin", "machete"}
+    lines = [f'#include "billhook/kernel/{family}.cuh"' for family in ("marlin", "machete")]
+    lines.append("using namespace billhook;")
     for config in LEGAL:
         tile = config.tile
         sizes = (tile.tile_m, tile.tile_n, tile.tile_k, tile.stages, config.group_size, int(config.indexed))
-        kernel = f"marlin::Config<bf16, u4b8, {', '.join(map(str, sizes))}>"
-        rounds = str(marlin.rounds_weights(config)).lower()
+        kernel = f"{config.family}::Config<bf16, u4b8, {', '.join(map(str, sizes))}>"
+        rounds = str(families.rounds_weights(config)).lower()
         lines += [
-            f'static_assert({kernel}::shared_bytes == {marlin.shared_memory(config)}, "{config}");',
-            f'static_assert({kernel}::threads == {tile.threads}, "{config}");',
+            f'static_assert({kernel}::shared_bytes == {families.shared_memory(config)}, "{config}");',
+            f'static_assert({kernel}::threads == {families.threads(config)}, "{config}");',
             f'static_assert((!{kernel}::scale_sums && !{kernel}::channel_scales) == {rounds}, "{config}");',
         ]
     agree("\n".join(lines))
@@ -69,9 +74,9 @@ def test_a_disagreement_would_be_found() -> None:
     config = replace(LEGAL[0], group_size=-1)
     with pytest.raises(CompileError):
         agree(
-            '#include "billhook/kernel/marlin_config.cuh"\n'
+            '#include "billhook/kernel/marlin.cuh"\n'
             "static_assert(billhook::marlin::Config<billhook::bf16, billhook::u4b8, 16, 128, 256, 4, -1, 0>"
-            f"::shared_bytes == {marlin.shared_memory(config) + 1});"
+            f"::shared_bytes == {families.shared_memory(config) + 1});"
         )
 
 

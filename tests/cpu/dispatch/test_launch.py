@@ -12,6 +12,7 @@ from billhook.config import parse_name
 from billhook.dispatch import cuda, launch, params, workspace
 from billhook.dispatch.loader import GemmKernel, LoadedKernel
 from billhook.errors import CudaError
+from billhook.families import threads
 
 CONFIG = parse_name("marlin_bf16_u4b8_bf16_bf16_g128_m16n128k256s4_dense_sm90a")
 A, CODES, SCALES, D, M, N, K = 0x1000, 0x2000, 0x3000, 0x4000, 40, 2880, 1104
@@ -67,7 +68,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Listener:
 
 def kernel(sms: int = 132, ctas_per_sm: int = 1, overlaps: bool = True) -> GemmKernel:
     loaded = LoadedKernel(
-        CONFIG.name, "handle", 0, CONFIG.tile.threads, 1000, sms, ctas_per_sm, overlaps=overlaps
+        CONFIG.name, "handle", 0, threads(CONFIG), 1000, sms, ctas_per_sm, overlaps=overlaps
     )
     return GemmKernel(CONFIG, loaded)
 

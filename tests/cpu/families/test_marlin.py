@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from billhook import families
 from billhook.arch import parse
 from billhook.config import GemmTypes, KernelConfig, Problem, Tile
 from billhook.dtypes import BF16, F16, F32, U4, U4B8
-from billhook.families import marlin
 
 TYPES = GemmTypes(BF16, U4B8, BF16, BF16)
 LEGAL = KernelConfig("marlin", TYPES, 128, Tile(16, 128, 256, 4), indexed=False, arch=parse("9.0a"))
@@ -17,14 +17,14 @@ PROBLEM = Problem(m=1, n=2880, k=2880, types=TYPES, group_size=128)
 
 
 def test_the_example_is_legal() -> None:
-    assert marlin.illegal(LEGAL) is None
-    assert marlin.unserved(LEGAL, PROBLEM) is None
+    assert families.illegal(LEGAL) is None
+    assert families.unserved(LEGAL, PROBLEM) is None
 
 
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"family": "machete"}, "machete"),
+        ({"family": "scythe"}, "scythe"),
         ({"arch": parse("7.5")}, "7.5"),
         ({"types": GemmTypes(F32, U4B8, F32, F32)}, "f32"),
         ({"types": GemmTypes(BF16, U4, BF16, BF16)}, "u4"),
@@ -42,7 +42,7 @@ def test_the_example_is_legal() -> None:
     ],
 )
 def test_each_limit_is_named(change: dict[str, object], word: str) -> None:
-    why = marlin.illegal(replace(LEGAL, **change))
+    why = families.illegal(replace(LEGAL, **change))
     assert why is not None
     assert word in why
 
@@ -60,22 +60,22 @@ def test_each_limit_is_named(change: dict[str, object], word: str) -> None:
     ],
 )
 def test_what_is_not_served_is_named(change: dict[str, object], word: str) -> None:
-    why = marlin.unserved(LEGAL, replace(PROBLEM, **change))
+    why = families.unserved(LEGAL, replace(PROBLEM, **change))
     assert why is not None
     assert word in why
 
 
 def test_a_moe_kernel_serves_no_dense_layer() -> None:
-    assert "MoE" in str(marlin.unserved(replace(LEGAL, indexed=True), PROBLEM))
+    assert "MoE" in str(families.unserved(replace(LEGAL, indexed=True), PROBLEM))
 
 
 def test_shared_memory_grows_with_the_tile_and_depth() -> None:
-    base = marlin.shared_memory(LEGAL)
+    base = families.shared_memory(LEGAL)
     for tile in (Tile(32, 128, 256, 4), Tile(16, 256, 256, 4), Tile(16, 128, 512, 4), Tile(16, 128, 256, 5)):
-        assert marlin.shared_memory(replace(LEGAL, tile=tile)) > base
-    assert marlin.shared_memory(replace(LEGAL, group_size=-1)) < base
-    assert marlin.shared_memory(replace(LEGAL, group_size=32)) > base
+        assert families.shared_memory(replace(LEGAL, tile=tile)) > base
+    assert families.shared_memory(replace(LEGAL, group_size=-1)) < base
+    assert families.shared_memory(replace(LEGAL, group_size=32)) > base
 
 
 def test_workspace_holds_two_tiles_for_each_cta() -> None:
-    assert marlin.workspace(LEGAL, 132) == 2 * 132 * 16 * 128 * 4
+    assert families.workspace(LEGAL, 132) == 2 * 132 * 16 * 128 * 4

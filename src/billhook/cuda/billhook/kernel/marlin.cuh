@@ -1,94 +1,64 @@
-// The Marlin family: quantized weights x fp16/bf16 activations on warp-level tensor cores, dense and MoE. SM80+.
+// The Marlin family: warp-level tensor cores (mma.sync), SM80+. Each warp multiplies one 64 x 64 block of a stage; warps side
+// by side along k are summed at the end of a tile.
 //
-// Each CTA walks its share of the stream-K line. A stage holds, for tile_k input features, the codes and scales of tile_n output
-// features and the activations of tile_m tokens; stages - 1 of them are in flight while one is computed. Each warp
-// multiplies one 64 x 64 block of it; warps side by side along k are summed at the end of a tile. Weights are the MMA's row
-// operand (D^T = B^T A^T): eight tokens fill one MMA, so decoding wastes little. Weights do not depend on the kernel
-// before: on SM90+ their first stages are requested before waiting for it.
+// Here is what is fixed at compile time about one kernel, and where things lie in its shared memory; `families/marlin.py`
+// computes the same sizes.
 #pragma once
-#include "billhook/epilogue/marlin_store.cuh"
-#include "billhook/ptx/grid.cuh"
+#include "billhook/kernel/gemm.cuh"
+#include "billhook/mainloop/mma_sync.cuh"
 
 namespace billhook::marlin {
 
-template <class C>
-__device__ __forceinline__ void run(const GemmParams& p) {
-  extern __shared__ __align__(128) char memory[];
-  const u32 shared = ptx::shared_address(memory);
-  const i32 warp = threadIdx.x / 32, warp_n = warp / C::warps_k, warp_k = warp % C::warps_k;
+template <class Activation_, class Weight_, i32 tile_m_, i32 tile_n_, i32 tile_k_, i32 stages_, i32 group_size_,
+          bool indexed_>
+struct Config {
+  using Activation = Activation_;
+  using Weight = Weight_;
+  static constexpr i32 tile_m = tile_m_, tile_n = tile_n_, tile_k = tile_k_, stages = stages_;
+  static constexpr i32 group_size = group_size_;  // -1: one scale per output channel
+  static constexpr bool indexed = indexed_;  // MoE: rows of A are found through sorted_token_ids
 
-  ptx::launch_dependents();
-#if __CUDA_ARCH__ >= 900
-  if (threadIdx.x == 0) {
-    for (i32 s = 0; s < C::stages; ++s) ptx::mbarrier_init(shared + C::barriers_at + 8 * s, 1);
-    ptx::fence_barrier_init();
-  }
-  __syncthreads();
-#endif
-  if constexpr (C::indexed) ptx::wait_for_prerequisites();  // which experts to load is not known before
+  static constexpr i32 strips = tile_n / kStrip, blocks = tile_k / kStrip;
+  static constexpr i32 warps = strips * blocks, threads = 32 * warps;
+  static constexpr i32 k_parts = blocks;  // warps that split k
+  static constexpr i32 columns = tile_m / 8;  // 8-token columns of the MMA
+  static constexpr bool channel_scales = group_size == -1;
 
-  const i32 tiles_m = C::indexed ? *p.num_tokens_padded / C::tile_m : (p.m + C::tile_m - 1) / C::tile_m;
-  const StreamK line(tiles_m, (p.strips + C::warps_n - 1) / C::warps_n, (p.blocks + C::warps_k - 1) / C::warps_k,
-                     p.split_k);
-  const i32 begin = line.begin(blockIdx.x);
-  i32 left = line.begin(blockIdx.x + 1) - begin;  // stages to compute
-  if (left == 0) return;
+  // Group scales multiply the sums of one group in float32 where a second set of sums fits into the registers; elsewhere
+  // they multiply the weights before the MMA, at the price of one rounding to 16 bits per weight.
+  static constexpr bool scale_sums = group_size == 32 ? tile_m <= 8 : tile_m <= 16 || (tile_m == 32 && warps <= 8);
 
-  Loader<C> loader(p, line, shared, begin);
-  if constexpr (!C::indexed) {
-    Loader<C> early = loader;
-    for (i32 s = 0; s < C::stages - 1 && s < left; ++s) {
-      early.load_weights(s);
-      early.advance(true);
-    }
-    ptx::wait_for_prerequisites();
-  }
-  for (i32 s = 0; s < C::stages - 1; ++s) {
-    if (s < left) {
-      if constexpr (C::indexed) loader.load_weights(s);
-      loader.load_activations(s);
-      loader.advance(s + 1 < left);
-    }
-    ptx::cp_async_commit();
-  }
+  static constexpr i32 groups_per_stage = channel_scales ? 0 : tile_k > group_size ? tile_k / group_size : 1;
+  static constexpr i32 activation_row = tile_k * 2 + 16;  // + 16: ldmatrix then meets every bank once
+  static constexpr i32 scale_bytes = strips * groups_per_stage * kScaleBytes;
 
-  Epilogue<C> epilogue{p, shared, line};
-  epilogue.at = line.position(begin);
-  Sums<C> sums;
-  sums.clear();
+  // Offsets in a stage.
+  static constexpr i32 codes_at = 0;
+  static constexpr i32 activations_at = codes_at + warps * kBlockBytes;
+  static constexpr i32 scales_at = activations_at + tile_m * activation_row;
+  static constexpr i32 stage_bytes = scales_at + scale_bytes;
+  static __device__ __forceinline__ u32 activation_at(i32 row, i32 chunk) { return row * activation_row + chunk * 16; }
 
-  i32 slot = 0;
-  u32 parity = 0;
-  for (; left > 0; --left) {
-    ptx::cp_async_wait<C::stages - 2>();
-#if __CUDA_ARCH__ >= 900
-    ptx::mbarrier_wait(shared + C::barriers_at + 8 * slot, parity);
-#endif
-    __syncthreads();  // the stage is there for all, and the one computed before is free
-    if (left >= C::stages) {
-      const i32 free_slot = slot == 0 ? C::stages - 1 : slot - 1;
-      loader.load_weights(free_slot);
-      loader.load_activations(free_slot);
-      loader.advance(left > C::stages);
-    }
-    ptx::cp_async_commit();
+  // Offsets in dynamic shared memory.
+  static constexpr i32 scratch_at = stages * stage_bytes;
+  static constexpr i32 barriers_at = scratch_at + warps * kScratchBytes;
+  static constexpr i32 shared_bytes = barriers_at + 128;
 
-    const Position& at = epilogue.at;
-    const bool exists = at.stage * C::warps_k + warp_k < p.blocks && at.tile_n * C::warps_n + warp_n < p.strips;
-    if (exists) multiply_block<C>(sums, shared + slot * C::stage_bytes, warp_n, warp_k);
-    if (++slot == C::stages) {
-      slot = 0;
-      parity ^= 1;
-    }
+  // Stages in flight while one is computed: all others, for a warp has read a stage when it comes to the next barrier.
+  static constexpr i32 ahead = stages - 1;
+  static constexpr bool async_reads = false;
 
-    if (at.stage + 1 == line.stages || left == 1) {
-      epilogue.store(sums);
-      sums.clear();
-    }
-    line.advance(epilogue.at);
-  }
-  epilogue.at = line.position(line.begin(blockIdx.x));
-  epilogue.finish_shared();
-}
+  // 16 warps an SM hide latency best, where they fit; above 24 tokens the sums of a warp need the registers of two.
+  static constexpr i32 resident_warps = tile_m <= 24 ? 16 : 8;
+  static constexpr i32 min_ctas = fitting_ctas(resident_warps > warps ? resident_warps / warps : 1, shared_bytes);
+
+  using Warps = MmaSync<Config>;
+
+  static_assert(tile_m % 8 == 0 && tile_n % kStrip == 0 && tile_k % kStrip == 0, "tile does not divide");
+  static_assert(group_size == -1 || group_size == 32 || (group_size % kStrip == 0 && group_size <= tile_k), "group");
+  static_assert(stages >= 2 && stages <= 8, "stages");
+};
+
+using billhook::run;
 
 }  // namespace billhook::marlin

@@ -18,6 +18,12 @@ __device__ __forceinline__ u32x4 load_shared(u32 address) {
   return v;
 }
 
+__device__ __forceinline__ u32 load_shared_u32(u32 address) {
+  u32 v;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address));
+  return v;
+}
+
 __device__ __forceinline__ float4 load_shared_f32x4(u32 address) {
   float4 v;
   asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"

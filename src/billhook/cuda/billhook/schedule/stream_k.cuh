@@ -42,14 +42,19 @@ struct StreamK {
     return {tile % tiles_m, tile / tiles_m, at % stages};
   }
 
-  // Steps one stage forward; true if that enters another tile.
-  __device__ __forceinline__ bool advance(Position& at) const {
-    if (++at.stage < stages) return false;
+  // Steps to the first stage of the next tile.
+  __device__ __forceinline__ void next_tile(Position& at) const {
     at.stage = 0;
     if (++at.tile_m == tiles_m) {
       at.tile_m = 0;
       ++at.tile_n;
     }
+  }
+
+  // Steps one stage forward; true if that enters another tile.
+  __device__ __forceinline__ bool advance(Position& at) const {
+    if (++at.stage < stages) return false;
+    next_tile(at);
     return true;
   }
 };

@@ -3,14 +3,15 @@
 // Codes and scales of a stage are contiguous runs, one per strip of 64 output features. From SM90 on one thread moves them
 // by bulk copies that complete on the stage's mbarrier; before, all threads share them by cp.async. Activations are always
 // gathered by cp.async, by all threads: their rows may lie anywhere (MoE), and one bulk copy per row, or one warp for all
-// rows, is slower (docs/decisions/marlin-kernel.md). Rows and columns that do not exist become zeros.
+// rows, is slower (docs/decisions/marlin-kernel.md). Rows and columns that do not exist become zeros. The kernel's Config
+// says where in a stage everything goes.
 #pragma once
-#include "billhook/kernel/marlin_config.cuh"
+#include "billhook/kernel/layout.cuh"
 #include "billhook/kernel/params.cuh"
 #include "billhook/ptx/async_copy.cuh"
 #include "billhook/schedule/stream_k.cuh"
 
-namespace billhook::marlin {
+namespace billhook {
 
 // The expert whose weights a tile needs: 0 if dense, -1 if the block is to be skipped.
 template <class C>
@@ -38,8 +39,7 @@ struct Loader {
   const u32 shared;
   Position next;  // the next stage to load
   i32 strips;     // of the tile; 0 skips it
-  u32 block;      // index of the first block of codes that the stage needs, in the tile's first strip
-  u32 group;      // index of the first group of scales, likewise; not used for channel scales
+  u32 strip;      // index of the first one among those of all experts
   i32 rows[rows_per_thread];  // this thread's rows of A; -1: zeros
 
   __device__ __forceinline__ Loader(const GemmParams& p_, const StreamK& line_, u32 shared_, i32 begin)
@@ -52,10 +52,9 @@ struct Loader {
 
   // For dense layers this reads no memory.
   __device__ __forceinline__ void enter_tile() {
-    const i32 expert = expert_of<C>(p, next.tile_m), strip = next.tile_n * C::warps_n;
-    strips = expert < 0 ? 0 : min(C::warps_n, p.strips - strip);
-    block = (expert * p.strips + strip) * p.blocks + next.stage * C::warps_k;
-    group = (expert * p.strips + strip) * p.groups + next.stage * C::groups_per_stage;
+    const i32 expert = expert_of<C>(p, next.tile_m), first = next.tile_n * C::strips;
+    strips = expert < 0 ? 0 : min(C::strips, p.strips - first);
+    strip = expert * p.strips + first;
 #pragma unroll
     for (i32 i = 0; i < rows_per_thread; ++i) {
       const bool there = expert >= 0 && row(i) < C::tile_m;
@@ -66,15 +65,14 @@ struct Loader {
 
   // Steps to the next stage; past the last one nothing may be loaded.
   __device__ __forceinline__ void advance(bool more) {
-    block += C::warps_k;
-    group += C::groups_per_stage;
     if (line.advance(next) && more) enter_tile();
   }
 
   __device__ __forceinline__ void load_weights(i32 slot) const {
-    const u32 codes_to = shared + slot * C::stage_bytes, scales_to = codes_to + C::code_bytes + C::activation_bytes;
-    const u32 code_run = min(C::warps_k, p.blocks - next.stage * C::warps_k) * kBlockBytes;
-    const u32 scale_run = min(C::groups_per_stage, p.groups - next.stage * C::groups_per_stage) * kScaleBytes;
+    const u32 stage = shared + slot * C::stage_bytes, codes_to = stage + C::codes_at, scales_to = stage + C::scales_at;
+    const i32 block = next.stage * C::blocks, group = C::channel_scales ? 0 : block * kStrip / C::group_size;
+    const u32 code_run = min(C::blocks, p.blocks - block) * kBlockBytes;
+    const u32 scale_run = C::channel_scales ? 0 : min(C::groups_per_stage, p.groups - group) * kScaleBytes;
 #if __CUDA_ARCH__ >= 900
     if (threadIdx.x != 0) return;
     const u32 barrier = shared + C::barriers_at + 8 * slot;
@@ -86,28 +84,28 @@ struct Loader {
     };
 #endif
 #pragma unroll
-    for (i32 s = 0; s < C::warps_n; ++s) {
+    for (i32 s = 0; s < C::strips; ++s) {
       if (s >= strips) break;
-      copy(codes_to + s * (C::warps_k * kBlockBytes),
-           reinterpret_cast<const char*>(p.codes) + static_cast<u64>(block + s * p.blocks) * kBlockBytes, code_run);
+      copy(codes_to + s * (C::blocks * kBlockBytes),
+           reinterpret_cast<const char*>(p.codes) + (static_cast<u64>(strip + s) * p.blocks + block) * kBlockBytes, code_run);
       if constexpr (!C::channel_scales)
         copy(scales_to + s * (C::groups_per_stage * kScaleBytes),
-             static_cast<const char*>(p.scales) + static_cast<u64>(group + s * p.groups) * kScaleBytes, scale_run);
+             static_cast<const char*>(p.scales) + (static_cast<u64>(strip + s) * p.groups + group) * kScaleBytes, scale_run);
     }
   }
 
   __device__ __forceinline__ void load_activations(i32 slot) const {
     const i32 k = next.stage * C::tile_k + chunk() * 8;
-    const u32 to = shared + slot * C::stage_bytes + C::code_bytes + chunk() * 16;
+    const u32 to = shared + slot * C::stage_bytes + C::activations_at;
     const char* const from = static_cast<const char*>(p.a) + (k < p.k ? k * 2 : 0);
 #pragma unroll
     for (i32 i = 0; i < rows_per_thread; ++i) {
       if (C::tile_m % row_step != 0 && row(i) >= C::tile_m) break;
       const bool there = k < p.k && rows[i] >= 0;
-      ptx::cp_async_16(to + row(i) * C::activation_row, from + static_cast<i64>(there ? rows[i] : 0) * (p.lda * 2),
+      ptx::cp_async_16(to + C::activation_at(row(i), chunk()), from + static_cast<i64>(there ? rows[i] : 0) * (p.lda * 2),
                        there ? 16 : 0);
     }
   }
 };
 
-}  // namespace billhook::marlin
+}  // namespace billhook

@@ -6,16 +6,17 @@
 // tile is finished by its last CTA, which holds its end and meets it first; it does so after its own share, when the CTAs
 // before it are about to be done too. A CTA waits only for CTAs of lower index, which start no later than itself.
 #pragma once
-#include "billhook/mainloop/marlin_load.cuh"
-#include "billhook/mainloop/marlin_multiply.cuh"
+#include "billhook/mainloop/load.cuh"
+#include "billhook/ptx/memory.cuh"
 
-namespace billhook::marlin {
+namespace billhook {
 
 __device__ __forceinline__ void add(float4& v, const float4& u) { v.x += u.x, v.y += u.y, v.z += u.z, v.w += u.w; }
 
 template <class C>
 struct Epilogue {
   using T = typename C::Activation;
+  using Warps = typename C::Warps;
   static constexpr i32 quads = C::tile_n / 4;  // groups of four neighbouring outputs in a row of the tile
 
   const GemmParams& p;
@@ -54,21 +55,12 @@ struct Epilogue {
 
   // Calls `use(row of the tile, row of D, quad, sum)` for every four outputs, summed over the warps that split k.
   template <class Use>
-  __device__ __forceinline__ void sum_warps(const Sums<C>& sums, Use use) const {
-    const i32 lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  __device__ __forceinline__ void sum_warps(const Warps& warps, Use use) const {
     const u32 scratch = shared + C::scratch_at;
-    const u32 own = scratch + threadIdx.x / 32 * C::scratch_warp_bytes + (2 * t * kScratchRow + g) * 4;
 #pragma unroll
     for (i32 j = 0; j < C::columns; ++j) {
       __syncthreads();  // the scratch is free
-#pragma unroll
-      for (i32 i = 0; i < 4; ++i) {
-        const float* v = sums.v[i][j].v;
-        ptx::store_shared(own + 16 * i * 4, v[0]);
-        ptx::store_shared(own + (16 * i + kScratchRow) * 4, v[1]);
-        ptx::store_shared(own + (16 * i + 8) * 4, v[2]);
-        ptx::store_shared(own + (16 * i + 8 + kScratchRow) * 4, v[3]);
-      }
+      warps.write(scratch, j);
       __syncthreads();
 #pragma unroll 1
       for (i32 q = threadIdx.x; q < 8 * quads; q += C::threads) {
@@ -76,11 +68,10 @@ struct Epilogue {
         const i32 row = row_of(j * 8 + token);
         if (row < 0) continue;
         const i32 strip = quad * 4 / kStrip;
-        const u32 from = scratch + strip * (C::warps_k * C::scratch_warp_bytes) +
-                         (token * kScratchRow + quad * 4 - strip * kStrip) * 4;
+        const u32 from = scratch + strip * (C::k_parts * kScratchBytes) + (token * kScratchRow + quad * 4 % kStrip) * 4;
         float4 v = ptx::load_shared_f32x4(from);
 #pragma unroll
-        for (i32 w = 1; w < C::warps_k; ++w) add(v, ptx::load_shared_f32x4(from + w * C::scratch_warp_bytes));
+        for (i32 part = 1; part < C::k_parts; ++part) add(v, ptx::load_shared_f32x4(from + part * kScratchBytes));
         use(j * 8 + token, row, quad, v);
       }
     }
@@ -94,11 +85,11 @@ struct Epilogue {
   }
 
   // Stores the tile `at`, or this CTA's part of it.
-  __device__ __forceinline__ void store(const Sums<C>& sums) {
+  __device__ __forceinline__ void store(const Warps& warps) {
     expert = expert_of<C>(p, at.tile_m);
     const i32 first = line.owner(at, 0), last = line.owner(at, line.stages - 1);
     u32x4* const mine = slot(blockIdx.x, first);
-    sum_warps(sums, [&](i32 tile_row, i32 row, i32 quad, float4 v) {
+    sum_warps(warps, [&](i32 tile_row, i32 row, i32 quad, float4 v) {
       if (first == last)
         finish(v, row, quad);
       else
@@ -142,4 +133,4 @@ struct Epilogue {
   }
 };
 
-}  // namespace billhook::marlin
+}  // namespace billhook

@@ -1,24 +1,25 @@
 // The consumer side of the Marlin mainloop: one warp multiplies one 64 (n) x 64 (k) block of weights with the tokens of
 // the tile, straight from shared memory: codes -> fragment registers -> mma.sync -> float32 sums.
 #pragma once
-#include "billhook/kernel/marlin_config.cuh"
+#include "billhook/kernel/layout.cuh"
+#include "billhook/kernel/params.cuh"
 #include "billhook/mma/mma_sync.cuh"
 #include "billhook/ptx/memory.cuh"
+#include "billhook/schedule/stream_k.cuh"
 
-namespace billhook::marlin {
+namespace billhook {
 
-// Sums of one warp: 64 output features (4 fragments of 16) x tile_m tokens.
+// Four MMA results for every 8 tokens: rows 16 i + g and 16 i + g + 8 of a strip.
 template <class C>
-struct Sums {
-  Accumulator v[4][C::columns];
+using Sums = Accumulator[4][C::columns];
 
-  __device__ __forceinline__ void clear() {
+template <class C>
+__device__ __forceinline__ void clear(Sums<C>& sums) {
 #pragma unroll
-    for (i32 i = 0; i < 4; ++i)
+  for (i32 i = 0; i < 4; ++i)
 #pragma unroll
-      for (i32 j = 0; j < C::columns; ++j) v[i][j] = {};
-  }
-};
+    for (i32 j = 0; j < C::columns; ++j) sums[i][j] = {};
+}
 
 // The scales of a lane's eight rows in one group: pair i holds rows 16 i + g and 16 i + g + 8.
 struct RowScales {
@@ -39,7 +40,7 @@ struct Tokens {
     for (i32 j = 0; j < C::columns; j += 2) {
       // Matrices 0, 1: the two halves of k for tokens 8 j ..; matrices 2, 3: for the next 8 (the same again if there are none).
       const i32 row = min(j + lane / 16, C::columns - 1) * 8 + lane % 8;
-      const u32x4 v = ptx::ldmatrix_x4(activations + row * C::activation_row + column * 2);
+      const u32x4 v = ptx::ldmatrix_x4(activations + C::activation_at(row, column / 8));
       r[j][0] = v.x;
       r[j][1] = v.y;
       if (j + 1 < C::columns) {
@@ -58,10 +59,10 @@ __device__ __forceinline__ void add_scaled(Sums<C>& sums, const Sums<C>& group, 
     const float upper = T::low(scales.pair[i]), lower = T::high(scales.pair[i]);
 #pragma unroll
     for (i32 j = 0; j < C::columns; ++j) {
-      sums.v[i][j].v[0] = fmaf(group.v[i][j].v[0], upper, sums.v[i][j].v[0]);
-      sums.v[i][j].v[1] = fmaf(group.v[i][j].v[1], upper, sums.v[i][j].v[1]);
-      sums.v[i][j].v[2] = fmaf(group.v[i][j].v[2], lower, sums.v[i][j].v[2]);
-      sums.v[i][j].v[3] = fmaf(group.v[i][j].v[3], lower, sums.v[i][j].v[3]);
+      sums[i][j].v[0] = fmaf(group[i][j].v[0], upper, sums[i][j].v[0]);
+      sums[i][j].v[1] = fmaf(group[i][j].v[1], upper, sums[i][j].v[1]);
+      sums[i][j].v[2] = fmaf(group[i][j].v[2], lower, sums[i][j].v[2]);
+      sums[i][j].v[3] = fmaf(group[i][j].v[3], lower, sums[i][j].v[3]);
     }
   }
 }
@@ -74,8 +75,8 @@ __device__ __forceinline__ void multiply_block(Sums<C>& sums, u32 stage, i32 war
   constexpr bool group_sums = C::scale_sums && !C::channel_scales;
   constexpr i32 steps_per_group = C::group_size == 32 ? 2 : kSteps;
   const i32 lane = threadIdx.x % 32;
-  const u32 activations = stage + C::code_bytes;
-  const u32 codes = stage + (warp_n * C::warps_k + warp_k) * kBlockBytes + lane * 16;
+  const u32 activations = stage + C::activations_at;
+  const u32 codes = stage + C::codes_at + (warp_n * C::blocks + warp_k) * kBlockBytes + lane * 16;
 
   u32 words[4][kSteps];
 #pragma unroll
@@ -85,14 +86,14 @@ __device__ __forceinline__ void multiply_block(Sums<C>& sums, u32 stage, i32 war
   }
   const auto scales_of = [&](i32 step) {
     const i32 group = C::channel_scales ? 0 : (warp_k * kStrip + step * 16) / C::group_size;
-    return RowScales(ptx::load_shared(activations + C::activation_bytes +
+    return RowScales(ptx::load_shared(stage + C::scales_at +
                                       (warp_n * C::groups_per_stage + group) * kScaleBytes + lane / 4 * 16));
   };
 
 #pragma unroll
   for (i32 first = 0; first < kSteps; first += steps_per_group) {
     Sums<C> group;
-    if constexpr (group_sums) group.clear();
+    if constexpr (group_sums) clear<C>(group);
     Sums<C>& into = group_sums ? group : sums;
 #pragma unroll
     for (i32 step = first; step < first + steps_per_group; ++step) {
@@ -108,11 +109,41 @@ __device__ __forceinline__ void multiply_block(Sums<C>& sums, u32 stage, i32 war
         }
 #pragma unroll
         for (i32 j = 0; j < C::columns; ++j)
-          mma<T>(into.v[i][j], weights, tokens.r[j][0], tokens.r[j][1], into.v[i][j]);
+          mma<T>(into[i][j], weights, tokens.r[j][0], tokens.r[j][1], into[i][j]);
       }
     }
     if constexpr (group_sums) add_scaled<C>(sums, group, scales_of(first));
   }
 }
 
-}  // namespace billhook::marlin
+// What the kernel asks of its warps.
+template <class C>
+struct MmaSync {
+  const i32 warp_n = threadIdx.x / 32 / C::blocks, warp_k = threadIdx.x / 32 % C::blocks;
+  Sums<C> sums;
+
+  __device__ __forceinline__ void start_tile() { clear<C>(sums); }
+
+  __device__ __forceinline__ void multiply(const GemmParams& p, const Position& at, u32 stage) {
+    const bool exists = at.stage * C::blocks + warp_k < p.blocks && at.tile_n * C::strips + warp_n < p.strips;
+    if (exists) multiply_block<C>(sums, stage, warp_n, warp_k);
+  }
+
+  __device__ __forceinline__ void end_tile() {}
+
+  // Writes the sums of tokens 8 j .. 8 j + 7: a part of strip `warp_n`, to be added to those of the other warps.
+  __device__ __forceinline__ void write(u32 scratch, i32 j) const {
+    const i32 lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const u32 to = scratch + (warp_n * C::blocks + warp_k) * kScratchBytes + (2 * t * kScratchRow + g) * 4;
+#pragma unroll
+    for (i32 i = 0; i < 4; ++i) {
+      const float* v = sums[i][j].v;
+      ptx::store_shared(to + 16 * i * 4, v[0]);
+      ptx::store_shared(to + (16 * i + kScratchRow) * 4, v[1]);
+      ptx::store_shared(to + (16 * i + 8) * 4, v[2]);
+      ptx::store_shared(to + (16 * i + 8 + kScratchRow) * 4, v[3]);
+    }
+  }
+};
+
+}  // namespace billhook

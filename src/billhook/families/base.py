@@ -1,0 +1,99 @@
+"""What all kernel families share: packed weights, 16-bit activations, stream-K, one struct of parameters."""
+
+from __future__ import annotations
+
+from ..config import STRIP, KernelConfig, Problem
+from ..dtypes import BF16, F16, U4B8
+
+GROUP_SIZES = (-1, 32, 64, 128)
+BLOCK_BYTES = STRIP * STRIP // 2  # codes of one 64 x 64 block of 4-bit weights
+SCRATCH_BYTES = 8 * (STRIP + 4) * 4  # sums of 8 tokens x 64 features (+4 against bank conflicts), f32
+BARRIER_BYTES = 128  # mbarriers, one per stage
+
+
+def wrong_types(config: KernelConfig) -> str | None:
+    """Return why no kernel has these types or this group size; None if some may."""
+    types = config.types
+    if types.a not in (F16, BF16):
+        return f"activations must be f16 or bf16 (got {types.a})"
+    if types.b is not U4B8:
+        return f"weights must be u4b8 (got {types.b})"
+    if types.s != types.a or types.c != types.a:
+        return f"scales and output must have the activations' type {types.a} (got {types.s}, {types.c})"
+    if config.group_size not in GROUP_SIZES:
+        return f"group_size must be one of {GROUP_SIZES} (got {config.group_size})"
+    return None
+
+
+def wrong_tile(config: KernelConfig, largest_m: int, fewest_stages: int) -> str | None:
+    """Return why no kernel has this tile; None if some may."""
+    tile = config.tile
+    if tile.tile_m % 8 or not 8 <= tile.tile_m <= largest_m:
+        return f"tile_m must be a multiple of 8, at most {largest_m} (got {tile.tile_m})"
+    if tile.tile_n % STRIP or tile.tile_k % STRIP:
+        return f"tile_n and tile_k must be multiples of {STRIP} (got {tile.tile_n}, {tile.tile_k})"
+    if config.group_size > tile.tile_k:
+        return f"tile_k must cover a group of {config.group_size} (got {tile.tile_k})"
+    if not fewest_stages <= tile.stages <= 8:
+        return f"stages must be {fewest_stages} to 8 (got {tile.stages})"
+    return None
+
+
+def too_large(config: KernelConfig, shared_memory: int) -> str | None:
+    """Return why a CTA's shared memory does not fit its target; None if it does."""
+    have = config.arch.limits.smem_per_cta
+    if shared_memory > have:
+        return f"needs {shared_memory} bytes of shared memory; a CTA on {config.arch} has {have}"
+    return None
+
+
+def scale_bytes_per_stage(config: KernelConfig) -> int:
+    """Return the bytes of group scales in one pipeline stage (0 for channel scales)."""
+    if config.group_size == -1:
+        return 0
+    groups = max(1, config.tile.tile_k // config.group_size)
+    return config.tile.strips * groups * STRIP * 2
+
+
+def unserved(config: KernelConfig, problem: Problem) -> str | None:
+    """Return why a kernel does not serve a problem; None if it does.
+
+    n and k must be multiples of 16; the packed weights are padded to blocks of 64.
+    """
+    if problem.m < 1:
+        return f"m must be at least 1 (got {problem.m})"
+    for name, value in (("n", problem.n), ("k", problem.k)):
+        if value < 16 or value % 16:
+            return f"{name} must be a positive multiple of 16 (got {value})"
+    if problem.types != config.types:
+        return f"types are {config.types}, the problem's {problem.types}"
+    if problem.group_size != config.group_size:
+        return f"group_size is {config.group_size}, the problem's {problem.group_size}"
+    if problem.moe != config.indexed:
+        return "is for MoE layers" if config.indexed else "is for dense layers"
+    return None
+
+
+def workspace(config: KernelConfig, ctas: int) -> int:
+    """Return the bytes of partial sums that a launch of `ctas` CTAs needs.
+
+    A CTA's share of the work begins and ends in at most two output tiles that it shares
+    with others: two slots each. Every bit must be one before the first launch (a slot is
+    its own flag); every launch leaves it so.
+    """
+    return 2 * ctas * config.tile.tile_m * config.tile.tile_n * 4
+
+
+def ctas_per_sm(stages: int, sms: int, fitting: int) -> int:
+    """Return how many CTAs a multiprocessor should get.
+
+    As many as fit, unless each would then compute fewer than four stages: what a CTA
+    costs to start and its partial sums weigh more than the latency it hides
+    (docs/decisions/marlin-kernel.md).
+
+    Args:
+        stages: Pipeline stages of all output tiles together.
+        sms: Multiprocessors of the GPU.
+        fitting: CTAs of the kernel that one of them holds.
+    """
+    return min(fitting, max(1, stages // (4 * sms)))
