@@ -50,6 +50,7 @@ def command(
     """
     from ..vllm.report import report
     from ..vllm.targets import parse_targets
+    from .columns import fold
 
     release = find_release(target) if tree is None else find_tree(target, tree).release
     archs = parse_targets(targets)
@@ -63,7 +64,7 @@ def command(
         answer = {"release": release.release, "families": reports}
         click.echo(msgspec.json.format(msgspec.json.encode(answer), indent=2).decode())
     else:
-        click.echo("\n\n".join("\n".join(_show(one)) for one in reports))
+        click.echo("\n\n".join("\n".join(fold(_show(one))) for one in reports))
 
 
 def _show(report: Report) -> Iterator[str]:

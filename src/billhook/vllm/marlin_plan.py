@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from .job import Job
-from .release import MarlinFormat, MarlinRelease, MarlinSet, MarlinTile, matches
+from .release import ACTIVATIONS, MarlinFormat, MarlinRelease, MarlinSet, MarlinTile, matches
 
 
 class Instantiation(NamedTuple):
@@ -51,6 +51,21 @@ class Instantiation(NamedTuple):
             f"{self.threads}, {self.thread_m_blocks}, {self.thread_n_blocks}, {self.thread_k_blocks}, "
             f"{cpp(self.m_block_size_8)}, {self.stages}, {self.group_blocks}, {cpp(self.is_zp_float)}"
         )
+
+    @property
+    def activation(self) -> str:
+        """The activations as `--act` takes them."""
+        return next(name for name, type_name in ACTIVATIONS.items() if type_name == self.a)
+
+    @property
+    def group_size(self) -> int:
+        """Weights along k that share a scale, as `--group-size` takes them."""
+        return group_size(self.group_blocks)
+
+
+def group_size(group_blocks: int) -> int:
+    """Return the weights along k that share a scale; -1: a whole channel, 0: act-order."""
+    return group_blocks * 16 if group_blocks > 0 else group_blocks
 
 
 def cpp(value: bool | int) -> str:

@@ -30,7 +30,7 @@ from ..models.quantization import WeightFormat
 from . import host_model
 from .host_model import Gemm, Gpu, Lookup, Routing, Tile
 from .job import Job, Narrowing
-from .marlin_plan import Instantiation, MarlinPlan
+from .marlin_plan import Instantiation, MarlinPlan, group_size
 from .release import ACTIVATIONS, Release, matches
 
 PARALLEL_SIZES = (1, 2, 4, 8)
@@ -69,6 +69,11 @@ class Request:
     max_tokens: int
     num_experts: int = 0
     top_k: int = 0
+
+    @property
+    def routing(self) -> Routing | None:
+        """How tokens are spread over the experts; None for a dense layer."""
+        return Routing(self.num_experts, self.top_k) if self.num_experts else None
 
 
 def check(narrowing: Narrowing, release: Release) -> None:
@@ -169,9 +174,8 @@ def _looked_up(
     request: Request, gemm: Gemm, gpu: Gpu, candidates: dict[Lookup, Instantiation]
 ) -> Iterable[Lookup]:
     exists = candidates.__contains__
-    if request.num_experts:
-        routing = Routing(request.num_experts, request.top_k)
-        return host_model.moe(gemm, request.max_tokens, routing, gpu, exists)
+    if request.routing:
+        return host_model.moe(gemm, request.max_tokens, request.routing, gpu, exists)
     return host_model.dense(gemm, request.max_tokens, gpu, exists)
 
 
@@ -180,33 +184,25 @@ def why_unwanted(kernel: Instantiation, narrowing: Narrowing) -> str | None:
     if narrowing.formats and kernel.format not in narrowing.formats:
         return f"--formats leaves out {kernel.format}"
     if narrowing.activations and kernel.a not in {ACTIVATIONS[name] for name in narrowing.activations}:
-        return f"--act leaves out {activation_name(kernel)}"
-    size = group_size(kernel.group_blocks)
-    if narrowing.group_sizes and size not in narrowing.group_sizes:
-        return f"--group-size leaves out {size}"
-    if kernel.thread_m_blocks > _most_m_blocks(narrowing.max_tokens or UNLIMITED):
+        return f"--act leaves out {kernel.activation}"
+    if narrowing.group_sizes and kernel.group_size not in narrowing.group_sizes:
+        return f"--group-size leaves out {kernel.group_size}"
+    tokens = narrowing.max_tokens or UNLIMITED
+    if kernel.thread_m_blocks > max(most_m_blocks(tokens, None), most_m_blocks(tokens, Routing(1, 1))):
         return f"--max-tokens {narrowing.max_tokens} never fills {kernel.thread_m_blocks} blocks of rows"
     return None
 
 
-def activation_name(kernel: Instantiation) -> str:
-    """Return a kernel's activation type as `--act` takes it."""
-    return next(name for name, type_name in ACTIVATIONS.items() if type_name == kernel.a)
+def most_m_blocks(tokens: int, routing: Routing | None) -> int:
+    """Return the most blocks of rows of a tile for `tokens` tokens, whatever the shape.
 
-
-def group_size(group_blocks: int) -> int:
-    """Return the weights along k that share a scale; -1: a whole channel, 0: act-order."""
-    return group_blocks * 16 if group_blocks > 0 else group_blocks
-
-
-def _most_m_blocks(tokens: int) -> int:
-    """Return the most blocks of rows of a tile for `tokens` tokens, dense or MoE, whatever the shape.
-
-    An MoE layer gives an expert at most one row per token on average, but moves on to the next block
-    size before a block is full.
+    Args:
+        tokens: Tokens of one step.
+        routing: How an MoE layer spreads them; None for a dense layer.
     """
-    blocks = -(-host_model.moe_block_size(tokens, Routing(1, 1), 16) // host_model.M_BLOCK)
-    return max(blocks, min(-(-tokens // host_model.M_BLOCK), host_model.MAX_M_BLOCKS))
+    if routing is None:
+        return min(-(-tokens // host_model.M_BLOCK), host_model.MAX_M_BLOCKS)
+    return -(-host_model.moe_block_size(tokens, routing, 16) // host_model.M_BLOCK)
 
 
 def _load(path: Path, narrowing: Narrowing) -> Model:

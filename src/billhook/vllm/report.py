@@ -8,7 +8,15 @@ from dataclasses import dataclass
 
 from .job import Job
 from .marlin_plan import Instantiation, plan_marlin
-from .narrow import Reach, Request, activation_name, gemms, group_size, narrow, requests_of, why_unwanted
+from .narrow import (
+    Reach,
+    Request,
+    gemms,
+    most_m_blocks,
+    narrow,
+    requests_of,
+    why_unwanted,
+)
 from .release import ACTIVATIONS
 
 
@@ -96,17 +104,20 @@ def _reasons(kernel: Instantiation, asked: Sequence[Request], job: Job) -> Itera
     same_format = [one for one in asked if one.format == kernel.format]
     if not same_format:
         yield f"no layer is stored as {kernel.format}"
-    types = (activation_name(kernel), kernel.c)
+    types = (kernel.activation, kernel.c)
     same_types = [one for one in same_format if (one.activation, ACTIVATIONS[one.output]) == types]
     if not same_types:
-        yield f"no layer has {activation_name(kernel)} activations and {kernel.c[1:].lower()} outputs"
+        yield f"no layer has {kernel.activation} activations and {kernel.c[1:].lower()} outputs"
     stored = [gemm for one in same_types for gemm in gemms(one, job.release)]
     shapes = [gemm for gemm in stored if gemm.group_blocks == kernel.group_blocks]
     if not shapes:
-        yield f"no layer has group size {group_size(kernel.group_blocks)}"
+        yield f"no layer has group size {kernel.group_size}"
     tile_k, tile_n = kernel.thread_k_blocks * 16, kernel.thread_n_blocks * 16
     if all(gemm.k % tile_k or gemm.n % tile_n for gemm in shapes):
         yield f"its tile (n {tile_n}, k {tile_k}) divides no layer"
+    if kernel.thread_m_blocks > max(most_m_blocks(one.max_tokens, one.routing) for one in same_types):
+        tokens = job.narrowing.max_tokens
+        yield f"--max-tokens {tokens} never fills {kernel.thread_m_blocks} blocks of rows of these layers"
     yield "the host chooses other tiles for these layers"
 
 

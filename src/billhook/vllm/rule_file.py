@@ -27,8 +27,8 @@ def load_rules(path: Path = DEFAULT) -> list[Rule]:
         path: The TOML file; by default the rules vLLM's releases carry.
 
     Raises:
-        ConfigError: The file cannot be read, or is no rule file; where a place in it is wrong, the message begins
-            with `FILE:LINE:COLUMN`.
+        ConfigError: The file cannot be read, or is no rule file; where a place in it is wrong, the message
+            begins with `FILE:LINE:COLUMN`.
     """
     try:
         text = path.read_text(encoding="utf-8")

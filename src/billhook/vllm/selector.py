@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .marlin_plan import Instantiation, MarlinPlan, cpp
-from .release import ACTIVATIONS, Fp8Activations
+from .release import Fp8Activations
 
 _TYPES = {"a_type": "a", "b_type": "b", "c_type": "c", "s_type": "s"}
 _VALUES = (
@@ -114,13 +114,12 @@ def _branch(kernel: Instantiation, names: tuple[str, ...], dropped: bool = False
 
 def left_out(kernel: Instantiation) -> str:
     """Say that a narrowed plan left a kernel out, and what brings it back."""
-    act = {name: short for short, name in ACTIVATIONS.items()}[kernel.a]
-    group = kernel.group_blocks * 16 if kernel.group_blocks > 0 else kernel.group_blocks
     return (
         f"the marlin kernel for {kernel.a} x {kernel.b} -> {kernel.c}, scales {kernel.s}, "
         f"group_blocks {kernel.group_blocks}, thread_m_blocks {kernel.thread_m_blocks}, was left out of this "
-        f"narrowed build; generate again for requests that reach it "
-        f"(--formats {kernel.format} --act {act} --group-size {group}), or without narrowing."
+        f"narrowed build; generate again with the model that needs it (--models), for as many tokens as it "
+        f"gets (--max-tokens), and with --formats {kernel.format} --act {kernel.activation} "
+        f"--group-size {kernel.group_size} where those are given, or without narrowing."
     )
 
 
