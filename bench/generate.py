@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -123,7 +124,7 @@ def _delete(folder: Path) -> None:
 
 
 def machine() -> dict[str, object]:
-    """Describe this machine and the commit."""
+    """Describe this machine, the commit and the command."""
     cpu = next(
         (
             line.split(":")[1].strip()
@@ -136,10 +137,12 @@ def machine() -> dict[str, object]:
         ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     return {
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "commit": commit.stdout.strip(),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "cpu": cpu,
         "cores": os.cpu_count(),
+        "gpus": len(list(Path("/dev").glob("nvidia[0-9]*"))),
         "python": platform.python_version(),
     }
 
