@@ -134,7 +134,18 @@ def launch_route(
     expert_ids: int,
     num_tokens_padded: int,
 ) -> None:
-    """Launch the routing kernel, one CTA per expert; see `cuda/billhook/kernel/route.cuh` for the arguments.
+    """Launch the routing kernel, one CTA per expert.
+
+    Args:
+        kernel: The kernel.
+        stream: Stream handle.
+        topk_ids: Address of the expert of each row, int32.
+        count: Rows.
+        num_experts: Number of experts.
+        block_m: Rows of one block.
+        sorted_token_ids: Address of the row numbers to be written.
+        expert_ids: Address of the expert of each block, to be written.
+        num_tokens_padded: Address of the used length of sorted_token_ids, to be written.
 
     Raises:
         CudaError: The driver refused.
@@ -157,14 +168,21 @@ def _launch(kernel: LoadedKernel, ctas: int, stream: int, pointers: int) -> None
     cuda.bind_thread(kernel.device)
     description = kernel.launches.get((ctas, stream))
     if description is None:
-        description = kernel.launches[ctas, stream] = _describe(kernel, ctas, stream)
+        description = kernel.launches[ctas, stream] = describe(kernel, ctas, stream)
     (status,) = cuda.driver().cuLaunchKernelEx(description, kernel.function, pointers, 0)
     if status != 0:
         error = cuda.refusal("cuLaunchKernelEx", status)
         raise type(error)(f"{kernel.name}, {ctas} CTAs on GPU {kernel.device}: {error}")
 
 
-def _describe(kernel: LoadedKernel, ctas: int, stream: int) -> Any:
+def describe(kernel: LoadedKernel, ctas: int, stream: int) -> Any:
+    """Return the driver's description of a launch.
+
+    Args:
+        kernel: The kernel.
+        ctas: CTAs of the grid.
+        stream: Stream handle.
+    """
     driver = cuda.driver()
     description = driver.CUlaunchConfig()
     description.gridDimX, description.gridDimY, description.gridDimZ = ctas, 1, 1

@@ -9,7 +9,13 @@ import numpy.typing as npt
 
 
 def capacity(rows: int, num_experts: int, block_m: int) -> int:
-    """Return the most blocks that `rows` (token, slot) rows need: each expert may leave one part empty."""
+    """Return the most blocks that any routing needs: each expert may leave one partly empty.
+
+    Args:
+        rows: (token, slot) rows.
+        num_experts: Number of experts.
+        block_m: Rows of one block.
+    """
     return min(rows, (rows + num_experts * (block_m - 1)) // block_m)
 
 

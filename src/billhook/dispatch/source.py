@@ -21,7 +21,12 @@ class Source(Protocol):
     """Chooses kernels and holds their machine code."""
 
     def choose(self, problem: Problem, capability: tuple[int, int], block_m: int) -> KernelConfig:
-        """Return the kernel for a problem; with `block_m` > 0 one that takes as many rows at a time.
+        """Return the kernel for a problem.
+
+        Args:
+            problem: What is asked.
+            capability: The GPU's compute capability.
+            block_m: Rows that the kernel must take at a time, since MoE rows are routed so; 0 for any.
 
         Raises:
             UnsupportedError: No kernel serves it.

@@ -74,6 +74,11 @@ def pack_codes(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
 def unpack_codes(packed: npt.NDArray[np.uint32], k: int, n: int) -> npt.NDArray[np.uint8]:
     """Return the codes [.., k, n] that `pack_codes` packed.
 
+    Args:
+        packed: uint32 [.., n64, k64, 4, 32, 4].
+        k: Input features.
+        n: Output features.
+
     Raises:
         WeightError: The words do not have the shape of an [.., k, n] weight.
     """
@@ -123,6 +128,12 @@ def pack_scales(scales: npt.NDArray[Any], k: int, group_size: int) -> npt.NDArra
 
 def unpack_scales(packed: npt.NDArray[Any], k: int, n: int, group_size: int) -> npt.NDArray[Any]:
     """Return the scales [.., groups, n] that `pack_scales` packed.
+
+    Args:
+        packed: [.., n64, padded groups, 64].
+        k: Input features.
+        n: Output features.
+        group_size: Weights along k that share one scale; -1 for channel scales.
 
     Raises:
         WeightError: The array does not have the shape of scales of an [.., k, n] weight.

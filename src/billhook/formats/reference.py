@@ -62,7 +62,13 @@ class ErrorBound:
     largest: float
 
     def allowed(self, value: Any, magnitude: Any, activations: Any) -> Any:
-        """Return the largest allowed |D - value| of each element (numpy arrays or torch tensors)."""
+        """Return the largest allowed |D - value| of each element.
+
+        Args:
+            value: As in `Reference`; a numpy array or a torch tensor, like the others.
+            magnitude: As in `Reference`.
+            activations: As in `Reference`.
+        """
         return (
             self.value * abs(value) + self.magnitude * magnitude + self.activations * activations + self.floor
         )

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ..config import Problem
+from ..dispatch.routing import capacity
 from ..dtypes import BF16
 from .roofline import rows_out, weight_bytes
 from .workload import Workload
@@ -88,7 +89,13 @@ def torch_dtype(name: str) -> torch.dtype:
 
 
 def make_weights(workload: Workload, seed: int, device: torch.device) -> Weights:
-    """Draw a layer's weights: uniform codes, scales that keep outputs near 1."""
+    """Draw a layer's weights: uniform codes, scales that keep outputs near 1.
+
+    Args:
+        workload: The layer.
+        seed: Of the random numbers.
+        device: The GPU.
+    """
     import torch
 
     generator = torch.Generator(device).manual_seed(seed)
@@ -101,7 +108,15 @@ def make_weights(workload: Workload, seed: int, device: torch.device) -> Weights
 
 
 def make_inputs(workload: Workload, tokens: int, seed: int, l2_bytes: int, device: torch.device) -> Inputs:
-    """Draw activations and, for MoE, the experts of each token: distinct, uniformly at random."""
+    """Draw activations and, for MoE, the experts of each token: distinct, uniformly at random.
+
+    Args:
+        workload: The layer.
+        tokens: Tokens.
+        seed: Of the random numbers, with the number of tokens.
+        l2_bytes: The GPU's L2 cache.
+        device: The GPU.
+    """
     import torch
 
     problem = workload.problem(tokens)
@@ -161,12 +176,18 @@ class Blocks:
 
 
 def align_blocks(topk_ids: torch.Tensor, num_experts: int, block: int) -> Blocks:
-    """Sort rows into blocks; the buffers are as large as the worst routing needs, as engines have them."""
+    """Sort rows into blocks; the buffers are as large as the worst routing needs, as engines have them.
+
+    Args:
+        topk_ids: The experts of each row of A.
+        num_experts: Number of experts.
+        block: Rows of one block.
+    """
     import torch
 
     flat = topk_ids.flatten()
     count = flat.numel()
-    blocks = min(count, num_experts) + (max(0, count - num_experts) // block)
+    blocks = capacity(count, num_experts, block)
     ids = torch.full((blocks * block,), count, dtype=torch.int32, device=flat.device)
     experts = torch.full((blocks,), -1, dtype=torch.int32, device=flat.device)
     used = 0

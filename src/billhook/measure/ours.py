@@ -129,7 +129,13 @@ def parse_tile(text: str) -> tuple[Tile, bool]:
 
 
 def fit_tile(tile: Tile, workload: Workload, arch: Arch) -> Tile:
-    """Return the tile with as many of its stages as fit into shared memory for a layer."""
+    """Return the tile with as many of its stages as fit into shared memory.
+
+    Args:
+        tile: With the most stages wanted.
+        workload: The layer that it is for.
+        arch: The GPU target.
+    """
     types = workload.types
     wanted = KernelConfig(marlin.FAMILY, types, workload.group_size, tile, workload.moe, arch)
     return deepest(wanted)[0].tile

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..arch import Arch
 from ..build import Cache, Unit, cache_folder, compile_unit
@@ -99,17 +99,7 @@ def _xor(data: torch.Tensor) -> int:
 
 def _launch(kernel: LoadedKernel, ctas: int, stream: int, *, words: int, count: int, out: int) -> None:
     from ..dispatch import cuda
+    from ..dispatch.launch import describe
 
-    driver: Any = cuda.driver()
-    description = driver.CUlaunchConfig()
-    description.gridDimX, description.gridDimY, description.gridDimZ = ctas, 1, 1
-    description.blockDimX, description.blockDimY, description.blockDimZ = THREADS, 1, 1
-    description.hStream = driver.CUstream(stream)
-    if kernel.overlaps:
-        attribute = driver.CUlaunchAttribute()
-        attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
-        attribute.value.programmaticStreamSerializationAllowed = 1
-        description.attrs = [attribute]
-        description.numAttrs = 1
     arguments = ((words, count, out), (ctypes.c_void_p, ctypes.c_longlong, ctypes.c_void_p))
-    cuda.call("cuLaunchKernelEx", description, kernel.function, arguments, 0)
+    cuda.call("cuLaunchKernelEx", describe(kernel, ctas, stream), kernel.function, arguments, 0)

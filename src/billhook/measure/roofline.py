@@ -84,5 +84,11 @@ def operations(problem: Problem) -> int:
 
 
 def floor_us(problem: Problem, peak: Peak, experts_hit: int | None = None) -> float:
-    """Return the microseconds that no kernel beats: moving the bytes or doing the operations."""
+    """Return the microseconds that no kernel beats: moving the bytes or doing the operations.
+
+    Args:
+        problem: The GEMM.
+        peak: What the GPU sustains.
+        experts_hit: As in `weight_bytes`.
+    """
     return 1e6 * max(moved_bytes(problem, experts_hit) / peak.bandwidth, operations(problem) / peak.flops)

@@ -47,7 +47,15 @@ class Run:
 
 
 def begin(device: torch.device, machine: Machine, peak: Peak, rounds: int, seed: int) -> Run:
-    """Begin a run now."""
+    """Begin a run now.
+
+    Args:
+        device: The GPU.
+        machine: Its description.
+        peak: What it sustains.
+        rounds: Graph launches timed per contestant and problem.
+        seed: Of weights, activations and routing.
+    """
     import torch
 
     return Run(device, torch.cuda.Stream(device), machine, peak, rounds, seed, utc_now())

@@ -50,7 +50,14 @@ def calls_for(expected_us: float, copies: int) -> int:
 
 
 def capture(launch: Launch, calls: int, copies: int, stream: torch.cuda.Stream) -> Captured:
-    """Run each copy once on `stream`, then capture `calls` calls that rotate over the copies."""
+    """Run each copy once, then capture calls that rotate over the copies into a graph.
+
+    Args:
+        launch: What to call.
+        calls: Calls to capture.
+        copies: Copies of the weights.
+        stream: Where to capture.
+    """
     import torch
 
     stream.wait_stream(torch.cuda.current_stream())
@@ -123,7 +130,13 @@ def interleave(graphs: Sequence[Captured], rounds: int) -> list[list[float]]:
 
 
 def summarize(samples: Sequence[float], calls: int, copies: int) -> Times:
-    """Return median and spread of one contestant's rounds."""
+    """Return median and spread of one contestant's rounds.
+
+    Args:
+        samples: Microseconds per call, one number per round.
+        calls: Calls in a graph.
+        copies: Copies of the weights that they rotated over.
+    """
     ordered = sorted(samples)
     return Times(
         median_us=quantile(ordered, 0.5),

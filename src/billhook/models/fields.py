@@ -29,7 +29,13 @@ class Fields:
         return self.data.get(name) is not None
 
     def integer(self, name: str, default: int | None = None, least: int = 1, most: int = 2**31 - 1) -> int:
-        """Return a whole number from `least` to `most` (kernels count in 32 bits).
+        """Return a whole number.
+
+        Args:
+            name: The field.
+            default: What stands for a missing field; none may be missing if None.
+            least: The smallest allowed.
+            most: The largest allowed: kernels count in 32 bits.
 
         Raises:
             ConfigError: Missing without a default, of another type, too small, or too large.

@@ -55,6 +55,11 @@ def check_topk(p: MoeGemmTopk) -> None:
 def check_topk_ids(topk_ids: torch.Tensor, num_experts: int, block_m: int) -> None:
     """Check the arguments of routing.
 
+    Args:
+        topk_ids: int32 or int64 [tokens, top_k].
+        num_experts: 1 to 1024.
+        block_m: At least 1.
+
     Raises:
         InputError: A wrong dtype or shape, or a number out of range.
     """

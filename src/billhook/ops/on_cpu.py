@@ -38,7 +38,16 @@ def routed(p: MoeGemmTopk) -> MoeGemm:
 def route(
     topk_ids: torch.Tensor, num_experts: int, block_m: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Sort rows by expert; what lies beyond the used length is unspecified, here padding."""
+    """Sort rows by expert; what lies beyond the used length is unspecified, here padding.
+
+    Args:
+        topk_ids: The expert of each row.
+        num_experts: Number of experts.
+        block_m: Rows of one block.
+
+    Returns:
+        sorted_token_ids, expert_ids and num_tokens_padded, as in `operators.Routing`.
+    """
     rows = topk_ids.numel()
     blocks = routing.capacity(rows, num_experts, block_m)
     token_ids, experts, length = routing.route(topk_ids.numpy(), num_experts, block_m)

@@ -13,8 +13,9 @@ from ..dispatch.provider import Request, kernels
 from ..dispatch.routing import capacity
 from ..errors import InputError
 from .arguments import Gemm, MoeGemm, MoeGemmTopk
+from .weight import ELEMENTS
 
-TYPE_NAMES = {torch.float16: "f16", torch.bfloat16: "bf16"}
+TYPE_NAMES = {dtype: element.name for dtype, element in ELEMENTS.items()}
 
 
 def gemm_out(p: Gemm, out: torch.Tensor) -> None:
@@ -54,7 +55,16 @@ def routed(p: MoeGemmTopk) -> MoeGemm:
 def route(
     topk_ids: torch.Tensor, num_experts: int, block_m: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Sort rows by expert; what lies beyond the used length is unspecified."""
+    """Sort rows by expert; what lies beyond the used length is unspecified.
+
+    Args:
+        topk_ids: The expert of each row, on the GPU.
+        num_experts: Number of experts.
+        block_m: Rows of one block.
+
+    Returns:
+        sorted_token_ids, expert_ids and num_tokens_padded, as in `operators.Routing`.
+    """
     rows = topk_ids.numel()
     blocks = capacity(rows, num_experts, block_m)
     ids = topk_ids.to(torch.int32).contiguous()

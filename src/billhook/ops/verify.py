@@ -23,14 +23,14 @@ from ..formats.reference import ErrorBound, error_bound
 from ..formats.u4b8 import BIAS, count_groups
 from ..plan import Dispatch, Range
 from .operators import gemm, moe_gemm, route
-from .weight import PackedWeight, pack_weight
+from .weight import ELEMENTS, PackedWeight, pack_weight
 
 _ODD_COUNTS = (1, 2, 3, 7, 9, 15, 17, 31, 33, 63, 65, 100, 127, 129, 255, 257, 513, 1025)
 _MOST_ROWS_FOR_ALL_ROUTINGS = 4096
 _ROWS_AT_A_TIME = 2048  # of the float64 reference: bounds its memory
 _FEWEST_FOR_RMS = 256  # samples below which a root mean square says little
 _GUARD_ROWS = 8
-_DTYPES = {"f16": torch.float16, "bf16": torch.bfloat16}
+_DTYPES = {element: dtype for dtype, element in ELEMENTS.items()}
 
 
 @dataclass
@@ -170,7 +170,7 @@ class _Case:
     def __init__(self, entry: Dispatch, generator: torch.Generator) -> None:
         self.entry, self.generator, self.device = entry, generator, generator.device
         self.types = parse_types(entry.types)
-        self.dtype = _DTYPES[self.types.a.name]
+        self.dtype = _DTYPES[self.types.a]
         strips = torch.arange(0, entry.n, STRIP, device=self.device)
         offsets = torch.randint(0, STRIP, strips.shape, device=self.device, generator=generator)
         self.columns = torch.minimum(strips + offsets, torch.full_like(strips, entry.n - 1))
@@ -181,7 +181,17 @@ class _Case:
         self.bias = self._normal(max(1, entry.num_experts), entry.n)
 
     def run(self, config: KernelConfig, m: int, name: str, verdict: Verdict) -> None:
-        """Run a kernel for `m` rows of A, and note how far it was off."""
+        """Run a kernel for `m` rows of A, and note how far it was off.
+
+        Args:
+            config: The kernel.
+            m: Rows of A.
+            name: The layer, in words.
+            verdict: The kernel's, which takes the result.
+
+        Raises:
+            CudaError: The kernel crashed.
+        """
         bound = error_bound(self.entry.k, self.entry.group_size, self.types.c, rounds_weights(config))
         a = self._normal(m, self.entry.k)
         for routing_name, ids in self._routings(m):

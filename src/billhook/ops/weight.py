@@ -23,7 +23,7 @@ from ..formats.elements import numpy_dtype
 
 FORMAT = "billhook-u4b8-1"  # the layout of docs/layout.md; another layout gets another name
 _FORMAT_NUMBER = 1
-_ELEMENTS = {torch.float16: F16, torch.bfloat16: BF16}
+ELEMENTS = {torch.float16: F16, torch.bfloat16: BF16}
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,7 @@ class PackedWeight:
     def __post_init__(self) -> None:
         if self.format != FORMAT:
             raise WeightError(f"weight has format {self.format!r}; kernels read {FORMAT!r}: pack it again")
-        if self.scales.dtype not in _ELEMENTS:
+        if self.scales.dtype not in ELEMENTS:
             raise WeightError(f"scales must be float16 or bfloat16 (got {self.scales.dtype})")
         experts = (self.num_experts,) if self.num_experts else ()
         strips, blocks = pack.count_strips(self.n), pack.count_strips(self.k)
@@ -149,7 +149,7 @@ def pack_weight(codes: torch.Tensor, scales: torch.Tensor, group_size: int) -> P
         raise WeightError(f"4-bit codes must be 0 to 15 (got {int(codes.max())})")
     groups = u4b8.count_groups(k, group_size)
     want = (*experts, groups, n)
-    if scales.dtype not in _ELEMENTS or tuple(scales.shape) != want:
+    if scales.dtype not in ELEMENTS or tuple(scales.shape) != want:
         raise WeightError(
             f"scales must be float16 or bfloat16 {want} for group_size {group_size} "
             f"(got {scales.dtype} {tuple(scales.shape)})"
@@ -307,7 +307,7 @@ def from_numpy(array: npt.NDArray[Any]) -> torch.Tensor:
 
 def _element(dtype: torch.dtype) -> DType:
     try:
-        return _ELEMENTS[dtype]
+        return ELEMENTS[dtype]
     except KeyError:
         raise WeightError(
             f"scales must be float16 or bfloat16 (got {dtype}); name one with dtype=torch.bfloat16"
