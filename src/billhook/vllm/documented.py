@@ -45,12 +45,12 @@ def generate_new_kernels(
 
 
 def remove_old_kernels(folder: str | Path, release: str = RELEASE, family: str = "marlin-moe") -> Changes:
-    """Remove the generated `.cu` files and `kernel_selector.h` of a folder, and nothing else.
+    """Remove the generated files of a folder and their manifest, and nothing else.
 
     Args:
         folder: Where they are.
         release: The vLLM release whose own generator may have written them.
-        family: "marlin-moe" or "marlin".
+        family: "marlin-moe", "marlin" or "machete".
 
     Returns:
         What was removed.
