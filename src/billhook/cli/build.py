@@ -10,27 +10,21 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .options import parse_sizes, plan_request, request_options
+
 if TYPE_CHECKING:
     from ..build import Input
     from ..models import Model
 
 
 @click.command()
-@click.argument("models", nargs=-1, required=True, metavar="MODEL...", type=click.Path(path_type=Path))
-@click.option(
-    "--arch", multiple=True, default=["9.0a"], show_default=True, help="GPU targets: 9.0a, 8.0,8.9, native."
-)
+@request_options
 @click.option(
     "--out", default="build", show_default=True, type=click.Path(path_type=Path), help="Bundle to write."
 )
 @click.option(
     "--jobs", "-j", type=click.IntRange(1), help="Compilations at a time.  [default: all processors]"
 )
-@click.option(
-    "--tp", multiple=True, default=["1"], show_default=True, help="Tensor-parallel sizes: 1 or 1,2,4."
-)
-@click.option("--max-tokens", type=click.IntRange(1), help="Serve 1 to this many tokens.  [default: 8192]")
-@click.option("--act", type=click.Choice(["f16", "bf16"]), help="Activations' type.  [default: the model's]")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON (docs/bundle.md).")
 def command(
     *,
@@ -48,29 +42,15 @@ def command(
     MODEL is a Hugging Face config.json, or a folder that holds one. Kernels that were compiled before
     come from the cache. Exit code 1 if a kernel does not compile; the others are kept.
     """
-    from ..arch import parse_list
     from ..build import build_plan, check_target, plan_units
-    from ..driver import native_archs
-    from ..dtypes import dtype
     from ..errors import CompileError
-    from ..models import load_model
-    from ..plan import DEFAULT_MAX_TOKENS, make_plan
-    from .options import parse_sizes
     from .outcome import Progress, print_outcome, summary
 
-    sizes = parse_sizes(tp)
     check_target(out)
-    loaded = [load_model(model) for model in models]
-    plan = make_plan(
-        loaded,
-        parse_list(arch, native_archs),
-        max_tokens or DEFAULT_MAX_TOKENS,
-        sizes,
-        dtype(act) if act else None,
-    )
+    loaded, plan = plan_request(models, arch, tp, max_tokens, act)
     options = {
         "arch": ",".join(plan.archs),
-        "tp": ",".join(map(str, sizes)),
+        "tp": ",".join(map(str, parse_sizes(tp))),
         "max_tokens": str(plan.max_tokens),
         "act": act or "the model's",
     }

@@ -2,9 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import click
 
 from ..errors import InputError
+
+if TYPE_CHECKING:
+    from ..models import Model
+    from ..plan import Plan
+
+Command = TypeVar("Command", bound=Callable[..., object])
+
+_REQUEST = (
+    click.argument("models", nargs=-1, required=True, metavar="MODEL...", type=click.Path(path_type=Path)),
+    click.option(
+        "--arch",
+        multiple=True,
+        default=["9.0a"],
+        show_default=True,
+        help="GPU targets: 9.0a, 8.0,8.9, native.",
+    ),
+    click.option(
+        "--tp", multiple=True, default=["1"], show_default=True, help="Tensor-parallel sizes: 1 or 1,2,4."
+    ),
+    click.option(
+        "--max-tokens", type=click.IntRange(1), help="Serve 1 to this many tokens.  [default: 8192]"
+    ),
+    click.option(
+        "--act", type=click.Choice(["f16", "bf16"]), help="Activations' type.  [default: the model's]"
+    ),
+)
+
+
+def request_options(command: Command) -> Command:
+    """Give a command the arguments of `plan_request`."""
+    for decorate in reversed(_REQUEST):
+        command = decorate(command)
+    return command
+
+
+def plan_request(
+    models: Iterable[Path], arch: Iterable[str], tp: Iterable[str], max_tokens: int | None, act: str | None
+) -> tuple[list[Model], Plan]:
+    """Read models and plan the kernels for them.
+
+    Args:
+        models: Config files, or their folders.
+        arch: GPU targets, as `arch.parse_list` reads them.
+        tp: Tensor-parallel sizes, as `parse_sizes` reads them.
+        max_tokens: Serve 1 to this many tokens; the planner's default if None.
+        act: "f16" or "bf16"; the models' own if None.
+
+    Raises:
+        InputError: A value is wrong, a config cannot be read, or no kernel serves a layer.
+    """
+    from ..arch import parse_list
+    from ..driver import native_archs
+    from ..dtypes import dtype
+    from ..models import load_model
+    from ..plan import DEFAULT_MAX_TOKENS, make_plan
+
+    sizes = parse_sizes(tp)
+    loaded = [load_model(model) for model in models]
+    targets = parse_list(arch, native_archs)
+    tokens = max_tokens or DEFAULT_MAX_TOKENS
+    return loaded, make_plan(loaded, targets, tokens, sizes, dtype(act) if act else None)
 
 
 def parse_sizes(texts: Iterable[str], option: str = "--tp") -> list[int]:

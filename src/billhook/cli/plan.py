@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import layer_name
+from .options import layer_name, plan_request, request_options
 
 if TYPE_CHECKING:
     from ..models import Layer
@@ -30,15 +30,7 @@ class _ByTarget(click.Command):
 
 
 @click.command(cls=_ByTarget)
-@click.argument("models", nargs=-1, required=True, metavar="MODEL...", type=click.Path(path_type=Path))
-@click.option(
-    "--arch", multiple=True, default=["9.0a"], show_default=True, help="GPU targets: 9.0a, 8.0,8.9, native."
-)
-@click.option(
-    "--tp", multiple=True, default=["1"], show_default=True, help="Tensor-parallel sizes: 1 or 1,2,4."
-)
-@click.option("--max-tokens", type=click.IntRange(1), help="Serve 1 to this many tokens.  [default: 8192]")
-@click.option("--act", type=click.Choice(["f16", "bf16"]), help="Activations' type.  [default: the model's]")
+@request_options
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON (docs/plan-json.md).")
 def command(
     *,
@@ -55,21 +47,10 @@ def command(
     With --target, such as --target vllm-0.33: what a narrowed build of that source tree keeps
     (see `billhook plan --target vllm-0.33 --help`).
     """
-    from ..arch import parse_list
-    from ..driver import native_archs
-    from ..dtypes import dtype
-    from ..models import load_model
-    from ..plan import DEFAULT_MAX_TOKENS, make_plan, to_json
+    from ..plan import to_json
     from .columns import fold
-    from .options import parse_sizes
 
-    plan = make_plan(
-        [load_model(model) for model in models],
-        parse_list(arch, native_archs),
-        max_tokens or DEFAULT_MAX_TOKENS,
-        parse_sizes(tp),
-        dtype(act) if act else None,
-    )
+    _, plan = plan_request(models, arch, tp, max_tokens, act)
     click.echo(to_json(plan) if as_json else "\n\n".join("\n".join(fold(part)) for part in _show(plan)))
 
 
