@@ -122,17 +122,13 @@ def parse(text: str) -> Arch:
     """
     match = _SPELLING.fullmatch(text.strip())
     if not match:
-        raise ArchError(
-            f"{text!r} is not a GPU architecture; write it like 8.0, 80, sm_80, 9.0a or 9.0+PTX"
-        )
+        raise ArchError(f"{text!r} is not a GPU architecture; write it like 8.0, 80, sm_80, 9.0a or 9.0+PTX")
     major, minor, digits, suffix, ptx = match.groups()
     if digits:
         major, minor = digits[:-1], digits[-1]
     capability = (int(major), int(minor))
     if capability not in _LIMITS:
-        raise ArchError(
-            f"GPU architecture {text!r} is not supported; supported: {', '.join(supported())}"
-        )
+        raise ArchError(f"GPU architecture {text!r} is not supported; supported: {', '.join(supported())}")
     suffix = suffix.lower()
     if suffix == "a" and capability < (9, 0):
         raise ArchError(f"{text!r}: the suffix 'a' exists from 9.0 on; write {major}.{minor}")
@@ -141,9 +137,7 @@ def parse(text: str) -> Arch:
     return Arch(*capability, suffix=suffix, ptx=ptx is not None)
 
 
-def parse_list(
-    text: str | Iterable[str], native: Callable[[], Iterable[Arch]] | None = None
-) -> list[Arch]:
+def parse_list(text: str | Iterable[str], native: Callable[[], Iterable[Arch]] | None = None) -> list[Arch]:
     """Parse a list of targets, keeping order and dropping repeats.
 
     Args:

@@ -49,8 +49,7 @@ E8M0FNU = DType("e8m0fnu", 8, "float", signed=False)
 VOID = DType("void", 0, "void", signed=False)
 
 ALL: dict[str, DType] = {
-    t.name: t
-    for t in (F16, BF16, F32, S8, S32, U4, U4B8, U8, U8B128, E4M3FN, E2M1F, E8M0FNU, VOID)
+    t.name: t for t in (F16, BF16, F32, S8, S32, U4, U4B8, U8, U8B128, E4M3FN, E2M1F, E8M0FNU, VOID)
 }
 
 
