@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import click
@@ -98,7 +98,8 @@ def _check(jobs: dict[Path, Job]) -> int:
 def _write(jobs: dict[Path, Job], depfile_path: Path | None) -> int:
     # All are prepared before one is written: what is wrong with the last must not leave the first changed.
     prepared = [prepare(job, folder) for folder, job in jobs.items()]
-    with _staged(depfile_path, "".join(depfile(job, folder) for folder, job in jobs.items())):
+    rule = depfile(prepared[0].job, prepared[0].folder) if depfile_path else ""
+    with _staged(depfile_path, rule):
         for one in prepared:
             changes = one.write()
             click.echo(summary(changes, one.folder))
@@ -144,11 +145,19 @@ def _staged(path: Path | None, text: str) -> Iterator[None]:
         raise InputError(f"cannot write the depfile {path}: it is a folder")
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        aside.write_text(text)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror}") from error
+        with _failures_named(path):
+            aside.write_text(text)
+        yield
+        with _failures_named(path):
+            aside.replace(path)
+    finally:
+        with suppress(OSError):
+            aside.unlink()
+
+
+@contextmanager
+def _failures_named(path: Path) -> Iterator[None]:
     try:
         yield
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror}") from error

@@ -300,14 +300,16 @@ def test_missing_input_files_are_named(
 
 
 @pytest.mark.parametrize(
-    ("name", "code", "words"), [("none/rule.d", 1, "cannot write"), ("", 2, "it is a folder")]
+    ("name", "code", "words"),
+    [("none/rule.d", 1, "cannot write"), ("file/rule.d", 1, "cannot write"), ("", 2, "it is a folder")],
 )
 def test_depfile_that_cannot_be_written_leaves_everything_as_it_was(
     name: str, code: int, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "file").write_text("mine")
     assert generate("--out", tmp_path / "out", "--depfile", tmp_path / name) == code
     assert words in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+    assert contents(tmp_path) == {"file": b"mine"}
 
 
 def test_a_failing_run_writes_no_depfile(tmp_path: Path) -> None:
