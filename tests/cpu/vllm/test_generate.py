@@ -92,6 +92,14 @@ def test_script_refuses(
     assert state(tmp_path) == before
 
 
+def test_scripts_say_what_to_install(tmp_path: Path) -> None:
+    for script in (SCRIPT, ROOT / "csrc" / "quantization" / "machete" / "generate.py"):
+        bare = run_python("-I", "-S", script, tmp_path / "out", PYTHONPATH="")
+        assert bare.returncode == 1
+        assert f"-m pip install {ROOT}" in bare.stderr
+        assert "Traceback" not in bare.stderr
+
+
 def test_script_shows_its_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_script("marlin-moe", ["--help"], tmp_path / "generate_kernels.py") == 0
     assert "usage: generate_kernels.py ARCHS [OUT_DIR]" in capsys.readouterr().out
