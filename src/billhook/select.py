@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from .arch import Arch
-from .catalog import Catalog, deepest, last_m, load, tile_name
+from .catalog import Catalog, Shape, deepest, last_m, load, shape_name
 from .config import GemmTypes, KernelConfig, Problem, Tile
 from .errors import InputError, UnsupportedError
-from .families import marlin, unserved
+from .families import unserved
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ def candidates(
         catalog: The installed one if None.
     """
     found = []
-    for tile in (catalog or load()).tiles:
-        config, why = _kernel(tile, problem.types, problem.group_size, problem.moe, arch)
+    for shape in (catalog or load()).shapes:
+        config, why = _kernel(shape, problem.types, problem.group_size, problem.moe, arch)
         found.append((config, why or unserved(config, problem)))
     return found
 
@@ -108,8 +108,8 @@ def select(problem: Problem, arch: Arch, catalog: Catalog | None = None) -> Choi
     for position, rule in enumerate(catalog.rules, 1):
         if not rule.matches(problem, arch.capability):
             continue
-        tile = catalog.by_name[rule.tile]
-        config, why = _kernel(tile, problem.types, problem.group_size, problem.moe, arch)
+        shape = catalog.by_name[rule.tile]
+        config, why = _kernel(shape, problem.types, problem.group_size, problem.moe, arch)
         if why is not None:
             passed[position] = (rule.tile, why)
             continue
@@ -119,7 +119,7 @@ def select(problem: Problem, arch: Arch, catalog: Catalog | None = None) -> Choi
         reason = "; ".join(
             [f"{catalog.rules_file} rule {position} ({rule.describe()})"]
             + [f"rule {i} wants {name}, which {why}" for i, (name, why) in passed.items()]
-            + _shallower(config, tile)
+            + _shallower(config, shape.tile)
         )
         return Choice(problem, arch, config, reason, catalog)
     reasons = dict.fromkeys(why for _, why in passed.values())
@@ -190,9 +190,9 @@ def _check(problem: Problem, catalog: Catalog) -> None:
 
 @cache
 def _kernel(
-    tile: Tile, types: GemmTypes, group_size: int, indexed: bool, arch: Arch
+    shape: Shape, types: GemmTypes, group_size: int, indexed: bool, arch: Arch
 ) -> tuple[KernelConfig, str | None]:
-    return deepest(KernelConfig(marlin.FAMILY, types, group_size, tile, indexed, arch))
+    return deepest(shape.kernel(types, group_size, indexed, arch))
 
 
 def describe(problem: Problem) -> str:
@@ -212,7 +212,7 @@ def _shallower(config: KernelConfig, tile: Tile) -> list[str]:
 
 def _outranked(config: KernelConfig, choice: Choice) -> str:
     """Return why a kernel that could serve the problem was not chosen."""
-    name = tile_name(config.tile)
+    name = shape_name(config.family, config.tile)
     naming = [(place, rule) for place, rule in enumerate(choice.catalog.rules, 1) if rule.tile == name]
     for place, rule in naming:
         if rule.matches(choice.problem, choice.arch.capability):

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from billhook.arch import Arch, parse
-from billhook.catalog import Catalog, deepest, load, tile_name
-from billhook.config import GemmTypes, KernelConfig, Problem
+from billhook.catalog import Catalog, deepest, load, shape_name
+from billhook.config import GemmTypes, Problem
 from billhook.dtypes import BF16, F16, U4, U4B8
 from billhook.errors import InputError, UnsupportedError
 from billhook.families import illegal, unserved
@@ -41,10 +41,8 @@ def test_the_first_rule_with_a_legal_tile_wins(problem: Problem, arch: Arch) -> 
             and problem.k in rule.k
             and rule.applies(problem.moe, arch.capability)
         )
-        tile = catalog.by_name[rule.tile]
-        config, why = deepest(
-            KernelConfig("marlin", problem.types, problem.group_size, tile, problem.moe, arch)
-        )
+        shape = catalog.by_name[rule.tile]
+        config, why = deepest(shape.kernel(problem.types, problem.group_size, problem.moe, arch))
         if inside and why is None:
             assert select(problem, arch).config == config
             return
@@ -54,8 +52,8 @@ def test_the_first_rule_with_a_legal_tile_wins(problem: Problem, arch: Arch) -> 
 @given(problems(), marlin_archs())
 def test_every_other_tile_is_rejected_with_a_reason(problem: Problem, arch: Arch) -> None:
     choice = select(problem, arch)
-    rejected = [tile_name(one.config.tile) for one in choice.rejected]
-    assert sorted([*rejected, tile_name(choice.config.tile)]) == sorted(load().by_name)
+    shown = [one.config for one in choice.rejected] + [choice.config]
+    assert sorted(shape_name(one.family, one.tile) for one in shown) == sorted(load().by_name)
     for one in choice.rejected:
         why = illegal(one.config)
         assert one.why_not == why if why else one.why_not.startswith("could serve")
@@ -78,13 +76,12 @@ def test_spans_agree_with_single_answers(
 def catalog(tmp_path: Path) -> Catalog:
     """A catalog of the tests' own: the installed one changes with what was measured."""
     (tmp_path / "rules").mkdir()
-    (tmp_path / "marlin.toml").write_text(
-        'family = "marlin"\n'
+    (tmp_path / "native.toml").write_text(
         '[[formats]]\nweight = "u4b8"\nactivations = ["bf16"]\ngroup_sizes = [128]\n'
-        "[[tiles]]\nm = [8, 16, 32, 64]\nn = 128\nk = 256\nstages = 4\n"
-        "[[tiles]]\nm = [64]\nn = 256\nk = 128\nstages = 2\n"
+        '[[tiles]]\nfamily = "marlin"\nm = [8, 16, 32, 64]\nn = 128\nk = 256\nstages = 4\n'
+        '[[tiles]]\nfamily = "marlin"\nm = [64]\nn = 256\nk = 128\nstages = 2\n'
     )
-    (tmp_path / "rules/marlin.toml").write_text(
+    (tmp_path / "rules/native.toml").write_text(
         '[[rules]]\nrows = { max = 8 }\ntile = "m8n128k256"\n'
         '[[rules]]\nrows = { max = 16 }\ntile = "m16n128k256"\n'
         '[[rules]]\nrows = { max = 32 }\ntile = "m32n128k256"\n'
@@ -103,7 +100,7 @@ def test_spans_switch_where_the_rules_do(catalog: Catalog) -> None:
 
 def test_a_tile_that_does_not_fit_gives_way_to_the_next_rule(catalog: Catalog) -> None:
     choice = select(replace(MOE, m=4096), parse("8.6"), catalog)
-    assert tile_name(choice.config.tile) == "m64n256k128"
+    assert shape_name(choice.config.family, choice.config.tile) == "m64n256k128"
     assert "rule 5 (otherwise)" in choice.reason
     assert "rule 4 wants m64n128k256, which needs" in choice.reason
     assert "shared memory" in choice.reason

@@ -11,38 +11,31 @@ import torch
 import billhook
 from billhook.build import Cache, cache_folder, compile_units, kernel_unit
 from billhook.build.compile import default_jobs
-from billhook.catalog import deepest, load
+from billhook.catalog import Shape, deepest, load
 from billhook.config import GemmTypes, KernelConfig, Tile
 from billhook.driver import native_arch
 from billhook.dtypes import BF16, F16, U4B8
-from billhook.families import illegal, rounds_weights
+from billhook.families import rounds_weights
 from billhook.families.base import GROUP_SIZES
 from billhook.formats import reference, u4b8
 from billhook.ops import PackedWeight, unpack_weight
 
 ELEMENTS = {torch.float16: F16, torch.bfloat16: BF16}
 GROUPS = GROUP_SIZES
-# No catalog lists tiles of this family yet: the smallest, the largest, and sums of several instructions.
-MACHETE_TILES = (
-    Tile(8, 128, 256, 4),
-    Tile(24, 128, 128, 6),
-    Tile(64, 128, 128, 4),
-    Tile(64, 256, 128, 5),
-    Tile(96, 128, 128, 5),
-    Tile(128, 256, 128, 4),
-    Tile(256, 128, 64, 5),
+# Beside what the catalog lists: the smallest, the largest, and sums of several instructions.
+OTHERS = tuple(
+    Shape("machete", tile)
+    for tile in (Tile(8, 128, 256, 4), Tile(24, 128, 128, 6), Tile(96, 128, 128, 5), Tile(256, 128, 64, 5))
 )
 
 
 def tiles(dtype: torch.dtype, group: int, indexed: bool) -> list[KernelConfig]:
-    """Return the catalog's tiles, and some of the Machete family, that are legal here, as kernels."""
+    """Return the catalog's tiles, and some more, that are legal here, as kernels."""
     element = ELEMENTS[dtype]
     types = GemmTypes(element, U4B8, element, element)
     arch = native_arch(torch.cuda.get_device_capability())
-    found = [deepest(KernelConfig("marlin", types, group, tile, indexed, arch)) for tile in load().tiles]
-    listed = [config for config, why_not in found if why_not is None]
-    others = [KernelConfig("machete", types, group, tile, indexed, arch) for tile in MACHETE_TILES]
-    return listed + [config for config in others if illegal(config) is None]
+    found = [deepest(shape.kernel(types, group, indexed, arch)) for shape in (*load().shapes, *OTHERS)]
+    return [config for config, why_not in found if why_not is None]
 
 
 @cache

@@ -1,8 +1,8 @@
-"""What may exist, as data: formats and tiles of a kernel family, and the rules that choose a tile.
+"""What may exist, as data: formats and tiles of the kernel families, and the rules that choose a tile.
 
-`load` reads `FAMILY.toml` and `rules/FAMILY.toml` beside this file, or the same two files of another
+`load` reads `native.toml` and `rules/native.toml` beside this file, or the same two files of another
 folder, and checks that they agree: every rule names a listed tile, can be chosen by some problem, and
-together the rules serve every problem on every GPU target that the family has.
+together the rules serve every problem on every GPU target that a family has.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ import msgspec
 
 from ..config import Tile
 from ..errors import ConfigError, InputError
-from ..families import marlin
+from ..families import FAMILIES
 from . import check
-from .entry import Catalog, Format, deepest, tile_name
+from .entry import Catalog, Format, Shape, deepest, shape_name
 from .rule import Bounds, Rule, last_m
 
-__all__ = ["Bounds", "Catalog", "Format", "Rule", "deepest", "last_m", "load", "tile_name"]
+__all__ = ["Bounds", "Catalog", "Format", "Rule", "Shape", "deepest", "last_m", "load", "shape_name"]
 
 _FOLDER = Path(__file__).parent
 
 
 class _TileRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    family: str
     m: tuple[int, ...]
     n: int
     k: int
     stages: int
 
 
-class _FamilyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    family: str
+class _CatalogFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     formats: tuple[Format, ...]
     tiles: tuple[_TileRow, ...]
 
@@ -43,35 +43,32 @@ class _RuleFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rules: tuple[Rule, ...]
 
 
-_File = TypeVar("_File", _FamilyFile, _RuleFile)
+_File = TypeVar("_File", _CatalogFile, _RuleFile)
 
 
-def load(folder: str | Path | None = None, family: str = marlin.FAMILY) -> Catalog:
-    """Read and check one family's catalog.
+def load(folder: str | Path | None = None) -> Catalog:
+    """Read and check a catalog.
 
     Args:
-        folder: Holds `FAMILY.toml` and `rules/FAMILY.toml`; the installed one if None.
-        family: The family's name.
+        folder: Holds `native.toml` and `rules/native.toml`; the installed one if None.
 
     Raises:
         ConfigError: A file is missing, malformed, or the two do not agree; names file, line and value.
     """
-    return _load(_FOLDER if folder is None else Path(folder), family)
+    return _load(_FOLDER if folder is None else Path(folder))
 
 
 @cache
-def _load(folder: Path, family: str) -> Catalog:
-    path, rules_path = folder / f"{family}.toml", folder / "rules" / f"{family}.toml"
+def _load(folder: Path) -> Catalog:
+    path, rules_path = folder / "native.toml", folder / "rules" / "native.toml"
     text, rules_text = _read(path), _read(rules_path)
-    table = _decode(text, path, _FamilyFile)
+    table = _decode(text, path, _CatalogFile)
     rules = _decode(rules_text, rules_path, _RuleFile).rules
-    if table.family != family:
-        raise ConfigError(f"{path}: family must be {family!r} (got {table.family!r})")
-    tiles = _expand(table.tiles, path, text)
+    shapes = _expand(table.tiles, path, text)
     _check_formats(table.formats, path, text)
     if not rules:
         raise ConfigError(f"{rules_path}: holds no rule; add a [[rules]] table")
-    catalog = Catalog(family, table.formats, tiles, rules, f"rules/{rules_path.name}")
+    catalog = Catalog(table.formats, shapes, rules, f"rules/{rules_path.name}")
     wrong_tile = check.wrong_tile(catalog)
     if wrong_tile:
         raise ConfigError(f"{path}: {wrong_tile}")
@@ -106,18 +103,20 @@ def _line(text: str, table: str, position: int) -> str:
     return f":{heads[position]}" if position < len(heads) else ""
 
 
-def _expand(rows: tuple[_TileRow, ...], path: Path, text: str) -> tuple[Tile, ...]:
-    tiles: dict[str, Tile] = {}
+def _expand(rows: tuple[_TileRow, ...], path: Path, text: str) -> tuple[Shape, ...]:
+    shapes: dict[str, Shape] = {}
     for position, row in enumerate(rows):
+        place = f"{path}{_line(text, 'tiles', position)}"
+        if row.family not in FAMILIES:
+            raise ConfigError(f"{place}: unknown family {row.family!r}; there are {', '.join(FAMILIES)}")
         for tile_m in row.m:
-            tile = Tile(tile_m, row.n, row.k, row.stages)
-            if tile_name(tile) in tiles:
-                place = f"{path}{_line(text, 'tiles', position)}"
-                raise ConfigError(f"{place}: tile {tile_name(tile)} is listed twice; drop one")
-            tiles[tile_name(tile)] = tile
-    if not tiles:
+            shape = Shape(row.family, Tile(tile_m, row.n, row.k, row.stages))
+            if shape.name in shapes:
+                raise ConfigError(f"{place}: tile {shape.name} is listed twice; drop one")
+            shapes[shape.name] = shape
+    if not shapes:
         raise ConfigError(f"{path}: lists no tile; add a [[tiles]] table")
-    return tuple(tiles.values())
+    return tuple(shapes.values())
 
 
 def _check_formats(formats: tuple[Format, ...], path: Path, text: str) -> None:

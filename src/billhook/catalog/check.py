@@ -6,25 +6,27 @@ from dataclasses import replace
 from functools import cache
 
 from ..arch import Arch, parse, supported
-from ..config import KernelConfig, Tile
-from ..families import illegal
+from ..config import KernelConfig
+from ..families import fewest_stages, illegal
 from .coverage import first_gap, unreachable
-from .entry import MIN_STAGES, Catalog, tile_name
+from .entry import Catalog, Shape
 from .rule import Rule
 
 _CAPABILITIES = tuple(parse(text).capability for text in supported())
+# A rule holds for a capability with and without the suffix `a`: only what needs no suffix shadows others.
+_TARGETS = tuple(Arch(*one, suffix) for one in _CAPABILITIES for suffix in ("", *"a" * (one >= (9, 0))))
 
 
 def wrong_tile(catalog: Catalog) -> str | None:
     """Return which tile is legal for no format on any target, and why."""
-    for tile in catalog.tiles:
+    for shape in catalog.shapes:
         why: str | None = None
-        for config in (config for target in _CAPABILITIES for config in _configs(catalog, tile, target)):
+        for config in (config for target in _TARGETS for config in _configs(catalog, shape, target)):
             why = illegal(config)
             if why is None:
                 break
         if why is not None:
-            return f"tile {tile_name(tile)} can exist nowhere: {why}"
+            return f"tile {shape.name} can exist nowhere: {why}"
     return None
 
 
@@ -52,7 +54,7 @@ def wrong_order(catalog: Catalog) -> tuple[int, str] | None:
 
     @cache
     def legal(name: str, target: tuple[int, int]) -> bool:
-        return _legal_for_all(catalog, catalog.by_name[name], target)
+        return _legal_for_all(catalog, catalog.by_name[name], Arch(*target))
 
     targets = [one for one in _CAPABILITIES if any(legal(name, one) for name in catalog.by_name)]
     dead = unreachable(catalog.rules, targets, legal)
@@ -70,16 +72,17 @@ def _words(rule: Rule) -> str:
     return f"{rule.describe()} -> {rule.tile}"
 
 
-def _configs(catalog: Catalog, tile: Tile, capability: tuple[int, int]) -> list[KernelConfig]:
-    """Return the tile as a kernel for each format, with the shallowest pipeline: the last to be illegal."""
-    shallow = replace(tile, stages=min(tile.stages, MIN_STAGES))
+def _configs(catalog: Catalog, shape: Shape, target: Arch) -> list[KernelConfig]:
+    """Return the shape as a kernel for each format, with the shallowest pipeline: the last to be illegal."""
+    stages = min(shape.tile.stages, fewest_stages(shape.family))
+    shallow = replace(shape, tile=replace(shape.tile, stages=stages))
     return [
-        KernelConfig(catalog.family, types, group_size, shallow, indexed=False, arch=Arch(*capability))
+        shallow.kernel(types, group_size, False, target)
         for one in catalog.formats
         for types in one.types()
         for group_size in one.group_sizes
     ]
 
 
-def _legal_for_all(catalog: Catalog, tile: Tile, capability: tuple[int, int]) -> bool:
-    return all(illegal(config) is None for config in _configs(catalog, tile, capability))
+def _legal_for_all(catalog: Catalog, shape: Shape, target: Arch) -> bool:
+    return all(illegal(config) is None for config in _configs(catalog, shape, target))

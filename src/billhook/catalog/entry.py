@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import msgspec
 
+from ..arch import Arch
 from ..config import GemmTypes, KernelConfig, Tile
 from ..dtypes import dtype
-from ..families import illegal
+from ..families import fewest_stages, illegal, marlin
 from .rule import Rule
-
-MIN_STAGES = 2  # one to compute on while the other is filled
 
 
 class Format(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -33,32 +32,56 @@ class Format(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return [GemmTypes(dtype(a), dtype(self.weight), dtype(a), dtype(a)) for a in self.activations]
 
 
-class Catalog(msgspec.Struct, frozen=True, dict=True):
-    """One kernel family's formats, tiles and rules.
+@dataclass(frozen=True)
+class Shape:
+    """A tile of one kernel family.
 
     Args:
         family: The family's name.
+        tile: With the deepest pipeline wanted.
+    """
+
+    family: str
+    tile: Tile
+
+    @property
+    def name(self) -> str:
+        """As rules write it: `m16n128k256`, before it `FAMILY-` unless that is Marlin; without the stages."""
+        return shape_name(self.family, self.tile)
+
+    def __str__(self) -> str:
+        return f"{self.name}s{self.tile.stages}"
+
+    def kernel(self, types: GemmTypes, group_size: int, indexed: bool, arch: Arch) -> KernelConfig:
+        """Return the shape as a kernel."""
+        return KernelConfig(self.family, types, group_size, self.tile, indexed, arch)
+
+
+class Catalog(msgspec.Struct, frozen=True, dict=True):
+    """Formats, shapes and rules.
+
+    Args:
         formats: In catalog order.
-        tiles: With the deepest pipeline wanted, in catalog order.
+        shapes: In catalog order.
         rules: In order of precedence.
         rules_file: Where the rules were read from, for messages.
     """
 
-    family: str
     formats: tuple[Format, ...]
-    tiles: tuple[Tile, ...]
+    shapes: tuple[Shape, ...]
     rules: tuple[Rule, ...]
     rules_file: str
 
     @cached_property
-    def by_name(self) -> dict[str, Tile]:
-        """Tiles by `tile_name`."""
-        return {tile_name(tile): tile for tile in self.tiles}
+    def by_name(self) -> dict[str, Shape]:
+        """Shapes by name."""
+        return {shape.name: shape for shape in self.shapes}
 
 
-def tile_name(tile: Tile) -> str:
-    """Return a tile's name without its stages, as rules write it: `m16n128k256`."""
-    return f"m{tile.tile_m}n{tile.tile_n}k{tile.tile_k}"
+def shape_name(family: str, tile: Tile) -> str:
+    """Return a shape's name; see `Shape.name`."""
+    prefix = "" if family == marlin.FAMILY else f"{family}-"
+    return f"{prefix}m{tile.tile_m}n{tile.tile_n}k{tile.tile_k}"
 
 
 def deepest(config: KernelConfig) -> tuple[KernelConfig, str | None]:
@@ -69,7 +92,7 @@ def deepest(config: KernelConfig) -> tuple[KernelConfig, str | None]:
     """
     wanted, why_not_wanted = config, illegal(config)
     why = why_not_wanted
-    while why is not None and config.tile.stages > MIN_STAGES:
+    while why is not None and config.tile.stages > fewest_stages(config.family):
         config = replace(config, tile=replace(config.tile, stages=config.tile.stages - 1))
         why = illegal(config)
     # what no depth changes is told of the config that was asked about

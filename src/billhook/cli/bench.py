@@ -11,7 +11,7 @@ from ..errors import BillhookError, InputError
 
 if TYPE_CHECKING:
     from ..arch import Arch
-    from ..config import Tile
+    from ..catalog import Shape
     from ..measure.contestant import Contestant
     from ..measure.ours import Ours
     from ..measure.record import Record
@@ -124,7 +124,7 @@ def command(
 
     try:
         for workload, fixed_tiles in zip(workloads, tile_contestants, strict=True):
-            own = [*mine, *(ours.Ours(arch, packing, tile) for tile in fixed_tiles)]
+            own = [*mine, *(ours.Ours(arch, packing, shape) for shape in fixed_tiles)]
             ours.compile_ahead(own, workload)
             run.measure(session, workload, [*own, *fixed], keep)
     finally:
@@ -230,13 +230,13 @@ def _contestants(names: list[str], arch: Arch) -> list[Contestant]:
     return [one for one in (Reader(arch), *installed_peers()) if one.name in names]
 
 
-def _tiles(workload: Workload, arch: Arch, texts: tuple[str, ...], all_tiles: bool) -> list[Tile]:
+def _tiles(workload: Workload, arch: Arch, texts: tuple[str, ...], all_tiles: bool) -> list[Shape]:
     from ..measure import ours
 
     wanted = []
     for text in texts:
-        tile, stages_given = ours.parse_tile(text)
-        wanted.append(tile if stages_given else ours.fit_tile(tile, workload, arch))
+        shape, stages_given = ours.parse_tile(text)
+        wanted.append(shape if stages_given else ours.fit_tile(shape, workload, arch))
     if all_tiles:
         wanted += ours.legal_tiles(workload, arch)
     return list(dict.fromkeys(wanted))

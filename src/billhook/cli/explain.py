@@ -116,6 +116,7 @@ def _shape_problem(
 
 
 def _show(choice: Choice) -> Iterator[str]:
+    from ..catalog import Shape
     from ..select import describe
     from .columns import align
 
@@ -124,17 +125,19 @@ def _show(choice: Choice) -> Iterator[str]:
     yield f"served by  {choice.config}"
     yield f"because    {choice.reason}"
     yield ""
-    yield from align([("not taken", "why"), *((one.config.tile, one.why_not) for one in choice.rejected)])
+    rejected = ((Shape(one.config.family, one.config.tile), one.why_not) for one in choice.rejected)
+    yield from align([("not taken", "why"), *rejected])
 
 
 def _show_refusals(problem: Problem, arch: Arch) -> Iterator[str]:
+    from ..catalog import Shape
     from ..select import candidates, describe
 
     yield f"{describe(problem)}, on {arch}"
     yield ""
     tiles: dict[str, list[str]] = {}
     for config, why in candidates(problem, arch):
-        tiles.setdefault(why or "could serve", []).append(str(config.tile))
+        tiles.setdefault(why or "could serve", []).append(str(Shape(config.family, config.tile)))
     for why, refused in tiles.items():
         yield f"not taken  {', '.join(refused)}"
         yield f"why        {why}"

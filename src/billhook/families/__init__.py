@@ -11,11 +11,23 @@ from ..config import KernelConfig
 from . import machete, marlin
 from .base import ctas_per_sm, unserved, workspace
 
-__all__ = ["ctas_per_sm", "illegal", "rounds_weights", "shared_memory", "threads", "unserved", "workspace"]
+__all__ = [
+    "FAMILIES",
+    "ctas_per_sm",
+    "fewest_stages",
+    "illegal",
+    "rounds_weights",
+    "shared_memory",
+    "threads",
+    "unserved",
+    "workspace",
+]
 
 
 class Family(Protocol):
     """What the module of a family answers; each function is described below."""
+
+    FEWEST_STAGES: int
 
     def illegal(self, config: KernelConfig) -> str | None: ...
     def threads(self, config: KernelConfig) -> int: ...
@@ -23,26 +35,31 @@ class Family(Protocol):
     def rounds_weights(self, config: KernelConfig) -> bool: ...
 
 
-_FAMILIES: dict[str, Family] = {marlin.FAMILY: marlin, machete.FAMILY: machete}
+FAMILIES: dict[str, Family] = {marlin.FAMILY: marlin, machete.FAMILY: machete}
 
 
 def illegal(config: KernelConfig) -> str | None:
     """Return why this kernel cannot exist, in words with the value; None if it can."""
-    if config.family not in _FAMILIES:
-        return f"there is no family {config.family!r}; there are {', '.join(_FAMILIES)}"
-    return _FAMILIES[config.family].illegal(config)
+    if config.family not in FAMILIES:
+        return f"there is no family {config.family!r}; there are {', '.join(FAMILIES)}"
+    return FAMILIES[config.family].illegal(config)
+
+
+def fewest_stages(family: str) -> int:
+    """Return the depth of the shallowest pipeline that a family has."""
+    return FAMILIES[family].FEWEST_STAGES
 
 
 def threads(config: KernelConfig) -> int:
     """Return the threads of one CTA."""
-    return _FAMILIES[config.family].threads(config)
+    return FAMILIES[config.family].threads(config)
 
 
 def shared_memory(config: KernelConfig) -> int:
     """Return the dynamic shared memory of one CTA, bytes."""
-    return _FAMILIES[config.family].shared_memory(config)
+    return FAMILIES[config.family].shared_memory(config)
 
 
 def rounds_weights(config: KernelConfig) -> bool:
     """Return whether (code - 8) * scale is rounded to 16 bits before the MMA."""
-    return _FAMILIES[config.family].rounds_weights(config)
+    return FAMILIES[config.family].rounds_weights(config)

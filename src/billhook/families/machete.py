@@ -1,7 +1,6 @@
 """The Machete family (warpgroup-level `wgmma`, SM90a): legality and resources.
 
-What is computed here mirrors `cuda/billhook/kernel/machete.cuh`. The catalog's rules do
-not choose it yet; it runs where a caller names its config.
+What is computed here mirrors `cuda/billhook/kernel/machete.cuh`.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from ..config import KernelConfig
 from . import base
 
 FAMILY = "machete"
+FEWEST_STAGES = 3  # wgmma may still read one while the next is computed and another filled
 _ALIGNMENT = 1024  # of a stage: what wgmma's 128-byte swizzle repeats after
 
 
@@ -31,7 +31,7 @@ def illegal(config: KernelConfig) -> str | None:
     """Return why this kernel cannot exist, in words with the value; None if it can."""
     if (config.arch.capability, config.arch.suffix) != ((9, 0), "a"):
         return f"needs the target 9.0a, where wgmma is (got {config.arch})"
-    why = base.wrong_types(config) or base.wrong_tile(config, largest_m=256, fewest_stages=3)
+    why = base.wrong_types(config) or base.wrong_tile(config, largest_m=256, fewest_stages=FEWEST_STAGES)
     if why is None and threads(config) > 512:
         why = f"tile_n must be at most 256: four warpgroups (got {config.tile.tile_n})"
     # Accumulators: half a register per token and thread; 512 threads have 128 registers each.

@@ -9,6 +9,7 @@ from ..config import KernelConfig
 from . import base
 
 FAMILY = "marlin"
+FEWEST_STAGES = 2  # one to compute while the other is filled
 ROW_PADDING = 16  # bytes after a row of activations, against bank conflicts
 
 
@@ -30,7 +31,7 @@ def illegal(config: KernelConfig) -> str | None:
     """Return why this kernel cannot exist, in words with the value; None if it can."""
     if config.arch.capability < (8, 0):
         return f"needs compute capability 8.0 or later (got {config.arch})"
-    why = base.wrong_types(config) or base.wrong_tile(config, largest_m=64, fewest_stages=2)
+    why = base.wrong_types(config) or base.wrong_tile(config, largest_m=64, fewest_stages=FEWEST_STAGES)
     if why is None and not 64 <= threads(config) <= 512:
         why = f"tile_n / 64 * tile_k / 64 must give 2 to 16 warps (got {threads(config) // 32})"
     return why or base.too_large(config, shared_memory(config))

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from ..arch import Arch
 from ..build import Cache, cache_folder, compile_units, kernel_unit
 from ..build.compile import default_jobs
-from ..catalog import deepest, load
+from ..catalog import Shape, deepest, load
 from ..config import KernelConfig, Problem, Tile
 from ..errors import InputError, UnsupportedError
-from ..families import illegal, marlin, unserved
+from ..families import FAMILIES, illegal, marlin, unserved
 from ..select import candidates, select
 from .contestant import Bind, Launch
 from .inputs import Inputs, Weights
@@ -54,12 +54,12 @@ class Ours:
     Args:
         arch: The GPU target.
         packing: Shared packed weights.
-        tile: A fixed tile; None for what dispatch chooses.
+        shape: A fixed tile of a family; None for what dispatch chooses.
     """
 
-    def __init__(self, arch: Arch, packing: Packing, tile: Tile | None = None) -> None:
-        self.arch, self.packing, self.tile = arch, packing, tile
-        self.name = OURS if tile is None else f"{TILE}{tile}"
+    def __init__(self, arch: Arch, packing: Packing, shape: Shape | None = None) -> None:
+        self.arch, self.packing, self.shape = arch, packing, shape
+        self.name = OURS if shape is None else f"{TILE}{shape}"
 
     def version(self) -> str:
         """Return "": the record's commit says it."""
@@ -71,14 +71,12 @@ class Ours:
         Raises:
             UnsupportedError: None serves it; the message says why.
         """
-        if self.tile is None:
+        if self.shape is None:
             return select(problem, self.arch).config
-        config = KernelConfig(
-            marlin.FAMILY, problem.types, problem.group_size, self.tile, problem.moe, self.arch
-        )
+        config = self.shape.kernel(problem.types, problem.group_size, problem.moe, self.arch)
         why = illegal(config) or unserved(config, problem)
         if why is not None:
-            raise UnsupportedError(f"tile {self.tile} {why}")
+            raise UnsupportedError(f"tile {self.shape.name} {why}")
         return config
 
     def prepare(self, weights: Weights, cases: Sequence[Inputs]) -> Bind:
@@ -109,8 +107,8 @@ def _bind(copies: Sequence[PackedWeight], inputs: Inputs, config: KernelConfig) 
     return Launch(call_moe, config.name)
 
 
-def parse_tile(text: str) -> tuple[Tile, bool]:
-    """Read a tile such as `m16n128k256`, with or without its stages (`m16n128k256s3`).
+def parse_tile(text: str) -> tuple[Shape, bool]:
+    """Read a tile such as `m16n128k256` or `machete-m64n256k128`, with or without stages (`...k256s3`).
 
     Returns:
         The tile, and whether its stages were written; if not, they are those the catalog wants.
@@ -118,33 +116,33 @@ def parse_tile(text: str) -> tuple[Tile, bool]:
     Raises:
         InputError: It is not written like that.
     """
-    match = re.fullmatch(r"m(\d+)n(\d+)k(\d+)(?:s(\d+))?", text)
-    if match is None:
-        raise InputError(f"{text!r} is not a tile; write it like m16n128k256 or m16n128k256s3")
-    m, n, k, stages = match.groups()
-    listed = load().by_name.get(f"m{m}n{n}k{k}")
-    return Tile(
-        int(m), int(n), int(k), int(stages or (listed.stages if listed else STAGES))
-    ), stages is not None
+    match = re.fullmatch(r"(?:(\w+)-)?(m(\d+)n(\d+)k(\d+))(?:s(\d+))?", text)
+    family = match[1] or marlin.FAMILY if match else ""
+    if match is None or family not in FAMILIES:
+        raise InputError(
+            f"{text!r} is not a tile; write it like m16n128k256, m16n128k256s3 or machete-m64n128k128"
+        )
+    listed = load().by_name.get(text.removesuffix(f"s{match[6]}"))
+    stages = int(match[6] or (listed.tile.stages if listed else STAGES))
+    return Shape(family, Tile(int(match[3]), int(match[4]), int(match[5]), stages)), match[6] is not None
 
 
-def fit_tile(tile: Tile, workload: Workload, arch: Arch) -> Tile:
+def fit_tile(shape: Shape, workload: Workload, arch: Arch) -> Shape:
     """Return the tile with as many of its stages as fit into shared memory.
 
     Args:
-        tile: With the most stages wanted.
+        shape: With the most stages wanted.
         workload: The layer that it is for.
         arch: The GPU target.
     """
-    types = workload.types
-    wanted = KernelConfig(marlin.FAMILY, types, workload.group_size, tile, workload.moe, arch)
-    return deepest(wanted)[0].tile
+    wanted = shape.kernel(workload.types, workload.group_size, workload.moe, arch)
+    return Shape(shape.family, deepest(wanted)[0].tile)
 
 
-def legal_tiles(workload: Workload, arch: Arch) -> list[Tile]:
+def legal_tiles(workload: Workload, arch: Arch) -> list[Shape]:
     """Return every tile of the catalog that serves a layer."""
     found = candidates(workload.problem(workload.tokens[0]), arch)
-    return [config.tile for config, why in found if why is None]
+    return [Shape(config.family, config.tile) for config, why in found if why is None]
 
 
 def compile_ahead(contestants: Sequence[Ours], workload: Workload) -> None:

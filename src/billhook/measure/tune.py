@@ -1,4 +1,4 @@
-"""Records of every tile -> suggested rules for `catalog/rules/marlin.toml`."""
+"""Records of every tile -> suggested rules for `catalog/rules/native.toml`."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def exceptions(records: Iterable[Record], at_least: float = 0.05) -> list[str]:
 
 
 def render_rules(choices: list[Choice]) -> str:
-    """Return the choices as rules, in the layout of `catalog/rules/marlin.toml`."""
+    """Return the choices as rules, in the layout of `catalog/rules/native.toml`."""
     blocks = []
     for choice in choices:
         bounds = [f"above = {choice.above:g}"] if choice.above else []

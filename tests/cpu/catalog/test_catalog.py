@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import billhook.catalog
 from billhook.arch import parse, supported
-from billhook.catalog import deepest, load, tile_name
+from billhook.catalog import deepest, load
 from billhook.config import KernelConfig, Tile
 from billhook.errors import ConfigError
-from billhook.families import illegal
+from billhook.families import fewest_stages, illegal
 
 INSTALLED = Path(billhook.catalog.__file__).parent
 
 
-def folder_with(tmp_path: Path, *, family: str | None = None, rules: str | None = None) -> Path:
+def folder_with(tmp_path: Path, *, kernels: str | None = None, rules: str | None = None) -> Path:
     """Return a folder with the installed files, one of them replaced."""
     (tmp_path / "rules").mkdir()
-    for name, text in (("marlin.toml", family), ("rules/marlin.toml", rules)):
+    for name, text in (("native.toml", kernels), ("rules/native.toml", rules)):
         shutil.copy(INSTALLED / name, tmp_path / name)
         if text is not None:
             (tmp_path / name).write_text(text)
@@ -30,35 +31,36 @@ def folder_with(tmp_path: Path, *, family: str | None = None, rules: str | None 
 def test_installed_catalog_loads_once() -> None:
     catalog = load()
     assert catalog is load()
-    assert catalog.family == "marlin"
-    assert len(catalog.by_name) == len(catalog.tiles)
+    assert {shape.family for shape in catalog.shapes} == {"marlin", "machete"}
+    assert len(catalog.by_name) == len(catalog.shapes)
 
 
 def test_every_tile_and_format_is_legal_somewhere() -> None:
     catalog = load()
-    archs = [parse(text) for text in supported()]
-    for tile in catalog.tiles:
+    archs = [parse(text) for text in (*supported(), "9.0a")]
+    for shape in catalog.shapes:
         for one in catalog.formats:
             for types in one.types():
                 for group_size in one.group_sizes:
-                    configs = [KernelConfig("marlin", types, group_size, tile, False, arch) for arch in archs]
-                    assert any(deepest(config)[1] is None for config in configs), tile
+                    configs = [shape.kernel(types, group_size, False, arch) for arch in archs]
+                    assert any(deepest(config)[1] is None for config in configs), shape
 
 
 def test_deepest_takes_what_fits() -> None:
     types = load().formats[0].types()[0]
     for arch in ("8.0", "8.6", "9.0a"):
-        for tile in load().tiles:
-            asked = KernelConfig("marlin", types, 128, tile, False, parse(arch))
+        for shape in load().shapes:
+            asked = shape.kernel(types, 128, False, parse(arch))
             config, why = deepest(asked)
             if why is None:
                 assert illegal(config) is None
-                deeper = Tile(tile.tile_m, tile.tile_n, tile.tile_k, config.tile.stages + 1)
-                asked_deeper = KernelConfig("marlin", types, 128, deeper, False, parse(arch))
-                assert config.tile.stages == tile.stages or illegal(asked_deeper) is not None
+                deeper = replace(config, tile=replace(config.tile, stages=config.tile.stages + 1))
+                assert config == asked or illegal(deeper) is not None
+            elif shape.family == "machete" and arch != "9.0a":
+                assert (config, "9.0a" in why) == (asked, True)
             else:
                 assert "shared memory" in why
-                assert config.tile.stages == 2
+                assert config.tile.stages == fewest_stages(shape.family)
 
 
 def test_deepest_tells_what_no_depth_changes_of_the_asked_config() -> None:
@@ -68,42 +70,42 @@ def test_deepest_tells_what_no_depth_changes_of_the_asked_config() -> None:
 
 
 FORMATS = '[[formats]]\nweight = "u4b8"\nactivations = ["f16"]\ngroup_sizes = [128]\n'
-TILES = "[[tiles]]\nm = [8, 64]\nn = 128\nk = 128\nstages = 4\n"
-FAMILY = f'family = "marlin"\n{FORMATS}{TILES}'
+TILES = '[[tiles]]\nfamily = "marlin"\nm = [8, 64]\nn = 128\nk = 128\nstages = 4\n'
+KERNELS = FORMATS + TILES
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("family = \n", ["marlin.toml", "TOML", "line 1"]),
-        (FAMILY.replace('"marlin"', '"machete"'), ["family", "machete"]),
-        (f'family = "marlin"\n{FORMATS}', ["tiles"]),
-        (f'family = "marlin"\ntiles = []\n{FORMATS}', ["no tile"]),
-        (f'family = "marlin"\nformats = []\n{TILES}', ["no format"]),
-        (FAMILY.replace('"u4b8"', '"u5"'), ["marlin.toml:2", "u5"]),
-        (FAMILY.replace("n = 128", 'n = "128"'), ["marlin.toml:6", "int"]),
-        (FAMILY.replace("n = 128", "n = 128\nwidth = 3"), ["marlin.toml:6", "width"]),
-        (FAMILY.replace("n = 128", "n = 100"), ["m8n100k128", "multiples of 64", "100"]),
-        (FAMILY + TILES, ["marlin.toml:11", "m8n128k128", "twice"]),
+        ("formats = \n", ["native.toml", "TOML", "line 1"]),
+        (KERNELS.replace('"marlin"', '"scythe"'), ["native.toml:5", "scythe", "machete"]),
+        (FORMATS, ["tiles"]),
+        ("tiles = []\n" + FORMATS, ["no tile"]),
+        ("formats = []\n" + TILES, ["no format"]),
+        (KERNELS.replace('"u4b8"', '"u5"'), ["native.toml:1", "u5"]),
+        (KERNELS.replace("n = 128", 'n = "128"'), ["native.toml:5", "int"]),
+        (KERNELS.replace("n = 128", "n = 128\nwidth = 3"), ["native.toml:5", "width"]),
+        (KERNELS.replace("n = 128", "n = 100"), ["m8n100k128", "multiples of 64", "100"]),
+        (KERNELS + TILES, ["native.toml:11", "m8n128k128", "twice"]),
     ],
 )
-def test_wrong_family_file(tmp_path: Path, text: str, words: list[str]) -> None:
-    folder = folder_with(tmp_path, family=text, rules='[[rules]]\ntile = "m8n128k128"\n')
+def test_wrong_kernel_file(tmp_path: Path, text: str, words: list[str]) -> None:
+    folder = folder_with(tmp_path, kernels=text, rules='[[rules]]\ntile = "m8n128k128"\n')
     with pytest.raises(ConfigError) as caught:
         load(folder)
     for word in words:
         assert word in str(caught.value)
 
 
-def test_the_small_family_file_is_right(tmp_path: Path) -> None:
-    catalog = load(folder_with(tmp_path, family=FAMILY, rules='[[rules]]\ntile = "m8n128k128"\n'))
-    assert [tile_name(tile) for tile in catalog.tiles] == ["m8n128k128", "m64n128k128"]
+def test_the_small_kernel_file_is_right(tmp_path: Path) -> None:
+    catalog = load(folder_with(tmp_path, kernels=KERNELS, rules='[[rules]]\ntile = "m8n128k128"\n'))
+    assert [shape.name for shape in catalog.shapes] == ["m8n128k128", "m64n128k128"]
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[[rules]]\ntile = 3\n", ["rules/marlin.toml:1", "str"]),
+        ("[[rules]]\ntile = 3\n", ["rules/native.toml:1", "str"]),
         ("", ["rules"]),
         ("rules = []", ["holds no rule"]),
         ('[[rules]]\ntile = "m9n128k128"\n', [":1", "rule 1", "m9n128k128", "m8n128k128"]),
@@ -120,17 +122,17 @@ def test_the_small_family_file_is_right(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_wrong_rules(tmp_path: Path, text: str, words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
-        load(folder_with(tmp_path, family=FAMILY, rules=text))
+        load(folder_with(tmp_path, kernels=KERNELS, rules=text))
     for word in words:
         assert word in str(caught.value)
 
 
 def test_a_rule_after_one_whose_tile_is_not_legal_everywhere_is_its_fallback(tmp_path: Path) -> None:
-    big = "[[tiles]]\nm = [64]\nn = 256\nk = 256\nstages = 3\n"
+    big = '[[tiles]]\nfamily = "marlin"\nm = [64]\nn = 256\nk = 256\nstages = 3\n'
     fallback = '[[rules]]\ntile = "m64n128k128"\n'
-    load(folder_with(tmp_path, family=FAMILY + big, rules='[[rules]]\ntile = "m64n256k256"\n' + fallback))
+    load(folder_with(tmp_path, kernels=KERNELS + big, rules='[[rules]]\ntile = "m64n256k256"\n' + fallback))
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"marlin\.toml"):
+    with pytest.raises(ConfigError, match=r"native\.toml"):
         load(tmp_path)

@@ -13,8 +13,8 @@ from billhook import families
 from billhook.arch import parse
 from billhook.build.headers import included_headers
 from billhook.build.nvrtc import compile_text
-from billhook.catalog import load
-from billhook.config import GemmTypes, KernelConfig, Tile
+from billhook.catalog import Shape, deepest, load
+from billhook.config import GemmTypes, Tile
 from billhook.dispatch import launch, params
 from billhook.dtypes import BF16, U4B8
 from billhook.errors import CompileError
@@ -23,14 +23,13 @@ from billhook.families.base import GROUP_SIZES
 KERNELS = Path(billhook.__file__).parent / "cuda/billhook/kernel"
 ARCH = parse("9.0a")
 TYPES = GemmTypes(BF16, U4B8, BF16, BF16)
-MACHETE = [Tile(32, 128, 128, 6), Tile(64, 256, 128, 4), Tile(128, 256, 128, 4), Tile(256, 128, 64, 5)]
+LARGEST = Shape("machete", Tile(256, 128, 64, 5))  # beside what the catalog lists
 LEGAL = [
     config
-    for family, tiles in (("marlin", load().tiles), ("machete", MACHETE))
-    for tile in tiles
+    for shape in (*load().shapes, LARGEST)
     for group in GROUP_SIZES
     for indexed in (False, True)
-    if families.illegal(config := KernelConfig(family, TYPES, group, tile, indexed, ARCH)) is None
+    if families.illegal(config := deepest(shape.kernel(TYPES, group, indexed, ARCH))[0]) is None
 ]
 
 
