@@ -10,7 +10,7 @@ from ..config import KernelConfig
 from ..families import fewest_stages, illegal
 from .coverage import first_gap, unreachable
 from .entry import Catalog, Shape
-from .rule import Rule
+from .rule import ANY, Rule
 
 _CAPABILITIES = tuple(parse(text).capability for text in supported())
 # A rule holds for a capability with and without the suffix `a`: only what needs no suffix shadows others.
@@ -39,6 +39,8 @@ def wrong_rule(catalog: Catalog) -> tuple[int, str] | None:
             if not 0 <= bounds.above < bounds.max:
                 got = f"above = {bounds.above:g}, max = {bounds.max:g}"
                 return position, f"must have 0 <= above < max for {name} (got {got})"
+        if rule.moe is not False and (rule.n, rule.k) != (ANY, ANY):
+            return position, "has bounds on n or k: the projections of an expert share a routing; set moe = false"
         for target in rule.arch:
             if target not in supported():
                 return position, f"names the unknown arch {target!r}; known are {', '.join(supported())}"

@@ -80,7 +80,7 @@ def launch_gemm(
     topk_weights: int = 0,
     top_k: int = 1,
 ) -> None:
-    """Launch a GEMM; `cuda/billhook/kernel/params.cuh` explains the arguments (addresses and numbers).
+    """Launch a GEMM; `cuda/billhook/problem/params.cuh` explains the arguments (addresses and numbers).
 
     Args:
         gemm: The kernel.

@@ -1,4 +1,4 @@
-"""The argument of every GEMM kernel, as bytes: the same struct as `cuda/billhook/kernel/params.cuh`."""
+"""The argument of every GEMM kernel, as bytes: the same struct as `cuda/billhook/problem/params.cuh`."""
 
 from __future__ import annotations
 

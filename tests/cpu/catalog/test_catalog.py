@@ -110,6 +110,8 @@ def test_the_small_kernel_file_is_right(tmp_path: Path) -> None:
         ("rules = []", ["holds no rule"]),
         ('[[rules]]\ntile = "m9n128k128"\n', [":1", "rule 1", "m9n128k128", "m8n128k128"]),
         ('[[rules]]\nrow = 3\ntile = "m8n128k128"\n', [":1", "row"]),
+        ('[[rules]]\nmoe = true\nn = { max = 64 }\ntile = "m8n128k128"\n', [":1", "routing", "moe = false"]),
+        ('[[rules]]\nk = { above = 64 }\ntile = "m8n128k128"\n', [":1", "routing", "moe = false"]),
         ('[[rules]]\nrows = { max = 0 }\ntile = "m8n128k128"\n', [":1", "rows", "max = 0"]),
         ('[[rules]]\nn = { above = 9, max = 8 }\ntile = "m8n128k128"\n', [":1", "above = 9"]),
         ('[[rules]]\narch = ["7.0"]\ntile = "m8n128k128"\n', [":1", "7.0"]),

@@ -20,7 +20,7 @@ from billhook.dtypes import BF16, U4B8
 from billhook.errors import CompileError
 from billhook.families.base import GROUP_SIZES
 
-KERNELS = Path(billhook.__file__).parent / "cuda/billhook/kernel"
+HEADERS = Path(billhook.__file__).parent / "cuda/billhook/problem"
 ARCH = parse("9.0a")
 TYPES = GemmTypes(BF16, U4B8, BF16, BF16)
 LARGEST = Shape("machete", Tile(256, 128, 64, 5))  # beside what the catalog lists
@@ -39,14 +39,14 @@ def agree(text: str) -> None:
 
 
 def test_the_struct_of_arguments_is_packed_as_the_compiler_lays_it_out() -> None:
-    lines = ['#include "billhook/kernel/params.cuh"', "using P = billhook::GemmParams;"]
+    lines = ['#include "billhook/problem/params.cuh"', "using P = billhook::GemmParams;"]
     lines.append(f"static_assert(sizeof(P) == {params.LAYOUT.size});")
     names = (*params.POINTERS, *params.NUMBERS)
     for at, name in enumerate(names):
         offset = 8 * min(at, len(params.POINTERS)) + 4 * max(0, at - len(params.POINTERS))
         lines.append(f"static_assert(__builtin_offsetof(P, {name}) == {offset});")
     agree("\n".join(lines))
-    body = re.search(r"struct GemmParams \{(.*?)\n\};", (KERNELS / "params.cuh").read_text(), re.DOTALL)
+    body = re.search(r"struct GemmParams \{(.*?)\n\};", (HEADERS / "params.cuh").read_text(), re.DOTALL)
     assert body is not None
     assert re.findall(r"^  [^;]*?(\w+);", body[1], re.MULTILINE) == list(names)
 

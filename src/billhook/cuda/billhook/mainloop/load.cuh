@@ -6,8 +6,8 @@
 // rows, is slower (docs/decisions/marlin-kernel.md). Rows and columns that do not exist become zeros. The kernel's Config
 // says where in a stage everything goes.
 #pragma once
-#include "billhook/kernel/layout.cuh"
-#include "billhook/kernel/params.cuh"
+#include "billhook/problem/layout.cuh"
+#include "billhook/problem/params.cuh"
 #include "billhook/ptx/async_copy.cuh"
 #include "billhook/schedule/stream_k.cuh"
 

@@ -1,8 +1,8 @@
 // The consumer side of the Marlin mainloop: one warp multiplies one 64 (n) x 64 (k) block of weights with the tokens of
 // the tile, straight from shared memory: codes -> fragment registers -> mma.sync -> float32 sums.
 #pragma once
-#include "billhook/kernel/layout.cuh"
-#include "billhook/kernel/params.cuh"
+#include "billhook/problem/layout.cuh"
+#include "billhook/problem/params.cuh"
 #include "billhook/mma/mma_sync.cuh"
 #include "billhook/ptx/memory.cuh"
 #include "billhook/schedule/stream_k.cuh"

@@ -3,8 +3,8 @@
 // two halves: while the tensor cores work on one, the next is dequantized. A strip past the end multiplies leftovers that
 // are never stored: a branch around it would serialise the wgmma (C7518). SM90a alone.
 #pragma once
-#include "billhook/kernel/layout.cuh"
-#include "billhook/kernel/params.cuh"
+#include "billhook/problem/layout.cuh"
+#include "billhook/problem/params.cuh"
 #include "billhook/mma/wgmma.cuh"
 #include "billhook/ptx/memory.cuh"
 #include "billhook/schedule/stream_k.cuh"
