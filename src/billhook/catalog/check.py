@@ -40,7 +40,10 @@ def wrong_rule(catalog: Catalog) -> tuple[int, str] | None:
                 got = f"above = {bounds.above:g}, max = {bounds.max:g}"
                 return position, f"must have 0 <= above < max for {name} (got {got})"
         if rule.moe is not False and (rule.n, rule.k) != (ANY, ANY):
-            return position, "has bounds on n or k: the projections of an expert share a routing; set moe = false"
+            return (
+                position,
+                "has bounds on n or k: the projections of an expert share a routing; set moe = false",
+            )
         for target in rule.arch:
             if target not in supported():
                 return position, f"names the unknown arch {target!r}; known are {', '.join(supported())}"
