@@ -60,7 +60,7 @@ __device__ __forceinline__ void run(const GemmParams& p) {
   u32 parity = 0;
   while (left > 0) {
     Position& at = epilogue.at;
-    for (i32 in_tile = min(left, line.stages - at.stage); in_tile > 0; --in_tile, --left, ++at.stage) {
+    for (; left > 0 && at.stage < line.stages; --left, ++at.stage) {
       ptx::cp_async_wait<C::ahead - 1>();
 #if __CUDA_ARCH__ >= 900
       if constexpr (C::async_reads) ptx::fence_proxy_async();
