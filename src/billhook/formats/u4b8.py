@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..dtypes import F16, DType
+from ..dtypes import F16, U4B8, DType
 from ..errors import WeightError
-from .elements import numpy_dtype
+from . import affine
+from .blocks import Block, check_codes, count_groups
 
-BIAS = 8
+__all__ = ["BIAS", "ZERO_CODE", "Quantized", "count_groups", "dequantize", "quantize"]
+
+BIAS = U4B8.bias
 ZERO_CODE = 8
 
 
@@ -35,12 +38,8 @@ class Quantized:
 
     def __post_init__(self) -> None:
         codes, scales = self.codes, self.scales
-        if codes.dtype != np.uint8 or codes.ndim not in (2, 3):
-            raise WeightError(
-                f"codes must be uint8 [.., k, n], 2 or 3 axes (got {codes.dtype} {codes.shape})"
-            )
-        *experts, k, n = codes.shape
-        want = (*experts, count_groups(k, self.group_size), n)
+        check_codes(codes, 15)
+        want = Block(self.group_size).scale_shape(codes.shape)
         if scales.shape != want:
             raise WeightError(f"scales must be {want} for group_size {self.group_size} (got {scales.shape})")
 
@@ -53,19 +52,6 @@ class Quantized:
     def n(self) -> int:
         """Output features."""
         return int(self.codes.shape[-1])
-
-
-def count_groups(k: int, group_size: int) -> int:
-    """Return the number of scales along k: ceil(k / group_size), or 1 for channel scales.
-
-    Raises:
-        WeightError: group_size is neither positive nor -1.
-    """
-    if group_size == -1:
-        return 1
-    if group_size <= 0:
-        raise WeightError(f"group_size must be positive, or -1 for channel scales (got {group_size})")
-    return -(-k // group_size)
 
 
 def quantize(weight: npt.ArrayLike, group_size: int, scale_dtype: DType = F16) -> Quantized:
@@ -82,27 +68,8 @@ def quantize(weight: npt.ArrayLike, group_size: int, scale_dtype: DType = F16) -
     Raises:
         WeightError: A weight is not finite, or too large for `scale_dtype`.
     """
-    values = np.asarray(weight, dtype=np.float32)
-    if values.ndim not in (2, 3):
-        raise WeightError(f"weights must be [k, n] or [experts, k, n] (got shape {values.shape})")
-    if not np.isfinite(values).all():
-        raise WeightError("weights must be finite; found NaN or infinity")
-    *experts, k, n = values.shape
-    groups = count_groups(k, group_size)
-    size = k if group_size == -1 else group_size
-    padded = np.zeros((*experts, groups * size, n), np.float32)
-    padded[..., :k, :] = values
-    grouped = padded.reshape(*experts, groups, size, n)
-    exact = np.maximum(grouped.max(axis=-2) / 7, -grouped.min(axis=-2) / 8)
-    with np.errstate(over="ignore"):
-        scales = np.maximum(exact, 0).astype(numpy_dtype(scale_dtype))
-    rounded = scales.astype(np.float32)
-    if not np.isfinite(rounded).all():
-        raise WeightError(f"weights up to {np.abs(values).max():g} need a scale beyond {scale_dtype}")
-    divisor = np.where(rounded == 0, np.float32(np.inf), rounded)[..., None, :]
-    steps = np.rint(grouped / divisor)
-    codes = (np.clip(steps, -BIAS, 15 - BIAS) + BIAS).astype(np.uint8)
-    return Quantized(codes.reshape(*experts, groups * size, n)[..., :k, :], scales, group_size)
+    weights = affine.quantize(weight, U4B8, group_size, scale_dtype)
+    return Quantized(weights.codes, weights.scales, group_size)
 
 
 def dequantize(quantized: Quantized, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
