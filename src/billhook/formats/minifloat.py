@@ -31,9 +31,10 @@ def encode(values: npt.NDArray[np.float64], element: DType) -> npt.NDArray[np.ui
         uint8 of the same shape, one code each (e2m1f: 0 to 15).
     """
     info = ml_dtypes.finfo(_TYPES[element])  # type: ignore[no-untyped-call]
-    exponents = np.maximum(np.frexp(values)[1] - 1, info.minexp)
+    within = np.clip(values, -LARGEST[element], LARGEST[element])
+    exponents = np.maximum(np.frexp(within)[1] - 1, info.minexp)
     steps = np.ldexp(1.0, exponents - info.nmant)
-    nearest = np.clip(np.rint(values / steps) * steps, -LARGEST[element], LARGEST[element])
+    nearest = np.rint(within / steps) * steps
     codes: npt.NDArray[np.uint8] = nearest.astype(_TYPES[element]).view(np.uint8)
     return codes
 
