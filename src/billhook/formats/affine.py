@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..dtypes import F16, U4, U4B8, U8, U8B128, DType
+from ..dtypes import BF16, F16, F32, U4, U4B8, U8, U8B128, DType
 from ..errors import WeightError
 from .blocks import Block, check_codes, divide, read_weights, round_product, split, spread
 from .elements import numpy_dtype
 
 ELEMENTS = (U4, U4B8, U8, U8B128)
+_SCALE_DTYPES = tuple(numpy_dtype(element) for element in (F16, BF16, F32))
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,10 @@ class Affine:
         largest = 2**self.element.bits - 1
         check_codes(self.codes, largest)
         want = Block(self.group_size).scale_shape(self.codes.shape)
-        if self.scales.shape != want:
+        if self.scales.dtype not in _SCALE_DTYPES or self.scales.shape != want:
             raise WeightError(
-                f"scales must be {want} for group_size {self.group_size} (got {self.scales.shape})"
+                f"scales must be f16, bf16 or f32 {want} for group_size {self.group_size} "
+                f"(got {self.scales.dtype} {self.scales.shape})"
             )
         if not np.isfinite(self.scales.astype(np.float32)).all():
             raise WeightError("scales must be finite; found NaN or infinity")

@@ -154,6 +154,7 @@ def test_parts_that_do_not_fit_each_other_are_refused() -> None:
         (U4B8, (codes, scales, zeros), "must be None"),
         (U8, (codes.astype(np.int8), scales, zeros), "int8"),
         (U8, (codes, scales[:1], zeros), r"\(2, 4\)"),
+        (U8, (codes, scales.astype(np.float64), zeros), "float64"),
         (U8, (codes, scales * np.float16(np.inf), zeros), "finite"),
     ]:
         with pytest.raises(WeightError, match=words):
