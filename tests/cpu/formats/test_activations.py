@@ -88,6 +88,13 @@ def test_known_answers_of_e4m3() -> None:
     assert quantize_static([[464, 465, -1e30]], 1, E4M3FN).codes.tolist() == [[0x7E, 0x7E, 0xFE]]
 
 
+def test_a_quotient_just_off_a_tie_is_not_rounded_onto_it() -> None:
+    # 2.5 * scale is 2.5 + 3.75 * 2^-22: the activation lies above it, though its quotient in float32 is 2.5.
+    scale, activation = 1 + 3 * 2.0**-23, 2.5 + 4 * 2.0**-22
+    assert np.float32(activation) / np.float32(scale) == 2.5
+    assert quantize_static([[activation]], scale, S8).codes.tolist() == [[3]]
+
+
 @BOTH
 def test_tokens_of_zeros_and_denormals(element: DType) -> None:
     quantized = quantize_dynamic([[0.0, -0.0], [2.0**-149, 0], [1, 0]], element)
