@@ -71,8 +71,20 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class _Gemm:
-    """A GEMM of one decoder layer before it is known how its modules are stored."""
+class Gemm:
+    """A GEMM of one decoder layer before it is known how its modules are stored.
+
+    Args:
+        name: As `Layer.name`.
+        n: Output features on one GPU, of one expert.
+        k: Input features on one GPU.
+        modules: Full names of the modules whose weights it multiplies.
+        row_parallel: Whether tensor parallelism splits k, not n.
+        bias: Whether a bias is added.
+        num_experts: As `Layer.num_experts`.
+        top_k: As `Layer.top_k`.
+        rows_per_token: As `Layer.rows_per_token`.
+    """
 
     name: str
     n: int
@@ -102,13 +114,13 @@ def layers(model: Model, tp: int = 1, act: DType | None = None) -> list[Layer]:
     """
     if tp < 1:
         raise InputError(f"the tensor-parallel size must be at least 1 (got {tp})")
-    act = act or _activations(model)
-    counts: Counter[tuple[_Gemm, WeightFormat]] = Counter()
+    act = act or activations_type(model)
+    counts: Counter[tuple[Gemm, WeightFormat]] = Counter()
     for index in range(model.num_layers):
-        for gemm in _gemms(model, index, tp):
+        for gemm in gemms(model, index, tp):
             stored = model.quantization.stored(gemm.modules)
             if stored is not None:
-                _check_split(model, gemm, stored, tp)
+                check_split(model, gemm, stored, tp)
                 counts[replace(gemm, modules=()), stored] += 1
     if not counts:
         raise ConfigError(f"{model.file}: no layer is quantized, by its quantization_config; nothing to plan")
@@ -136,7 +148,12 @@ def layers(model: Model, tp: int = 1, act: DType | None = None) -> list[Layer]:
 _ORDER = ("qkv", "o", "gate_up", "down", "w13", "w2", "shared_gate_up", "shared_down")
 
 
-def _activations(model: Model) -> DType:
+def activations_type(model: Model) -> DType:
+    """Return the activations' type that a model's config names.
+
+    Raises:
+        ConfigError: It names none that kernels take.
+    """
     if model.dtype not in _ACTIVATIONS:
         raise ConfigError(
             f"{model.file}: field dtype (or torch_dtype) must be float16 or bfloat16 (got {model.dtype!r}); "
@@ -145,15 +162,19 @@ def _activations(model: Model) -> DType:
     return _ACTIVATIONS[model.dtype]
 
 
-def _gemms(model: Model, index: int, tp: int) -> Iterator[_Gemm]:
-    """Yield the GEMMs of decoder layer `index`."""
+def gemms(model: Model, index: int, tp: int) -> Iterator[Gemm]:
+    """Yield the GEMMs of decoder layer `index` on one of `tp` GPUs.
+
+    Raises:
+        UnsupportedError: The layer cannot be split into `tp`.
+    """
     place = f"model.layers.{index}"
     heads = _share(model, "attention heads", model.num_heads, tp)
     if model.num_kv_heads % tp and tp % model.num_kv_heads:
         raise _unsplittable(model, "key and value heads", model.num_kv_heads, tp)
     kv_heads = max(1, model.num_kv_heads // tp)
     attention, biases = f"{place}.self_attn", model.biases
-    yield _Gemm(
+    yield Gemm(
         "qkv",
         n=(heads + 2 * kv_heads) * model.head_dim,
         k=model.hidden_size,
@@ -161,7 +182,7 @@ def _gemms(model: Model, index: int, tp: int) -> Iterator[_Gemm]:
         row_parallel=False,
         bias=biases.qkv,
     )
-    yield _Gemm("o", model.hidden_size, heads * model.head_dim, (f"{attention}.o_proj",), True, biases.o)
+    yield Gemm("o", model.hidden_size, heads * model.head_dim, (f"{attention}.o_proj",), True, biases.o)
     if model.experts is None or index not in model.experts.layers:
         yield from _mlp(model, "", f"{place}.mlp", model.intermediate_size, tp)
         return
@@ -172,19 +193,19 @@ def _gemms(model: Model, index: int, tp: int) -> Iterator[_Gemm]:
         )
 
 
-def _mlp(model: Model, prefix: str, place: str, intermediate_size: int, tp: int) -> Iterator[_Gemm]:
+def _mlp(model: Model, prefix: str, place: str, intermediate_size: int, tp: int) -> Iterator[Gemm]:
     inner = _share(model, f"{prefix}intermediate features", intermediate_size, tp)
     gate_up = (f"{place}.gate_proj", f"{place}.up_proj")
-    yield _Gemm(f"{prefix}gate_up", 2 * inner, model.hidden_size, gate_up, False, model.biases.mlp)
-    yield _Gemm(f"{prefix}down", model.hidden_size, inner, (f"{place}.down_proj",), True, model.biases.mlp)
+    yield Gemm(f"{prefix}gate_up", 2 * inner, model.hidden_size, gate_up, False, model.biases.mlp)
+    yield Gemm(f"{prefix}down", model.hidden_size, inner, (f"{place}.down_proj",), True, model.biases.mlp)
 
 
-def _routed(model: Model, experts: Experts, place: str, tp: int) -> Iterator[_Gemm]:
+def _routed(model: Model, experts: Experts, place: str, tp: int) -> Iterator[Gemm]:
     """Yield the two GEMMs of the routed experts; the second has one row per (token, expert) pair."""
     inner = _share(model, "intermediate features of an expert", experts.intermediate_size, tp)
     gate, up, down = experts.modules
     all_of = [f"{place}.{experts.place}.{expert}" for expert in range(experts.num_experts)]
-    yield _Gemm(
+    yield Gemm(
         "w13",
         n=2 * inner,
         k=model.hidden_size,
@@ -193,7 +214,7 @@ def _routed(model: Model, experts: Experts, place: str, tp: int) -> Iterator[_Ge
         num_experts=experts.num_experts,
         top_k=experts.top_k,
     )
-    yield _Gemm(
+    yield Gemm(
         "w2",
         n=model.hidden_size,
         k=inner,
@@ -215,8 +236,12 @@ def _unsplittable(model: Model, what: str, total: int, tp: int) -> UnsupportedEr
     return UnsupportedError(f"{model.name}: {total} {what} cannot be split over tensor-parallel size {tp}")
 
 
-def _check_split(model: Model, gemm: _Gemm, stored: WeightFormat, tp: int) -> None:
-    """Refuse to cut a group of weights that share a scale."""
+def check_split(model: Model, gemm: Gemm, stored: WeightFormat, tp: int) -> None:
+    """Refuse to cut a group of weights that share a scale.
+
+    Raises:
+        UnsupportedError: Each GPU's share of k is no whole number of groups.
+    """
     if tp > 1 and gemm.row_parallel and stored.group_size > 0 and gemm.k % stored.group_size:
         raise UnsupportedError(
             f"{model.name}: tensor-parallel size {tp} gives {gemm.name} k = {gemm.k}, which is not a "

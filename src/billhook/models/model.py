@@ -84,7 +84,8 @@ class Model:
 _DENSE = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 _QWEN_MOE = ("Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM")
 _MIXTRAL = "MixtralForCausalLM"
-_KNOWN = (*_DENSE, *_QWEN_MOE, _MIXTRAL)
+# Architectures whose modules and GEMMs are known by name.
+KNOWN = (*_DENSE, *_QWEN_MOE, _MIXTRAL)
 
 _MOST_LAYERS = 10_000  # a config that says more is damaged, and planning walks over all of them
 _MOST_EXPERTS = 10_000
@@ -191,19 +192,19 @@ def _notes(fields: Fields, architecture: str) -> tuple[str, ...]:
     notes = []
     if fields.table("quantization_config").data.get("lm_head"):
         notes.append("lm_head is quantized too; it is not planned")
-    if architecture in _KNOWN:
+    if architecture in KNOWN:
         return tuple(notes)
     foreign = [name for name in _FOREIGN_FIELDS if fields.has(name)]
     if foreign:
         raise UnsupportedError(
             f"{fields.file}: architecture {architecture!r} (with field {foreign[0]}) is not built yet; "
-            f"built are {', '.join(_KNOWN)}"
+            f"built are {', '.join(KNOWN)}"
         )
     missing = [name for name in _LLAMA_FIELDS if not fields.has(name)]
     if missing:
         raise ConfigError(
             f"{fields.file}: architecture {architecture!r} is unknown, and it cannot be planned like Llama "
-            f"because field {missing[0]} is missing; known are {', '.join(_KNOWN)}"
+            f"because field {missing[0]} is missing; known are {', '.join(KNOWN)}"
         )
     return (*notes, f"architecture {architecture!r} is unknown; planned like Llama")
 
