@@ -13,6 +13,7 @@ from ..errors import BillhookError
 
 # command -> one line of help; the module is billhook.cli.COMMAND and holds `command`.
 COMMANDS = {
+    "inspect": "Show how a checkpoint's layers are stored, and which kernels serve them.",
     "plan": "Show which kernels a model needs, and why.",
     "build": "Compile a model's kernels into a bundle.",
     "verify": "Run every kernel of a bundle on the GPU against the reference.",

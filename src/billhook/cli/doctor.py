@@ -173,6 +173,7 @@ _LOOKS: tuple[Callable[[], Finding], ...] = (
 )  # fmt: skip
 
 _NEEDS = {
+    "inspect": (),
     "plan": (),
     "explain": (),
     "build": ("NVRTC", "kernel cache"),

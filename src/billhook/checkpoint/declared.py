@@ -1,0 +1,155 @@
+"""What a checkpoint's config.json says of how its weights are stored, and whether the tensors agree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import UnsupportedError, WeightError
+from ..models import Fields, Quantization, WeightFormat, read_quantization
+from .stored import UNQUANTIZED, Stored
+
+_PACKED = "compressed-tensors"
+# The formats of tensors that a quant_method stands for; other methods are not checked.
+_FORMATS = {
+    "gptq": ("gptq", "gptq_v2"),
+    "awq": ("awq",),
+    "fp8": ("fp8",),
+    "mxfp4": ("mxfp4",),
+    "modelopt": ("nvfp4", "fp8"),
+    _PACKED: ("pack-quantized", "int-quantized", "fp8", "mxfp8", "nvfp4", "mxfp4"),
+}
+
+
+@dataclass(frozen=True)
+class Declared:
+    """The `quantization_config` of a checkpoint.
+
+    Args:
+        file: The config.
+        method: Its quant_method; "" if there is no such section.
+        fields: The section.
+        quantization: How each module is stored; None if that is not built, or nothing is quantized.
+        why: Why it is not built, in words.
+        elsewhere: Whether another file, ModelOpt's hf_quant_config.json, says it instead.
+        packed_bits: Bits of compressed-tensors' packed weights, by group size.
+        gptq: What GPTQ tensors are: gptq, or gptq_v2, whose zero points are stored as they are.
+    """
+
+    file: Path
+    method: str
+    fields: Fields
+    quantization: Quantization | None = None
+    why: str = ""
+    elsewhere: bool = False
+    packed_bits: dict[int, int] = field(default_factory=dict)
+    gptq: str = "gptq"
+
+
+def read_declared(config: Fields) -> Declared:
+    """Read the section.
+
+    Raises:
+        ConfigError: A field is missing or wrong.
+    """
+    section = config.table("quantization_config")
+    elsewhere = (config.file.parent / "hf_quant_config.json").exists()
+    if not config.has("quantization_config"):
+        why = "its format is declared in hf_quant_config.json, which is not built yet" if elsewhere else ""
+        return Declared(config.file, "", section, why=why, elsewhere=elsewhere)
+    method = section.text("quant_method")
+    quantization, why = None, ""
+    try:
+        quantization = read_quantization(config)
+    except UnsupportedError as error:
+        why = str(error).removeprefix(f"{config.file}: ")
+    return Declared(
+        config.file,
+        method,
+        section,
+        quantization,
+        why,
+        elsewhere,
+        _packed_bits(section) if method == _PACKED else {},
+        "gptq_v2" if section.data.get("checkpoint_format") == "gptq_v2" else "gptq",
+    )
+
+
+def _packed_bits(section: Fields) -> dict[int, int]:
+    groups = section.table("config_groups")
+    found = {}
+    for key in groups.data:
+        weights = groups.table(key).table("weights")
+        if weights.has("num_bits"):
+            found[weights.integer("group_size", -1, least=-1)] = weights.integer("num_bits", most=8)
+    return found
+
+
+def check_module(declared: Declared, module: str, stored: Stored) -> None:
+    """Refuse a module whose tensors are not what the config says.
+
+    Raises:
+        ConfigError: A field of the config is missing or wrong.
+        WeightError: They differ; names the module and both values.
+    """
+    if stored.format == UNQUANTIZED:
+        return
+    if not declared.method:
+        if declared.elsewhere:
+            return
+        raise _differ(declared, module, stored.format, "field quantization_config is missing")
+    formats = _FORMATS.get(declared.method, (stored.format,))
+    if stored.format not in formats:
+        raise _differ(declared, module, stored.format, f"quant_method {declared.method}")
+    if declared.quantization is not None:
+        _check_built(declared, declared.quantization, module, stored)
+    elif declared.method in ("gptq", "awq") and not declared.fields.has("dynamic"):
+        fields = declared.fields
+        bits, size = fields.integer("bits", stored.bits), fields.integer("group_size", -1, least=-1)
+        _compare(declared, module, stored, bits, size)
+    elif declared.method == "fp8" and declared.fields.has("weight_block_size"):
+        block = declared.fields.integers("weight_block_size")
+        if stored.block != tuple(block):
+            raise _differ(declared, module, f"a scale per {stored.scales}", f"weight_block_size {block}")
+
+
+def _check_built(declared: Declared, quantization: Quantization, module: str, stored: Stored) -> None:
+    try:
+        wanted = quantization.stored([module])
+    except UnsupportedError:
+        return  # told where its GEMM is; what it should look like is not known
+    if wanted is None:
+        raise _differ(declared, module, stored.format, "not quantized")
+    _compare(declared, module, stored, wanted.weight.bits, wanted.group_size)
+    if stored.format == "pack-quantized" and stored.zero_points:
+        raise _differ(declared, module, "zero points", "symmetric weights")
+
+
+def _compare(declared: Declared, module: str, stored: Stored, bits: int, group_size: int) -> None:
+    if stored.bits != bits:
+        raise _differ(declared, module, f"{stored.bits} bits", f"{bits} bits")
+    size = stored.k if group_size == -1 else min(group_size, stored.k)
+    if stored.block != (1, size):
+        raise _differ(declared, module, f"a scale per {stored.scales}", f"group_size {group_size}")
+
+
+def check_quantized(declared: Declared, module: str, stored: Stored) -> None:
+    """Refuse a projection that is not quantized although the config says so.
+
+    Raises:
+        WeightError: It is so.
+    """
+    if stored.format != UNQUANTIZED or declared.quantization is None:
+        return
+    try:
+        wanted = declared.quantization.stored([module])
+    except UnsupportedError:
+        return
+    if isinstance(wanted, WeightFormat):
+        raise _differ(declared, module, "unquantized weights", f"{wanted.weight.bits} bits")
+
+
+def _differ(declared: Declared, module: str, found: str, said: str) -> WeightError:
+    return WeightError(
+        f"{declared.file} does not fit the tensors: {module} has {found}, the config says: {said}"
+    )

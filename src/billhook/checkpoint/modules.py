@@ -1,0 +1,150 @@
+"""A checkpoint's linear layers, from its tensors; and rows that fold layers and experts of one kind."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, zip_longest
+
+from ..errors import WeightError
+from .declared import Declared, check_module
+from .header import Tensor
+from .stored import UNQUANTIZED, Stored, read_fused_experts, read_stored
+
+_EMBEDDINGS = ("embed_tokens", "wte", "wpe", "tok_embeddings", "word_embeddings", "position_embeddings")
+_FUSED = re.compile(r"(?P<name>.+_proj)_(?:blocks|scales)")
+# A part of a name that counts layers or experts.
+_NUMBER = re.compile(r"(?:(?<=\.)|\A)(?:0|[1-9][0-9]{0,8})(?=\.|\Z)")
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear layer of a checkpoint.
+
+    Args:
+        name: Its module's full name.
+        stored: How its weights are stored.
+        bytes: Bytes of all its tensors.
+    """
+
+    name: str
+    stored: Stored
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """Linear layers of one kind, whose names differ in numbers.
+
+    Args:
+        name: Their name, with ranges for numbers: `model.layers.0..31.self_attn.q_proj`.
+        gemm: The GEMM that engines make of each, such as qkv; "" if none is known.
+        stored: How each one's weights are stored.
+        count: How many there are.
+        bytes: Bytes of all.
+    """
+
+    name: str
+    gemm: str
+    stored: Stored
+    count: int
+    bytes: int
+
+
+def read_linears(tensors: Iterable[Tensor], declared: Declared) -> dict[str, Linear]:
+    """Return the linear layers by name, in the order of layers.
+
+    Raises:
+        WeightError: A module's tensors make no sense together, or are not what the config says.
+    """
+    modules: dict[str, dict[str, Tensor]] = {}
+    for tensor in tensors:
+        module, _, part = tensor.name.rpartition(".")
+        modules.setdefault(module, {})[part] = tensor
+    found = []
+    for module, parts in modules.items():
+        fused = dict.fromkeys(match["name"] for match in map(_FUSED.fullmatch, parts) if match)
+        found += [_read_fused(module, name, parts) for name in fused]
+        stored = read_stored(module, parts, declared.packed_bits)
+        if stored is None or _is_embedding(module, stored):
+            continue
+        if stored.format == "gptq":
+            stored = replace(stored, format=declared.gptq)
+        found.append(Linear(module, stored, sum(tensor.bytes for tensor in parts.values())))
+    for one in found:
+        check_module(declared, one.name, one.stored)
+    return {one.name: one for one in sorted(found, key=lambda one: _natural(one.name))}
+
+
+def _read_fused(module: str, name: str, parts: Mapping[str, Tensor]) -> Linear:
+    """Read experts that are tensors of the module above them."""
+    blocks, scales = (parts.get(f"{name}_{suffix}") for suffix in ("blocks", "scales"))
+    if blocks is None or scales is None:
+        lone = blocks or scales
+        other = "blocks" if blocks is None else "scales"
+        raise WeightError(f"tensor {module}.{name}_{other} is missing beside {lone and lone.name}")
+    bias = parts.get(f"{name}_bias")
+    size = sum(tensor.bytes for tensor in (blocks, scales, bias) if tensor is not None)
+    return Linear(f"{module}.{name}", read_fused_experts(blocks, scales, bias), size)
+
+
+def _is_embedding(module: str, stored: Stored) -> bool:
+    return stored.format == UNQUANTIZED and module.rpartition(".")[2] in _EMBEDDINGS
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Return a sort key that puts layer 2 before layer 10."""
+    return [(int(part), "") if _NUMBER.fullmatch(part) else (-1, part) for part in name.split(".")]
+
+
+def template(name: str) -> str:
+    """Return a module's name with `*` for its layer's and expert's number."""
+    return _NUMBER.sub("*", name)
+
+
+def fold(linears: Iterable[Linear], gemms: Mapping[str, str]) -> list[Row]:
+    """Return linear layers as rows, in order of their first layer.
+
+    Args:
+        linears: The layers.
+        gemms: The GEMM of each module that has one, by the module's name.
+    """
+    kinds: dict[tuple[str, str, Stored, int], list[tuple[int, ...]]] = {}
+    for one in linears:
+        kind = (template(one.name), gemms.get(one.name, ""), one.stored, one.bytes)
+        kinds.setdefault(kind, []).append(tuple(int(number) for number in _NUMBER.findall(one.name)))
+    rows = []
+    for (pattern, gemm, stored, size), places in kinds.items():
+        for ranges, count in _fold(places):
+            name = "".join(chain(*zip_longest(pattern.split("*"), ranges, fillvalue="")))
+            rows.append(Row(name, gemm, stored, count, count * size))
+    return rows
+
+
+def _fold(places: Sequence[tuple[int, ...]]) -> list[tuple[tuple[str, ...], int]]:
+    """Return ranges for each number, and how many places they stand for."""
+    if not places[0]:
+        return [((), 1)]
+    inner: dict[int, list[tuple[int, ...]]] = {}
+    for first, *rest in places:
+        inner.setdefault(first, []).append(tuple(rest))
+    alike: dict[tuple[tuple[int, ...], ...], list[int]] = {}
+    for first, rests in inner.items():
+        alike.setdefault(tuple(sorted(rests)), []).append(first)
+    return [
+        ((_ranges(firsts), *ranges), len(firsts) * count)
+        for rests, firsts in alike.items()
+        for ranges, count in _fold(rests)
+    ]
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """Return numbers as `0..3,5,7..9`."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and runs[-1][1] == number - 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ",".join(str(first) if first == last else f"{first}..{last}" for first, last in runs)

@@ -1,0 +1,259 @@
+"""`billhook inspect`: how a checkpoint's layers are stored, and which kernels serve them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ..errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from ..arch import Arch
+    from ..checkpoint import Answer, Checkpoint, Declared, Linear, Row, Use
+    from ..models import Model
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What is shown of a checkpoint.
+
+    Args:
+        checkpoint: The folder.
+        rows: Its linear layers, folded.
+        uses: Its GEMMs; none if the architecture is not known.
+        why: Why there are no GEMMs, in words.
+        tp: Tensor-parallel size of the GEMMs.
+        max_tokens: Most tokens that they are asked for.
+    """
+
+    checkpoint: Checkpoint
+    rows: Sequence[Row]
+    uses: Sequence[Use]
+    why: str
+    tp: int
+    max_tokens: int
+
+    @property
+    def bytes(self) -> dict[str, int]:
+        """Bytes of quantized layers, of other linear layers, of all other tensors, and of all."""
+        from ..checkpoint import UNQUANTIZED
+
+        total = sum(tensor.bytes for tensor in self.checkpoint.tensors.values())
+        linear = sum(row.bytes for row in self.rows)
+        plain = sum(row.bytes for row in self.rows if row.stored.format == UNQUANTIZED)
+        return {
+            "quantized": linear - plain,
+            "unquantized": plain,
+            "other": total - linear,
+            "total": total,
+        }
+
+    @property
+    def notes(self) -> list[str]:
+        """What to know beside the tables."""
+        return [*self.checkpoint.notes, *([self.why] if self.why else [])]
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option(
+    "--arch", multiple=True, default=["9.0a"], show_default=True, help="GPU targets: 9.0a, 8.0,8.9, native."
+)
+@click.option("--tp", type=click.IntRange(1), default=1, show_default=True, help="Tensor-parallel size.")
+@click.option("--act", type=click.Choice(["f16", "bf16"]), help="Activations' type.  [default: the model's]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(*, checkpoint: Path, arch: tuple[str, ...], tp: int, act: str | None, as_json: bool) -> None:
+    """Show how a checkpoint's linear layers are stored, and which kernels serve them.
+
+    CHECKPOINT is a Hugging Face folder with config.json and safetensors files. Only the headers of those are
+    read; what they hold is checked against each other and against the config. Exit code 2 if they do not fit.
+    """
+    from ..arch import parse_list
+    from ..driver import native_archs
+    from .columns import fold
+
+    found = _inspect(checkpoint, parse_list(arch, native_archs), tp, act)
+    click.echo(_to_json(found) if as_json else "\n\n".join("\n".join(fold(part)) for part in _show(found)))
+
+
+def _inspect(folder: Path, archs: Sequence[Arch], tp: int, act: str | None) -> _Found:
+    from .. import checkpoint as checkpoints
+    from ..dtypes import dtype
+    from ..plan import DEFAULT_MAX_TOKENS
+
+    checkpoint = checkpoints.read_checkpoint(folder)
+    declared = checkpoints.read_declared(checkpoint.config)
+    linears = checkpoints.read_linears(checkpoint.tensors.values(), declared)
+    model, why = _sizes(checkpoint, declared)
+    names: dict[str, str] = {}
+    uses: list[Use] = []
+    if model is not None:
+        names = checkpoints.check_sizes(model, linears, declared)
+        if _any_quantized(linears):
+            uses = checkpoints.serve(
+                model,
+                linears,
+                declared,
+                archs=archs,
+                tp=tp,
+                act=dtype(act) if act else None,
+                max_tokens=DEFAULT_MAX_TOKENS,
+            )
+        else:
+            why = "no layer is quantized; our kernels serve quantized layers"
+    rows = checkpoints.fold(linears.values(), names)
+    return _Found(checkpoint, rows, uses, why, tp, DEFAULT_MAX_TOKENS)
+
+
+def _sizes(checkpoint: Checkpoint, declared: Declared) -> tuple[Model | None, str]:
+    """Return the model that the config describes, or None and why its GEMMs are not known."""
+    from ..dtypes import U4B8
+    from ..models import KNOWN, WeightFormat, load_model
+
+    architectures = checkpoint.config.texts("architectures")
+    if not architectures or architectures[0] not in KNOWN:
+        named = repr(architectures[0]) if architectures else "that is not named"
+        why = f"no kernels: architecture {named} is not built yet, and its sizes are not checked"
+        return None, f"{why}; {declared.why}" if declared.why else why
+    try:
+        # Sizes alone are wanted, whatever the format: how weights are stored is told from the tensors.
+        return load_model(checkpoint.folder, stored=WeightFormat(U4B8, -1)), ""
+    except UnsupportedError as error:
+        return None, f"no kernels, and sizes are not checked: {error}"
+
+
+def _any_quantized(linears: dict[str, Linear]) -> bool:
+    from ..checkpoint import UNQUANTIZED
+
+    return any(one.stored.format != UNQUANTIZED for one in linears.values())
+
+
+def _show(found: _Found) -> Iterator[Iterator[str]]:
+    """Yield the parts of the text, each as lines."""
+    files = len(found.checkpoint.files)
+    name = found.checkpoint.folder.resolve().name
+    yield iter([f"{name}: {len(found.checkpoint.tensors)} tensors in {files} file{'s' * (files > 1)}"])
+    if found.rows:
+        yield _show_rows(found.rows)
+    alike: dict[tuple[Answer, ...], list[Use]] = {}
+    for use in found.uses:
+        alike.setdefault(use.answers, []).append(use)
+    for answers, uses in alike.items():
+        yield _show_uses(uses, answers, found.tp)
+    yield _show_totals(found)
+
+
+def _show_rows(rows: Sequence[Row]) -> Iterator[str]:
+    from .columns import align
+
+    heading = ("linear layer", "count", "stored as", "n", "k", "experts", "group", "bytes", "GEMM")
+    yield from align(
+        [
+            heading,
+            *(
+                (
+                    row.name,
+                    row.count,
+                    f"{row.stored}{' + bias' if row.stored.bias else ''}",
+                    row.stored.n,
+                    row.stored.k,
+                    row.stored.num_experts or "-",
+                    row.stored.scales,
+                    row.bytes,
+                    row.gemm or "-",
+                )
+                for row in rows
+            ),
+        ]
+    )
+
+
+def _show_uses(uses: Sequence[Use], answers: Sequence[Answer], tp: int) -> Iterator[str]:
+    """Yield GEMMs that the same kernels serve, and those kernels."""
+    from .columns import align
+
+    split = f" on each of {tp} GPUs" if tp > 1 else ""
+    for use in uses:
+        experts = f", {use.num_experts} experts" if use.num_experts else ""
+        layers = f"{use.count} layer{'s' * (use.count > 1)}"
+        yield f"{use.name}: {use.n} x {use.k}{experts}{split}, {use.stored}, {layers}"
+    rows = []
+    for answer in answers:
+        for one in answer.kernels:
+            tokens = f"{one.first} to {one.last} tokens" if one.first < one.last else _one(one.first)
+            rows.append((f"    {answer.arch}", one.kernel, tokens))
+        if answer.why:
+            rows.append((f"    {answer.arch}", "no kernel", answer.why))
+    yield from align(rows)
+
+
+def _one(tokens: int) -> str:
+    return f"{tokens} token{'s' * (tokens > 1)}"
+
+
+def _show_totals(found: _Found) -> Iterator[str]:
+    sizes = found.bytes
+    count = sum(row.count for row in found.rows)
+    yield (
+        f"{count} linear layers; {_megabytes(sizes['quantized'])} MB quantized, "
+        f"{_megabytes(sizes['unquantized'])} MB not, {_megabytes(sizes['other'])} MB other tensors, "
+        f"{_megabytes(sizes['total'])} MB in all"
+    )
+    if found.uses:
+        served = sum(all(answer.kernels for answer in use.answers) for use in found.uses)
+        yield f"{served} of {len(found.uses)} GEMMs served for 1 to {found.max_tokens} tokens"
+    yield from (f"note: {note}" for note in found.notes)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f}"
+
+
+def _to_json(found: _Found) -> str:
+    import msgspec
+
+    value = {
+        "checkpoint": str(found.checkpoint.folder),
+        "files": [file.name for file in found.checkpoint.files],
+        "tensors": len(found.checkpoint.tensors),
+        "tp": found.tp,
+        "max_tokens": found.max_tokens,
+        "layers": [
+            {
+                "name": row.name,
+                "count": row.count,
+                "format": row.stored.format,
+                "bits": row.stored.bits,
+                "n": row.stored.n,
+                "k": row.stored.k,
+                "num_experts": row.stored.num_experts,
+                "scale_block": row.stored.block,
+                "bias": row.stored.bias,
+                "bytes": row.bytes,
+                "gemm": row.gemm or None,
+            }
+            for row in found.rows
+        ],
+        "gemms": [
+            {
+                "name": use.name,
+                "n": use.n,
+                "k": use.k,
+                "num_experts": use.num_experts,
+                "stored": use.stored,
+                "count": use.count,
+                "targets": [
+                    {"arch": str(answer.arch), "kernels": answer.kernels, "why_none": answer.why or None}
+                    for answer in use.answers
+                ],
+            }
+            for use in found.uses
+        ],
+        "bytes": found.bytes,
+        "notes": found.notes,
+    }
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()

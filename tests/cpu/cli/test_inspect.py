@@ -1,0 +1,308 @@
+"""`billhook inspect`, from a checkpoint's folder to text and exit code."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cpu.checkpoint.written import (
+    COMPRESSED,
+    GPTQ,
+    LLAMA,
+    MOE,
+    Shapes,
+    awq,
+    fp8_block,
+    gptq,
+    model,
+    packed,
+    plain,
+    save,
+    write,
+)
+
+from billhook.arch import parse_list
+from billhook.cli import main
+from billhook.models import layers, load_model
+from billhook.select import select
+
+LLAMA_GPTQ = LLAMA | {"quantization_config": GPTQ}
+MOE_GPTQ = MOE | {"quantization_config": GPTQ}
+Q = "model.layers.1.self_attn.q_proj"
+
+
+def test_shows_layers_gemms_and_totals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, MOE_GPTQ, model(MOE, gptq), shards=3)
+    assert main(["inspect", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert re.search(
+        r"^model\.layers\.0\.\.2\.mlp\.experts\.0\.\.3\.gate_proj +12 +gptq 4-bit +128 +256 .* w13$",
+        text,
+        re.M,
+    )
+    assert re.search(r"^model\.layers\.0\.\.2\.mlp\.gate +3 +16-bit float .* -$", text, re.M)
+    assert "w13: 256 x 256, 4 experts, gptq 4-bit, a scale per 64, 3 layers\n" in text
+    assert "4 of 4 GEMMs served" in text
+
+
+def test_kernels_are_those_of_the_selection(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, MOE_GPTQ, model(MOE, gptq))
+    assert main(["inspect", str(tmp_path), "--json", "--tp", "2", "--arch", "8.0,9.0a", "--act", "f16"]) == 0
+    found = {gemm["name"]: gemm for gemm in json.loads(capsys.readouterr().out)["gemms"]}
+    config = tmp_path / "f16.json"
+    config.write_text(json.dumps(MOE_GPTQ | {"torch_dtype": "float16"}))
+    for layer in layers(load_model(config), tp=2):
+        gemm = found.pop(layer.name)
+        assert (gemm["n"], gemm["k"], gemm["count"]) == (layer.n, layer.k, layer.count)
+        for target, arch in zip(gemm["targets"], parse_list("8.0,9.0a"), strict=True):
+            ends = [0, *(one["last"] for one in target["kernels"])]
+            assert ends[-1] == 8192
+            for one, before in zip(target["kernels"], ends, strict=False):
+                assert one["first"] == before + 1
+                for tokens in (one["first"], one["last"]):
+                    assert select(layer.problem(tokens), arch).config.name == one["kernel"]
+    assert not found
+
+
+def test_bytes_are_those_of_the_tensors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, LLAMA_GPTQ, model(LLAMA, gptq))
+    assert main(["inspect", str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    with (tmp_path / "model.safetensors").open("rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    sizes = found["bytes"]
+    assert sizes["total"] == (tmp_path / "model.safetensors").stat().st_size - 8 - header
+    assert sizes["quantized"] + sizes["unquantized"] + sizes["other"] == sizes["total"]
+    assert sizes["unquantized"] == 32 * 256 * 2  # lm_head
+    (down,) = (row for row in found["layers"] if row["gemm"] == "down")
+    assert down["bytes"] == 3 * (64 * 256 * 4 + 8 * 32 * 4 + 8 * 256 * 2 + 512 * 4)
+
+
+@pytest.mark.parametrize(
+    ("config", "linear", "words"),
+    [
+        (COMPRESSED, packed, ["pack-quantized 4-bit", "4 of 4 GEMMs"]),
+        (GPTQ | {"checkpoint_format": "gptq_v2"}, gptq, ["gptq_v2 4-bit", "4 of 4 GEMMs"]),
+        (GPTQ | {"desc_act": True}, gptq, ["gptq 4-bit", "activation order", "0 of 4 GEMMs"]),
+        ({"quant_method": "awq", "bits": 4, "group_size": 64}, awq, ["awq 4-bit", "'awq' is not built yet"]),
+        (
+            {"quant_method": "fp8", "weight_block_size": [128, 128]},
+            fp8_block,
+            ["fp8 8-bit", "128x128", "'fp8' is not built yet"],
+        ),
+        (None, plain, ["16-bit float", "no layer is quantized"]),
+    ],
+)
+def test_shows_each_format_and_why_no_kernel_serves_it(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    config: dict[str, Any] | None,
+    linear: Callable[[int, int], Shapes],
+    words: list[str],
+) -> None:
+    write(tmp_path, LLAMA | {"quantization_config": config}, model(LLAMA, linear))
+    assert main(["inspect", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    for word in words:
+        assert word in text
+
+
+def test_some_layers_may_be_left_unquantized(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    places = [f"model.layers.1.self_attn.{name}_proj" for name in "qkv"]
+    config = LLAMA | {"quantization_config": COMPRESSED | {"ignore": ["lm_head", *places]}}
+    tensors = {
+        name: value for name, value in model(LLAMA, packed).items() if not name.startswith(tuple(places))
+    }
+    tensors |= {f"{place}.weight": ("BF16", (256 if "q_" in place else 128, 256)) for place in places}
+    write(tmp_path, config, tensors)
+    assert main(["inspect", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "model.layers.0,2.self_attn.q_proj" in text
+    assert "not quantized: left to a dense GEMM" in text
+    assert "4 of 5 GEMMs served" in text
+
+
+def test_reads_fused_experts_of_unknown_architectures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = {"architectures": ["GptOssForCausalLM"], "quantization_config": {"quant_method": "mxfp4"}}
+    place = "model.layers.0.mlp.experts.down_proj"
+    tensors: Shapes = {
+        f"{place}_blocks": ("U8", (4, 64, 3, 16)),
+        f"{place}_scales": ("U8", (4, 64, 3)),
+        f"{place}_bias": ("BF16", (4, 64)),
+    }
+    write(tmp_path, config, tensors)
+    assert main(["inspect", str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    (row,) = found["layers"]
+    assert (row["format"], row["n"], row["k"], row["num_experts"]) == ("mxfp4", 64, 96, 4)
+    assert found["gemms"] == []
+    assert "'mxfp4' is not built yet" in found["notes"][0]
+    del tensors[f"{place}_scales"]
+    write(tmp_path, config, tensors)
+    assert main(["inspect", str(tmp_path)]) == 2
+    assert "down_proj_scales is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("config", "change", "words"),
+    [
+        ({}, {f"{Q}.scales": None}, [f"{Q}.scales is missing"]),
+        (
+            {},
+            dict.fromkeys((f"{Q}.{part}" for part in gptq(1, 32)), None),
+            ["config.json", Q, "no safetensors"],
+        ),
+        ({}, {f"{Q}.extra": ("F32", (1,))}, [f"{Q}.extra is extra"]),
+        ({"num_hidden_layers": 2}, {}, ["no place for model.layers.2"]),
+        ({"num_hidden_layers": 4}, {}, ["model.layers.3", "no safetensors"]),
+        ({"intermediate_size": 576}, {}, ["up_proj together", "1024", "1152"]),
+        ({"num_attention_heads": 8, "head_dim": 64}, {}, ["q_proj", "512 output features", "768"]),
+        ({"attention_bias": True}, {}, ["self_attn.q_proj has no bias"]),
+        ({"quantization_config": GPTQ | {"group_size": 128}}, {}, ["a scale", "64", "group_size 128"]),
+        ({"quantization_config": GPTQ | {"bits": 8}}, {}, ["4 bits", "8 bits"]),
+        ({"quantization_config": COMPRESSED}, {}, ["gptq", "compressed-tensors"]),
+        ({"quantization_config": None}, {}, ["gptq", "quantization_config is missing"]),
+        ({"quantization_config": 3}, {}, ["quantization_config", "3"]),
+        ({"quantization_config": GPTQ | {"dynamic": {"-:.*q_proj": {}}}}, {}, ["q_proj", "not quantized"]),
+        ({"hidden_size": None}, {}, ["hidden_size"]),
+    ],
+)
+def test_refuses_what_does_not_fit_the_config(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    config: dict[str, Any],
+    change: dict[str, Any],
+    words: list[str],
+) -> None:
+    tensors = model(LLAMA, gptq) | change
+    write(tmp_path, LLAMA_GPTQ | config, {name: value for name, value in tensors.items() if value})
+    assert main(["inspect", str(tmp_path)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    for word in words:
+        assert word in captured.err
+
+
+def test_refuses_projections_that_should_be_quantized(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, LLAMA_GPTQ, model(LLAMA, plain))
+    assert main(["inspect", str(tmp_path)]) == 2
+    assert "unquantized weights" in capsys.readouterr().err
+
+
+def test_refuses_another_expert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, MOE_GPTQ | {"num_experts": 3}, model(MOE, gptq))
+    assert main(["inspect", str(tmp_path)]) == 2
+    assert "no place for model.layers.0.mlp.experts.3." in capsys.readouterr().err
+
+
+def _cut(folder: Path) -> None:
+    file = folder / "model-00002-of-00002.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def _rename(folder: Path) -> None:
+    (folder / "model-00002-of-00002.safetensors").rename(folder / "elsewhere.safetensors")
+
+
+def _lose_index_and_shard(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").unlink()
+    (folder / "model-00002-of-00002.safetensors").unlink()
+
+
+def _lose_all(folder: Path) -> None:
+    for file in folder.glob("*.safetensors*"):
+        file.unlink()
+
+
+def _edit_index(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        index = folder / "model.safetensors.index.json"
+        content = json.loads(index.read_text())
+        change(content["weight_map"])
+        index.write_text(json.dumps(content))
+
+    return damage
+
+
+def _duplicate(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").unlink()
+    save(folder / "more.safetensors", {f"{Q}.scales": ("F16", (4, 256))})
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (_cut, ["model-00002-of-00002.safetensors", "truncated"]),
+        (_rename, ["index.json names model-00002-of-00002.safetensors"]),
+        (_lose_index_and_shard, ["lacks model-00002-of-00002.safetensors"]),
+        (_lose_all, ["no *.safetensors file"]),
+        (_edit_index(lambda names: names.pop(f"{Q}.scales")), [f"{Q}.scales", "does not name it"]),
+        (
+            _edit_index(lambda names: names.update({"x.weight": names[f"{Q}.scales"]})),
+            ["x.weight", "missing"],
+        ),
+        (_edit_index(lambda names: names.update(x="../a.safetensors")), ["'x'", "'../a.safetensors'"]),
+        (_edit_index(lambda names: names.update(x=3)), ["weight_map.x", "3"]),
+        (_edit_index(lambda names: names.clear()), ["weight_map"]),
+        (_duplicate, [f"{Q}.scales", "more.safetensors", "of-00002.safetensors"]),
+        (lambda folder: (folder / "config.json").unlink(), ["cannot read", "config.json"]),
+        (lambda folder: (folder / "config.json").write_text("{"), ["config.json", "not JSON"]),
+        (lambda folder: (folder / "model.safetensors.index.json").write_text("[]"), ["index.json", "list"]),
+    ],
+)
+def test_refuses_damaged_folders(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    damage: Callable[[Path], None],
+    words: list[str],
+) -> None:
+    write(tmp_path, LLAMA_GPTQ, model(LLAMA, gptq), shards=2)
+    damage(tmp_path)
+    assert main(["inspect", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    for word in words:
+        assert word in error
+
+
+def test_tells_which_files_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, LLAMA_GPTQ, model(LLAMA, gptq))
+    (tmp_path / "consolidated.safetensors").write_bytes(b"not even read")
+    assert main(["inspect", str(tmp_path)]) == 0
+    assert "not read, since model.safetensors is there: consolidated.safetensors" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [(["--tp", "3"], "3"), (["--arch", "abc"], "abc"), (["--act", "f8"], "f8"), (["--tp", "0"], "--tp")],
+)
+def test_refuses_wrong_options(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], word: str
+) -> None:
+    write(tmp_path, LLAMA_GPTQ, model(LLAMA, gptq))
+    assert main(["inspect", str(tmp_path), *arguments]) == 2
+    assert word in capsys.readouterr().err
+
+
+def test_refuses_a_folder_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(tmp_path / "gone")]) == 2
+    assert "not a folder" in capsys.readouterr().err
+
+
+def test_hides_no_standard_module_and_needs_no_torch(tmp_path: Path) -> None:
+    write(tmp_path, LLAMA_GPTQ, model(LLAMA, gptq))
+    code = (
+        "import sys; from billhook.cli import main; assert main(['inspect', sys.argv[1]]) == 0; "
+        "import inspect; assert inspect.signature(main); "
+        "assert not {'torch', 'safetensors', 'numpy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True)
