@@ -105,8 +105,9 @@ def quantize(weight: npt.ArrayLike, element: DType, group_size: int, scale_dtype
         zeros = np.minimum(offset, largest).astype(np.uint8)
     *_, k, n = values.shape
     zero = element.bias if zeros is None else spread(zeros, block, k, n)
-    steps = np.rint(divide(values, spread(scales, block, k, n)))
-    codes = np.clip(steps + zero, 0, largest).astype(np.uint8)
+    steps = divide(values, spread(scales, block, k, n))
+    np.rint(steps, out=steps)
+    codes = np.clip(np.add(steps, zero, out=steps), 0, largest, out=steps).astype(np.uint8)
     return Affine(element, codes, scales, zeros, group_size)
 
 

@@ -110,9 +110,10 @@ def find_largest(weight: npt.NDArray[np.float32], block: Block) -> npt.NDArray[n
 
 def spread(scales: npt.NDArray[Any], block: Block, k: int, n: int) -> npt.NDArray[np.float64]:
     """Return what belongs to each block at each of its weights: float64 [.., k, n]."""
-    along_k = np.zeros(k, np.intp) if block.k == -1 else np.arange(k) // block.k
-    along_n = np.zeros(n, np.intp) if block.n == -1 else np.arange(n) // block.n
-    return scales.astype(np.float64)[..., along_k[:, None], along_n[None, :]]
+    exact = scales.astype(np.float64)
+    if block.n != 1:
+        exact = np.repeat(exact, n if block.n == -1 else block.n, axis=-1)[..., :n]
+    return np.repeat(exact, k if block.k == -1 else block.k, axis=-2)[..., :k, :]
 
 
 def divide(weight: npt.NDArray[np.float32], steps: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -121,8 +122,8 @@ def divide(weight: npt.NDArray[np.float32], steps: npt.NDArray[np.float64]) -> n
     In float64 the quotient of a float32 weight never lands on a tie of a grid that it is not on, so that
     rounding it to the grid is rounding once.
     """
-    quotient: npt.NDArray[np.float64] = weight / np.where(steps == 0, np.inf, steps)
-    return quotient
+    quotient = np.zeros(np.broadcast_shapes(weight.shape, steps.shape))
+    return np.divide(weight, steps, out=quotient, where=steps != 0)
 
 
 def round_product(
