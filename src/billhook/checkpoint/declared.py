@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UnsupportedError, WeightError
 from ..models import Fields, Quantization, WeightFormat, read_quantization
-from .stored import UNQUANTIZED, Stored
+from .stored import UNQUANTIZED, Packing, Stored
 
 _PACKED = "compressed-tensors"
 # The formats of tensors that a quant_method stands for; other methods are not checked.
@@ -32,7 +32,7 @@ class Declared:
         quantization: How each module is stored; None if that is not built, or nothing is quantized.
         why: Why it is not built, in words.
         elsewhere: Whether another file, ModelOpt's hf_quant_config.json, says it instead.
-        packed_bits: Bits of compressed-tensors' packed weights, by group size.
+        packings: Bits and group sizes of compressed-tensors' packed weights.
         gptq: What GPTQ tensors are: gptq, or gptq_v2, whose zero points are stored as they are.
     """
 
@@ -42,7 +42,7 @@ class Declared:
     quantization: Quantization | None = None
     why: str = ""
     elsewhere: bool = False
-    packed_bits: dict[int, int] = field(default_factory=dict)
+    packings: tuple[Packing, ...] = ()
     gptq: str = "gptq"
 
 
@@ -70,19 +70,23 @@ def read_declared(config: Fields) -> Declared:
         quantization,
         why,
         elsewhere,
-        _packed_bits(section) if method == _PACKED else {},
+        _packings(section) if method == _PACKED else (),
         "gptq_v2" if section.data.get("checkpoint_format") == "gptq_v2" else "gptq",
     )
 
 
-def _packed_bits(section: Fields) -> dict[int, int]:
+def _packings(section: Fields) -> tuple[Packing, ...]:
     groups = section.table("config_groups")
-    found = {}
+    found = []
     for key in groups.data:
         weights = groups.table(key).table("weights")
         if weights.has("num_bits"):
-            found[weights.integer("group_size", -1, least=-1)] = weights.integer("num_bits", most=8)
-    return found
+            channel = weights.text("strategy", "group") == "channel"
+            size = -1 if channel else weights.integer("group_size", -1, least=-1)
+            if size == 0:
+                raise weights.wrong("group_size", "a positive whole number, or -1 for channel scales")
+            found.append((weights.integer("num_bits", most=8), size))
+    return tuple(found)
 
 
 def check_module(declared: Declared, module: str, stored: Stored) -> None:

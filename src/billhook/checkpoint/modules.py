@@ -66,7 +66,7 @@ def read_linears(tensors: Iterable[Tensor], declared: Declared) -> dict[str, Lin
     for module, parts in modules.items():
         fused = dict.fromkeys(match["name"] for match in map(_FUSED.fullmatch, parts) if match)
         found += [_read_fused(module, name, parts) for name in fused]
-        stored = read_stored(module, parts, declared.packed_bits)
+        stored = read_stored(module, parts, declared.packings)
         if stored is None or _is_embedding(module, stored):
             continue
         if stored.format == "gptq":

@@ -7,7 +7,7 @@ follow from their number and the shapes of scales and zero points.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import WeightError
@@ -62,6 +62,7 @@ class Stored:
 
 
 Parts = Mapping[str, Tensor]  # a module's tensors, by the last part of their names
+Packing = tuple[int, int]  # bits; group size, -1: channel
 
 # Beside the weights: what quantized activations, the key-value cache or a bias need.
 _BESIDE = {
@@ -75,14 +76,14 @@ _BESIDE = {
 }
 
 
-def read_stored(module: str, parts: Parts, packed_bits: Mapping[int, int]) -> Stored | None:
+def read_stored(module: str, parts: Parts, packings: Sequence[Packing]) -> Stored | None:
     """Tell how a module is stored; None if it is no linear layer.
 
     Args:
         module: Its full name.
         parts: Its tensors.
-        packed_bits: Bits of compressed-tensors' packed weights by group size (-1: channel), as the config
-            says; the tensors alone do not tell.
+        packings: How compressed-tensors' packed weights may be stored, as the config says; the tensors alone
+            do not tell their bits.
 
     Raises:
         WeightError: A tensor is missing, extra, or of a wrong dtype or shape; names file, tensor and value.
@@ -90,7 +91,7 @@ def read_stored(module: str, parts: Parts, packed_bits: Mapping[int, int]) -> St
     if "qweight" in parts:
         return _read_words(parts, module)
     if "weight_packed" in parts:
-        return _read_packed(parts, module, packed_bits)
+        return _read_packed(parts, module, packings)
     if "weight" in parts:
         return _read_weight(parts, module)
     left = {"qzeros", "g_idx", "scales", "weight_scale", "weight_scale_inv", "weight_scale_2", "weight_shape"}
@@ -148,7 +149,7 @@ def _read_words(parts: Parts, module: str) -> Stored:
     return Stored(name, bits, n, k, (1, _group(scales, k, groups)), True, _bias(parts, n))
 
 
-def _read_packed(parts: Parts, module: str, packed_bits: Mapping[int, int]) -> Stored:
+def _read_packed(parts: Parts, module: str, packings: Sequence[Packing]) -> Stored:
     """Read compressed-tensors' packed weights: integers in 32-bit words, or FP4 in bytes."""
     packed = parts["weight_packed"]
     scale = _need(parts, module, "weight_scale")
@@ -167,13 +168,11 @@ def _read_packed(parts: Parts, module: str, packed_bits: Mapping[int, int]) -> S
     groups = scale.shape[1]
     fitting = {
         bits
-        for size, bits in packed_bits.items()
+        for bits, size in packings
         if groups == (1 if size == -1 else -(-columns * _WORD // (bits * size)))
     }
     if len(fitting) != 1:
-        said = (
-            ", ".join(f"{bits} bits in groups of {size}" for size, bits in packed_bits.items()) or "nothing"
-        )
+        said = ", ".join(f"{bits} bits in groups of {size}" for bits, size in packings) or "nothing"
         raise _wrong(
             scale, f"must fit the {columns} words a row of {packed.name} by the config, which says {said}"
         )

@@ -11,14 +11,14 @@ from billhook.checkpoint import Stored, Tensor
 from billhook.checkpoint.stored import read_stored
 from billhook.errors import WeightError
 
-PACKED_BITS = {64: 4}
+PACKINGS = ((4, 64),)
 
 
-def read(shapes: Shapes, packed_bits: dict[int, int] | None = None) -> Stored | None:
+def read(shapes: Shapes, packings: tuple[tuple[int, int], ...] = PACKINGS) -> Stored | None:
     parts = {
         name: Tensor(f"m.{name}", Path("f"), dtype, shape, 0, 0) for name, (dtype, shape) in shapes.items()
     }
-    return read_stored("m", parts, packed_bits or PACKED_BITS)
+    return read_stored("m", parts, packings)
 
 
 BIAS: Shapes = {"bias": ("F16", (128,))}
@@ -101,7 +101,7 @@ def test_bits_of_packed_weights_come_from_the_config(group: int, bits: int) -> N
         "weight_packed": ("I32", (128, words)),
         "weight_scale": ("BF16", (128, groups)),
     }
-    found = read(shapes, {group: bits})
+    found = read(shapes, ((4, group), (8, group)) if group > 0 else ((bits, group),))
     assert found is not None
     assert (found.bits, found.k) == (bits, 256)
 

@@ -173,6 +173,18 @@ def test_reads_fused_experts_of_unknown_architectures(
         ({"quantization_config": 3}, {}, ["quantization_config", "3"]),
         ({"quantization_config": GPTQ | {"dynamic": {"-:.*q_proj": {}}}}, {}, ["q_proj", "not quantized"]),
         ({"hidden_size": None}, {}, ["hidden_size"]),
+        (
+            {
+                "quantization_config": COMPRESSED
+                | {
+                    "config_groups": {
+                        "a": {"targets": ["Linear"], "weights": {"num_bits": 8, "group_size": 0}}
+                    }
+                }
+            },
+            {},
+            ["config_groups.a.weights.group_size", "0"],
+        ),
     ],
 )
 def test_refuses_what_does_not_fit_the_config(
