@@ -75,6 +75,7 @@ __device__ __forceinline__ void run(const GemmParams& p) {
       }
       ptx::cp_async_commit();
 
+      // A block without an expert has loaded nothing: its warps multiply leftovers that are never stored.
       warps.multiply(p, at, shared + slot * C::stage_bytes);
       if (++slot == C::stages) {
         slot = 0;

@@ -1,10 +1,8 @@
 // The consumer side of the Marlin mainloop: one warp multiplies one 64 (n) x 64 (k) block of weights with the tokens of
 // the tile, straight from shared memory: codes -> fragment registers -> mma.sync -> float32 sums.
 #pragma once
-#include "billhook/problem/layout.cuh"
+#include "billhook/mainloop/scratch.cuh"
 #include "billhook/problem/params.cuh"
-#include "billhook/mma/mma_sync.cuh"
-#include "billhook/ptx/memory.cuh"
 #include "billhook/schedule/stream_k.cuh"
 
 namespace billhook {
@@ -101,12 +99,7 @@ __device__ __forceinline__ void multiply_block(Sums<C>& sums, u32 stage, i32 war
 #pragma unroll
       for (i32 i = 0; i < 4; ++i) {
         Fragment weights = Dequantize<T, typename C::Weight>::run(words[i][step]);
-        if constexpr (!C::scale_sums && !C::channel_scales) {
-          const u32 pair = scales_of(first).pair[i];
-          const u32 upper = broadcast_low(pair), lower = broadcast_high(pair);
-          weights.r[0] = multiply<T>(weights.r[0], upper), weights.r[2] = multiply<T>(weights.r[2], upper);
-          weights.r[1] = multiply<T>(weights.r[1], lower), weights.r[3] = multiply<T>(weights.r[3], lower);
-        }
+        if constexpr (!C::scale_sums && !C::channel_scales) scale_rows<T>(weights, scales_of(first).pair[i]);
 #pragma unroll
         for (i32 j = 0; j < C::columns; ++j)
           mma<T>(into[i][j], weights, tokens.r[j][0], tokens.r[j][1], into[i][j]);
@@ -136,13 +129,7 @@ struct MmaSync {
     const i32 lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const u32 to = scratch + (warp_n * C::blocks + warp_k) * kScratchBytes + (2 * t * kScratchRow + g) * 4;
 #pragma unroll
-    for (i32 i = 0; i < 4; ++i) {
-      const float* v = sums[i][j].v;
-      ptx::store_shared(to + 16 * i * 4, v[0]);
-      ptx::store_shared(to + (16 * i + kScratchRow) * 4, v[1]);
-      ptx::store_shared(to + (16 * i + 8) * 4, v[2]);
-      ptx::store_shared(to + (16 * i + 8 + kScratchRow) * 4, v[3]);
-    }
+    for (i32 i = 0; i < 4; ++i) write_result(to + 16 * i * 4, sums[i][j]);
   }
 };
 

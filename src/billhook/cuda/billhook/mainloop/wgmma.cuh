@@ -3,10 +3,9 @@
 // two halves: while the tensor cores work on one, the next is dequantized. A strip past the end multiplies leftovers that
 // are never stored: a branch around it would serialise the wgmma (C7518). SM90a alone.
 #pragma once
-#include "billhook/problem/layout.cuh"
-#include "billhook/problem/params.cuh"
+#include "billhook/mainloop/scratch.cuh"
 #include "billhook/mma/wgmma.cuh"
-#include "billhook/ptx/memory.cuh"
+#include "billhook/problem/params.cuh"
 #include "billhook/schedule/stream_k.cuh"
 
 namespace billhook {
@@ -50,7 +49,7 @@ struct WarpgroupMma {
 #pragma unroll
         for (i32 s = 0; s < 2; ++s) {
           weights[s] = Dequantize<T, typename C::Weight>::run(words[half * 2 + s]);
-          if constexpr (!C::channel_scales) scale(weights[s], pair);
+          if constexpr (!C::channel_scales) scale_rows<T>(weights[s], pair);
         }
         wgmma_fence();
 #pragma unroll
@@ -64,23 +63,12 @@ struct WarpgroupMma {
     add = true;
   }
 
-  // Rows g of a fragment are registers 0 and 2, rows g + 8 are 1 and 3.
-  static __device__ __forceinline__ void scale(Fragment& weights, u32 pair) {
-    const u32 upper = broadcast_low(pair), lower = broadcast_high(pair);
-    weights.r[0] = billhook::multiply<T>(weights.r[0], upper), weights.r[2] = billhook::multiply<T>(weights.r[2], upper);
-    weights.r[1] = billhook::multiply<T>(weights.r[1], lower), weights.r[3] = billhook::multiply<T>(weights.r[3], lower);
-  }
-
   __device__ __forceinline__ void end_tile() { wgmma_wait<0>(); }
 
   // Writes the sums of tokens 8 j .. 8 j + 7 for the rows of this warp.
   __device__ __forceinline__ void write(u32 scratch, i32 j) const {
     const i32 lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    const u32 to = scratch + strip * kScratchBytes + (2 * t * kScratchRow + 16 * warp + g) * 4;
-    ptx::store_shared(to, sums[j].v[0]);
-    ptx::store_shared(to + kScratchRow * 4, sums[j].v[1]);
-    ptx::store_shared(to + 8 * 4, sums[j].v[2]);
-    ptx::store_shared(to + (8 + kScratchRow) * 4, sums[j].v[3]);
+    write_result(scratch + strip * kScratchBytes + (2 * t * kScratchRow + 16 * warp + g) * 4, sums[j]);
   }
 };
 #endif

@@ -12,6 +12,14 @@ struct Fragment {
   u32 r[4];
 };
 
+// Multiplies each value by its row's scale, rounded once; `pair`: the scales of rows g and g + 8, in registers 0, 2 and 1, 3.
+template <class T>
+__device__ __forceinline__ void scale_rows(Fragment& f, u32 pair) {
+  const u32 upper = broadcast_low(pair), lower = broadcast_high(pair);
+  f.r[0] = multiply<T>(f.r[0], upper), f.r[2] = multiply<T>(f.r[2], upper);
+  f.r[1] = multiply<T>(f.r[1], lower), f.r[3] = multiply<T>(f.r[3], lower);
+}
+
 template <u32 mask, u32 exponent>
 __device__ __forceinline__ u32 mask_or(u32 v) {
   u32 out;
