@@ -22,7 +22,7 @@ def bundle(tmp_path: Path) -> Bundle:
 
 @pytest.fixture
 def verify(monkeypatch: pytest.MonkeyPatch) -> Any:
-    pytest.importorskip("torch")
+    pytest.importorskip("torch", reason="needs torch (a CPU build will do)")
     from billhook.dispatch import provider
     from billhook.ops import verify as module
 
