@@ -8,6 +8,10 @@ struct GemmParams {
   const void* a;                        // activations, rows of lda elements
   const u32* codes;                     // packed weights (docs/layout.md)
   const void* scales;                   // packed scales (docs/layout.md)
+  const void* zeros;                    // packed zero points beside the scales; for weight types that have them
+  const float* channel_scales;          // [E,] n: multiplies a column of D beside group scales; may be null
+  const float* token_scales;            // multiplies row id / top_k of A (8-bit activations); may be null
+  const float* global_scales;           // [E]: multiplies all of an expert's D (NVFP4, FP8 per tensor); may be null
   const void* bias;                     // [E,] n in the output's type; may be null
   void* d;                              // output, rows of ldd elements
   u32* partials;                        // 2 slots of tile_m x tile_n words per CTA; all ones before and after the launch
