@@ -130,7 +130,8 @@ def test_streams_and_captures_have_workspaces_of_their_own(driver: Listener) -> 
     start(kernel(), stream=6)
     start(kernel(), capturing=True)
     start(kernel())
-    assert len({packed[5 * 8 : 6 * 8] for _, packed in driver.launched}) == 3
+    at = 8 * params.POINTERS.index("partials")
+    assert len({packed[at : at + 8] for _, packed in driver.launched}) == 3
 
 
 def test_a_workspace_grows_and_begins_as_ones(driver: Listener) -> None:
