@@ -33,6 +33,11 @@ class DType:
     def __str__(self) -> str:
         return self.name
 
+    @property
+    def zero_point(self) -> bool:
+        """Whether weights of this type have zero points, one beside each scale; others have `bias` throughout."""
+        return self.kind == "int" and not self.signed
+
 
 F16 = DType("f16", 16, "float")
 BF16 = DType("bf16", 16, "float")
