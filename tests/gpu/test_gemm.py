@@ -16,7 +16,7 @@ import billhook  # noqa: E402
 from billhook.errors import InputError, WeightError  # noqa: E402
 from billhook.formats import reference  # noqa: E402
 from billhook.formats.elements import numpy_dtype  # noqa: E402
-from billhook.ops.weight import to_numpy  # noqa: E402
+from billhook.ops.tensors import to_numpy  # noqa: E402
 
 
 def activations(m: int, k: int, dtype: Any) -> Any:

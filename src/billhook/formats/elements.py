@@ -46,6 +46,11 @@ def numpy_dtype(element: DType) -> np.dtype[Any]:
         raise InputError(f"{element} is no type of scales, activations or outputs; known: {known}") from None
 
 
+def find_element(kind: np.dtype[Any]) -> DType | None:
+    """Return the floating-point element type that a numpy type holds; None if it is none of them."""
+    return next((element for element, one in _NUMPY.items() if one == kind), None)
+
+
 def rounding(element: DType) -> Rounding:
     """Return what rounding to `element` costs.
 

@@ -1,7 +1,7 @@
 """Packed weights: the one layout that every kernel family reads (docs/layout.md, "Packed weights").
 
 A row of the packed matrix is an output feature n, a column an input feature k. Both axes split into bits of
-meaning; packing only reorders those axes, then joins eight nibbles into a word.
+meaning; packing only reorders those axes, then joins eight nibbles or four bytes into a word.
 """
 
 from __future__ import annotations
@@ -12,17 +12,35 @@ import numpy as np
 import numpy.typing as npt
 
 from ..config import STRIP
+from ..dtypes import DType
 from ..errors import WeightError
-from .u4b8 import ZERO_CODE, count_groups
+from .blocks import check_codes, count_groups
 
-# n = 64 s + 16 i + 8 h + g and k = 64 b + 16 j + 8 q + 2 t + o: what an axis splits into, slowest first.
+# What an axis splits into, slowest first: n = 64 s + 16 i + 8 h + g, k = 64 b + 32 u + 16 v + 8 q + 2 t + o.
 _N_SPLIT = (4, 2, 8)  # i h g
-_K_SPLIT = (4, 2, 4, 2)  # j q t o
-# (s, i, h, g, b, j, q, t, o) -> (s, b, i, g, t, j, o, q, h): lane = 4 g + t, nibble = 4 o + 2 q + h.
-CODE_AXES = (0, 4, 1, 3, 7, 5, 8, 6, 2)
+_K_SPLIT = (2, 2, 2, 4, 2)  # u v q t o
+# Where the parts (s, i, h, g, b, u, v, q, t, o) go; lane = 4 g + t.
+_CODE_AXES = {
+    4: (0, 4, 1, 3, 8, 5, 6, 9, 7, 2),  # word 2 u + v of the lane, nibble 4 o + 2 q + h of the word
+    8: (
+        0,
+        4,
+        1,
+        5,
+        3,
+        8,
+        6,
+        2,
+        9,
+        7,
+    ),  # half u of the row, word 2 v + h of the lane, byte 2 o + q of the word
+}
 # (s, i, h, g, group) -> (s, group, g, i, h).
-SCALE_AXES = (0, 4, 3, 1, 2)
-CODE_BLOCK = (4, 32, 4)  # i, lane, j: the words of one 64 x 64 block
+_SCALE_AXES = (0, 4, 3, 1, 2)
+CODE_BLOCK = {
+    4: (4, 32, 4),
+    8: (4, 2, 32, 4),
+}  # words of one 64 x 64 block: i, lane, word; i, half, lane, word
 
 
 def count_strips(extent: int) -> int:
@@ -35,72 +53,75 @@ def count_packed_groups(k: int, group_size: int) -> int:
     return count_groups(count_strips(k) * STRIP, group_size)
 
 
-def code_split(n: int, k: int) -> tuple[int, ...]:
-    """Return the shape that `CODE_AXES` reorders: padded n and k, split."""
-    return (count_strips(n), *_N_SPLIT, count_strips(k), *_K_SPLIT)
+def code_shape(n: int, k: int, bits: int) -> tuple[int, ...]:
+    """Return the shape of the packed codes of one weight."""
+    return (count_strips(n), count_strips(k), *CODE_BLOCK[bits])
 
 
-def scale_split(n: int, groups: int) -> tuple[int, ...]:
-    """Return the shape that `SCALE_AXES` reorders: padded n, split, and the groups."""
-    return (count_strips(n), *_N_SPLIT, groups)
+def scale_shape(n: int, k: int, group_size: int) -> tuple[int, ...]:
+    """Return the shape of the packed scales, and zero points, of one weight."""
+    return (count_strips(n), count_packed_groups(k, group_size), STRIP)
 
 
-def pack_codes(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
-    """Pack 4-bit codes.
+def pack_codes(codes: npt.NDArray[np.uint8], element: DType) -> npt.NDArray[np.uint32]:
+    """Pack codes of 4 or 8 bits.
 
     Args:
-        codes: uint8 [.., k, n], 0 to 15.
+        codes: uint8 [.., k, n], 0 to 15 or 0 to 255.
+        element: What they are; padding holds the code that stands for zero.
 
     Returns:
-        uint32 [.., n64, k64, 4, 32, 4], contiguous; padding holds the code of zero.
+        uint32 [.., n64, k64, 4, 32, 4] or [.., n64, k64, 4, 2, 32, 4], contiguous.
 
     Raises:
-        WeightError: Not uint8, not two or three axes, or a code above 15.
+        WeightError: Not uint8, not two or three axes, or a code above 15 of a 4-bit type.
     """
-    if codes.dtype != np.uint8 or codes.ndim not in (2, 3):
-        raise WeightError(f"codes must be uint8 [k, n] or [experts, k, n] (got {codes.dtype} {codes.shape})")
-    if codes.size and codes.max() > 15:
-        raise WeightError(f"4-bit codes must be 0 to 15 (got {codes.max()})")
+    check_codes(codes, 2**element.bits - 1)
     if codes.ndim == 3:
-        return _stack([pack_codes(one) for one in codes])
+        return _stack([pack_codes(one, element) for one in codes])
     k, n = codes.shape
-    padded = np.full((count_strips(n) * STRIP, count_strips(k) * STRIP), ZERO_CODE, np.uint8)
+    strips, blocks = count_strips(n), count_strips(k)
+    padded = np.full((strips * STRIP, blocks * STRIP), element.bias, np.uint8)
     padded[:n, :k] = codes.T
-    nibbles = padded.reshape(code_split(n, k)).transpose(CODE_AXES)
-    packed = np.ascontiguousarray(nibbles[..., 0] | nibbles[..., 1] << 4)
-    return packed.reshape(-1).view("<u4").reshape(count_strips(n), count_strips(k), *CODE_BLOCK)
+    parts = padded.reshape(strips, *_N_SPLIT, blocks, *_K_SPLIT).transpose(_CODE_AXES[element.bits])
+    joined = parts[..., 0] | parts[..., 1] << 4 if element.bits == 4 else parts
+    return np.ascontiguousarray(joined).reshape(-1).view("<u4").reshape(code_shape(n, k, element.bits))
 
 
-def unpack_codes(packed: npt.NDArray[np.uint32], k: int, n: int) -> npt.NDArray[np.uint8]:
+def unpack_codes(packed: npt.NDArray[np.uint32], k: int, n: int, element: DType) -> npt.NDArray[np.uint8]:
     """Return the codes [.., k, n] that `pack_codes` packed.
 
     Args:
-        packed: uint32 [.., n64, k64, 4, 32, 4].
+        packed: uint32, as `pack_codes` returns.
         k: Input features.
         n: Output features.
+        element: What the codes are.
 
     Raises:
         WeightError: The words do not have the shape of an [.., k, n] weight.
     """
-    want = (count_strips(n), count_strips(k), *CODE_BLOCK)
-    if packed.dtype != np.uint32 or packed.shape[-5:] != want or packed.ndim not in (5, 6):
+    want = code_shape(n, k, element.bits)
+    if packed.dtype != np.uint32 or packed.shape not in {want, (*packed.shape[:1], *want)}:
         raise WeightError(
-            f"packed codes of n={n}, k={k} must be uint32 {want} (got {packed.dtype} {packed.shape})"
+            f"packed {element} codes of n={n}, k={k} must be uint32 {want} "
+            f"(got {packed.dtype} {packed.shape})"
         )
-    if packed.ndim == 6:
-        return _stack([unpack_codes(one, k, n) for one in packed])
-    split = code_split(n, k)
-    pairs = np.ascontiguousarray(packed).view(np.uint8).reshape([split[axis] for axis in CODE_AXES[:-1]])
-    nibbles = np.stack([pairs & 15, pairs >> 4], axis=-1)
-    rows = nibbles.transpose(np.argsort(CODE_AXES)).reshape(count_strips(n) * STRIP, count_strips(k) * STRIP)
-    return np.ascontiguousarray(rows[:n, :k].T)
+    if packed.ndim > len(want):
+        return _stack([unpack_codes(one, k, n, element) for one in packed])
+    axes = _CODE_AXES[element.bits]
+    split = (want[0], *_N_SPLIT, want[1], *_K_SPLIT)
+    parts = np.ascontiguousarray(packed).view(np.uint8)
+    if element.bits == 4:
+        parts = np.stack([parts & 15, parts >> 4], axis=-1)
+    parts = parts.reshape([split[axis] for axis in axes]).transpose(np.argsort(axes))
+    return np.ascontiguousarray(parts.reshape(want[0] * STRIP, want[1] * STRIP)[:n, :k].T)
 
 
 def pack_scales(scales: npt.NDArray[Any], k: int, group_size: int) -> npt.NDArray[Any]:
-    """Pack scales.
+    """Pack scales, or what else is one for each group of a column, such as zero points.
 
     Args:
-        scales: f16 or bf16 [.., groups, n].
+        scales: [.., groups, n], of 8 or 16 bits.
         k: Input features of the weight.
         group_size: Weights along k that share one scale; -1 for channel scales.
 
@@ -119,11 +140,11 @@ def pack_scales(scales: npt.NDArray[Any], k: int, group_size: int) -> npt.NDArra
         raise WeightError(
             f"k={k} in groups of {group_size} has {count_groups(k, group_size)} scales (got {groups})"
         )
-    padded = np.zeros((count_strips(n) * STRIP, count_packed_groups(k, group_size)), scales.dtype)
+    want = scale_shape(n, k, group_size)
+    padded = np.zeros((want[0] * STRIP, want[1]), scales.dtype)
     padded[:n, :groups] = scales.T
-    groups = padded.shape[1]
-    ordered = padded.reshape(scale_split(n, groups)).transpose(SCALE_AXES)
-    return np.ascontiguousarray(ordered).reshape(count_strips(n), groups, STRIP)
+    ordered = padded.reshape(want[0], *_N_SPLIT, want[1]).transpose(_SCALE_AXES)
+    return np.ascontiguousarray(ordered).reshape(want)
 
 
 def unpack_scales(packed: npt.NDArray[Any], k: int, n: int, group_size: int) -> npt.NDArray[Any]:
@@ -138,16 +159,15 @@ def unpack_scales(packed: npt.NDArray[Any], k: int, n: int, group_size: int) -> 
     Raises:
         WeightError: The array does not have the shape of scales of an [.., k, n] weight.
     """
-    groups = count_packed_groups(k, group_size)
-    want = (count_strips(n), groups, STRIP)
+    want = scale_shape(n, k, group_size)
     if packed.ndim not in (3, 4) or packed.shape[-3:] != want:
         raise WeightError(f"packed scales of n={n}, k={k} must be {want} (got {packed.shape})")
     if packed.ndim == 4:
         return _stack([unpack_scales(one, k, n, group_size) for one in packed])
-    split = scale_split(n, groups)
-    ordered = packed.reshape([split[axis] for axis in SCALE_AXES]).transpose(np.argsort(SCALE_AXES))
+    split = (want[0], *_N_SPLIT, want[1])
+    ordered = packed.reshape([split[axis] for axis in _SCALE_AXES]).transpose(np.argsort(_SCALE_AXES))
     return np.ascontiguousarray(
-        ordered.reshape(count_strips(n) * STRIP, groups)[:n, : count_groups(k, group_size)].T
+        ordered.reshape(want[0] * STRIP, want[1])[:n, : count_groups(k, group_size)].T
     )
 
 

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
+from .imports import import_compressed_tensors, import_gptq
 from .operators import Routing, gemm, moe_block_m, moe_gemm, route
-from .weight import (
-    PackedWeight,
-    import_compressed_tensors,
-    import_gptq,
-    pack_quantized,
-    pack_weight,
-    quantize_weight,
-    unpack_weight,
-)
+from .packing import pack_quantized, pack_weight, quantize_weight, unpack_weight
+from .weight import PackedWeight, from_arrays, stack_weights, to_arrays
 
 __all__ = [
     "PackedWeight",
     "Routing",
+    "from_arrays",
     "gemm",
     "import_compressed_tensors",
     "import_gptq",
@@ -25,5 +20,7 @@ __all__ = [
     "pack_weight",
     "quantize_weight",
     "route",
+    "stack_weights",
+    "to_arrays",
     "unpack_weight",
 ]

@@ -6,9 +6,10 @@ import numpy as np
 import torch
 
 from ..dispatch import routing
+from ..dtypes import U4B8
 from ..formats import pack, u4b8
 from .arguments import Gemm, MoeGemm, MoeGemmTopk
-from .weight import from_numpy, to_numpy
+from .tensors import from_numpy, to_numpy
 
 
 def gemm_out(p: Gemm, out: torch.Tensor) -> None:
@@ -62,7 +63,7 @@ def _weight(codes: torch.Tensor, scales: torch.Tensor, p: Gemm | MoeGemm) -> tor
     """Return one dequantized weight, float32 [k, n]."""
     k = int(p.a.shape[1])
     unpacked = u4b8.Quantized(
-        pack.unpack_codes(to_numpy(codes).view(np.uint32), k, p.n),
+        pack.unpack_codes(to_numpy(codes).view(np.uint32), k, p.n, U4B8),
         pack.unpack_scales(to_numpy(scales), k, p.n, p.group_size),
         p.group_size,
     )

@@ -13,7 +13,7 @@ from ..dispatch.provider import Request, kernels
 from ..dispatch.routing import capacity
 from ..errors import InputError
 from .arguments import Gemm, MoeGemm, MoeGemmTopk
-from .weight import ELEMENTS
+from .tensors import ELEMENTS
 
 TYPE_NAMES = {dtype: element.name for dtype, element in ELEMENTS.items()}
 

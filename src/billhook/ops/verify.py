@@ -23,7 +23,9 @@ from ..formats.reference import ErrorBound, error_bound
 from ..formats.u4b8 import BIAS, count_groups
 from ..plan import Dispatch, Range
 from .operators import gemm, moe_gemm, route
-from .weight import ELEMENTS, PackedWeight, pack_weight
+from .packing import pack_weight
+from .tensors import ELEMENTS
+from .weight import PackedWeight
 
 _ODD_COUNTS = (1, 2, 3, 7, 9, 15, 17, 31, 33, 63, 65, 100, 127, 129, 255, 257, 513, 1025)
 _MOST_ROWS_FOR_ALL_ROUTINGS = 4096

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch", reason="needs torch (a CPU build will do)")
 
 import billhook  # noqa: E402
-from billhook.dtypes import BF16  # noqa: E402
+from billhook.dtypes import BF16, U4B8  # noqa: E402
 from billhook.errors import WeightError  # noqa: E402
 from billhook.formats import pack, u4b8  # noqa: E402
 from billhook.ops import PackedWeight, unpack_weight  # noqa: E402
-from billhook.ops.weight import from_numpy, to_numpy  # noqa: E402
+from billhook.ops.tensors import from_numpy, to_numpy  # noqa: E402
 
 SIZES = st.integers(1, 12).map(lambda count: 16 * count)
 
@@ -35,7 +35,7 @@ def test_torch_packs_as_the_host_does(*, k: int, n: int, group: int, experts: in
     codes = rng.integers(0, 16, (*head, k, n), dtype=np.uint8)
     scales = rng.standard_normal((*head, u4b8.count_groups(k, group), n)).astype(np.float16)
     weight = billhook.pack_weight(torch.from_numpy(codes), torch.from_numpy(scales), group)
-    assert (to_numpy(weight.codes).view(np.uint32) == pack.pack_codes(codes)).all()
+    assert (to_numpy(weight.codes).view(np.uint32) == pack.pack_codes(codes, U4B8)).all()
     assert (to_numpy(weight.scales) == pack.pack_scales(scales, k, group)).all()
     back = unpack_weight(weight)
     assert (back.codes == codes).all() and (back.scales == scales).all()
@@ -94,13 +94,13 @@ def test_copies_have_memory_of_their_own() -> None:
 def test_what_is_no_packed_weight_is_refused() -> None:
     weight = billhook.quantize_weight(torch.randn(64, 48), 32, torch.float16)
     for change, words in (
-        ({"format": "marlin-24"}, "pack it again"),
+        ({"format": "marlin-24"}, "no kernel reads weights of format 'marlin-24'; known: u4b8"),
         ({"n": 128}, "codes must be"),
         ({"group_size": 64}, "scales must be"),
         ({"num_experts": 2}, "codes must be"),
         ({"codes": weight.codes.float()}, "torch.int32"),
         ({"codes": weight.codes.transpose(2, 4).contiguous().transpose(2, 4)}, "contiguous"),
-        ({"scales": weight.scales.float()}, "float16 or bfloat16"),
+        ({"scales": weight.scales.float()}, "float16 or torch.bfloat16"),
     ):
         with pytest.raises(WeightError, match=words):
             replace(weight, **change)
@@ -113,9 +113,10 @@ def test_what_cannot_be_packed_is_refused() -> None:
         ((codes[:, :40], scales[:, :40], 32), "multiples of 16"),
         ((codes + 16, scales, 32), "0 to 15"),
         ((codes, scales[:1], 32), r"\(2, 48\)"),
-        ((codes, scales.float(), 32), "float16 or bfloat16"),
+        ((codes, scales.int(), 32), "float16, bfloat16 or float32"),
+        ((codes, scales, 48), "group_size 128 or 64 or 32 or -1"),
         ((codes, scales * torch.nan, 32), "finite"),
-        ((codes[:0], scales, 32), "uint8"),
+        ((codes[:0], scales[:0], 32), "multiples of 16"),
     ):
         with pytest.raises(WeightError, match=words):
             billhook.pack_weight(*args)

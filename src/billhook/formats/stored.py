@@ -1,0 +1,93 @@
+"""How checkpoints store integer codes in words, read to one code a byte in the order of the GEMM, [.., k, n].
+
+Forms:
+    "gptq": int32 [k bits / 32, n]; a word holds consecutive k, lowest bits first.
+    "awq": int32 [k, n / 8], 4 bits; a word holds eight consecutive n in the order 0 2 4 6 1 3 5 7, lowest
+        bits first.
+    "compressed_tensors": int32 [n, k bits / 32], or uint8 [n, k bits / 8]; a word or byte holds consecutive
+        k, lowest bits first.
+
+Source: the tensors that AutoGPTQ and GPTQModel (`qweight`), AutoAWQ (`qweight`) and compressed-tensors
+(`weight_packed`) write; OCP MX and NVFP4 checkpoints put two e2m1 codes in a byte as the last form does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import WeightError
+
+FORMS = ("gptq", "awq", "compressed_tensors")
+AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # the column that each nibble of a word holds, lowest first
+_WORD_BITS = 32
+
+
+def read_codes(stored: npt.NDArray[Any], form: str, bits: int) -> npt.NDArray[np.uint8]:
+    """Return the codes of a weight, uint8 [.., k, n].
+
+    Args:
+        stored: int32 words (or uint8 bytes, "compressed_tensors"), 2 axes, or 3 with experts first.
+        form: As the module describes.
+        bits: 4 or 8.
+
+    Raises:
+        WeightError: Another form or width, or a dtype or number of axes that the form does not have.
+    """
+    check_form(form, bits)
+    allowed = (np.int32, np.uint8) if form == "compressed_tensors" else (np.int32,)
+    if stored.dtype not in allowed or stored.ndim not in (2, 3):
+        names = " or ".join(np.dtype(one).name for one in allowed)
+        raise WeightError(f"{form} codes must be {names}, 2 or 3 axes (got {stored.dtype} {stored.shape})")
+    if form == "gptq":
+        return np.ascontiguousarray(_spread(stored.swapaxes(-1, -2), bits).swapaxes(-1, -2))
+    if form == "awq":
+        return _reorder(_spread(stored, bits))
+    return np.ascontiguousarray(_spread(stored, bits).swapaxes(-1, -2))
+
+
+def read_zeros(stored: npt.NDArray[np.int32], form: str, bits: int) -> npt.NDArray[np.uint8]:
+    """Return the zero points of a weight as they are stored, uint8 [.., groups, n].
+
+    Args:
+        stored: int32 [.., groups, n bits / 32]; "compressed_tensors": int32 [.., n bits / 32, groups].
+        form: As the module describes. GPTQ version 1 stores zero points less one, which is left so.
+        bits: 4 or 8.
+
+    Raises:
+        WeightError: As `read_codes`.
+    """
+    check_form(form, bits)
+    if stored.dtype != np.int32 or stored.ndim not in (2, 3):
+        raise WeightError(
+            f"{form} zero points must be int32, 2 or 3 axes (got {stored.dtype} {stored.shape})"
+        )
+    if form == "awq":
+        return _reorder(_spread(stored, bits))
+    return _spread(stored.swapaxes(-1, -2) if form == "compressed_tensors" else stored, bits)
+
+
+def check_form(form: str, bits: int) -> None:
+    """Refuse a form that does not exist, or not for codes of so many bits.
+
+    Raises:
+        WeightError: As said.
+    """
+    if form not in FORMS:
+        raise WeightError(f"codes are stored as one of {', '.join(FORMS)} (got {form!r})")
+    if bits not in (4, 8) or (form == "awq" and bits != 4):
+        raise WeightError(f"{form} codes have {'4' if form == 'awq' else '4 or 8'} bits (got {bits})")
+
+
+def _spread(words: npt.NDArray[Any], bits: int) -> npt.NDArray[np.uint8]:
+    """Return the codes of words along the last axis, lowest bits first."""
+    held = np.ascontiguousarray(words).view(np.uint8)
+    return held if bits == 8 else np.stack([held & 15, held >> 4], axis=-1).reshape(*held.shape[:-1], -1)
+
+
+def _reorder(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Put each eight codes of an AWQ word into the order of their columns."""
+    eights = codes.reshape(*codes.shape[:-1], -1, len(AWQ_ORDER))
+    return np.ascontiguousarray(eights[..., np.argsort(AWQ_ORDER)]).reshape(codes.shape)

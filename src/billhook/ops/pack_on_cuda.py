@@ -1,0 +1,156 @@
+"""Pack tensors that lie on a GPU, there."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from ..dtypes import E4M3FN, E8M0FNU, DType
+from ..errors import WeightError
+from ..formats import pack as order
+from ..formats.blocks import count_groups
+from ..formats.packed import PackedFormat, tensor_shapes
+from .tensors import DTYPES, ELEMENTS
+from .weight import PackedWeight
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+_LARGEST_SCALE = {E8M0FNU: 0xFE, E4M3FN: 0x7E}  # above are NaN, and negative numbers
+
+
+def pack(
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    zeros: torch.Tensor | None,
+    global_scales: torch.Tensor | None,
+    *,
+    group_size: int,
+    kind: PackedFormat,
+    stored: str,
+    activations: DType | None,
+) -> PackedWeight:
+    """Pack a weight; the arguments are those of `packing.pack_weight`, float8 tensors as uint8.
+
+    Raises:
+        WeightError: As `packing.pack_weight`.
+    """
+    device = codes.device
+    experts, k, n = _read_shape(codes, kind.weight.bits, stored)
+    shapes = tensor_shapes(kind, n, k, group_size, experts[0] if experts else 0)
+    groups = (*experts, count_groups(k, group_size), n)
+    dtype = _check_scales(kind, scales, groups, activations)
+    _check_zeros(kind, zeros, groups)
+    _check_global_scales(kind, global_scales, math.prod(experts))
+    words = _pack_codes(codes, kind, stored, shapes["codes"])
+    factors = _pack_groups(scales.to(device, dtype), shapes["scales"])
+    offsets = None if zeros is None else _pack_groups(zeros.to(device, dtype), shapes["scales"])
+    torch.cuda.current_stream(device).synchronize()
+    return PackedWeight(
+        words,
+        factors,
+        n,
+        k,
+        group_size,
+        experts[0] if experts else 0,
+        kind.name,
+        offsets,
+        None if global_scales is None else global_scales.reshape(-1).to(device).contiguous(),
+    )
+
+
+def _read_shape(codes: torch.Tensor, bits: int, stored: str) -> tuple[tuple[int, ...], int, int]:
+    """Return the experts, k and n of a weight from the codes as they are stored."""
+    byte_codes = stored == "codes" or (stored == "compressed_tensors" and codes.dtype == torch.uint8)
+    wanted = torch.uint8 if byte_codes else torch.int32
+    if codes.dtype != wanted or codes.dim() not in (2, 3) or codes.numel() == 0:
+        raise WeightError(
+            f"{stored} of {bits} bits must be {wanted} [.., k, n], no axis empty "
+            f"(got {codes.dtype} {tuple(codes.shape)})"
+        )
+    *experts, rows, columns = codes.shape
+    each = 8 * codes.itemsize // bits
+    if stored == "codes":
+        return tuple(experts), rows, columns
+    if stored == "gptq":
+        return tuple(experts), rows * each, columns
+    if stored == "awq":
+        return tuple(experts), rows, columns * each
+    return tuple(experts), columns * each, rows
+
+
+def _check_scales(
+    held: PackedFormat, scales: torch.Tensor, want: tuple[int, ...], activations: DType | None
+) -> torch.dtype:
+    """Refuse scales that do not fit; return the type in which they are packed."""
+    allowed = (torch.uint8,) if held.scale else _FLOATS
+    if scales.dtype not in allowed or tuple(scales.shape) != want:
+        names = " or ".join(map(str, allowed))
+        raise WeightError(f"scales must be {names} {want} (got {scales.dtype} {tuple(scales.shape)})")
+    if activations is not None and activations not in held.activations:
+        names = " or ".join(map(str, held.activations))
+        raise WeightError(f"{held.name} weights are multiplied by {names} (got {activations})")
+    if held.scale:
+        if bool((scales > _LARGEST_SCALE[held.scale]).any()):
+            raise WeightError(f"{held.scale} scales must not be NaN or negative")
+        return torch.uint8
+    kind = scales.dtype if scales.dtype in ELEMENTS else torch.bfloat16
+    kind = kind if activations is None else DTYPES[activations]
+    if not bool(torch.isfinite(scales.to(kind)).all()):
+        raise WeightError(f"scales must be finite in {kind}; found NaN, infinity or one beyond its range")
+    if held.weight == E4M3FN and bool((scales < 0).any()):
+        raise WeightError("scales of fp8 weights must not be negative")
+    return kind
+
+
+def _check_zeros(held: PackedFormat, zeros: torch.Tensor | None, want: tuple[int, ...]) -> None:
+    if (zeros is not None) != held.weight.zero_point:
+        raise WeightError(f"{held.name} weights have {'' if held.weight.zero_point else 'no '}zeros")
+    if zeros is None:
+        return
+    if zeros.dtype != torch.uint8 or tuple(zeros.shape) != want:
+        raise WeightError(f"zeros must be uint8 {want} (got {zeros.dtype} {tuple(zeros.shape)})")
+    largest = 2**held.weight.bits - 1
+    if int(zeros.max()) > largest:
+        raise WeightError(f"zeros must be 0 to {largest} (got {int(zeros.max())})")
+
+
+def _check_global_scales(held: PackedFormat, scales: torch.Tensor | None, count: int) -> None:
+    if (scales is not None) != held.global_scale:
+        raise WeightError(f"{held.name} weights have {'' if held.global_scale else 'no '}global_scales")
+    if scales is None:
+        return
+    if scales.dtype != torch.float32 or scales.numel() != count:
+        raise WeightError(
+            f"global_scales must be {count} of float32 (got {scales.numel()} of {scales.dtype})"
+        )
+    if not bool((torch.isfinite(scales) & (scales > 0)).all()):
+        raise WeightError(f"global_scales must be finite and positive (got {scales.tolist()})")
+
+
+def _pack_codes(codes: torch.Tensor, held: PackedFormat, stored: str, shape: tuple[int, ...]) -> torch.Tensor:
+    if stored != "codes":
+        raise WeightError(f"codes stored as {stored} are packed on the CPU only")
+    if int(codes.max()) >= 2**held.weight.bits:
+        raise WeightError(
+            f"{held.weight} codes must be 0 to {2**held.weight.bits - 1} (got {int(codes.max())})"
+        )
+    if held.weight == E4M3FN and bool(((codes & 0x7F) == 0x7F).any()):
+        raise WeightError("codes must not be NaN")
+    if codes.dim() == 3:
+        return torch.stack([_pack_codes(one, held, stored, shape[1:]) for one in codes])
+    k, n = codes.shape
+    padded = codes.new_full((shape[0] * 64, shape[1] * 64), held.weight.bias)
+    padded[:n, :k] = codes.t()
+    parts = padded.reshape(shape[0], *order._N_SPLIT, shape[1], *order._K_SPLIT)
+    parts = parts.permute(order._CODE_AXES[held.weight.bits])
+    joined = parts[..., 0] | parts[..., 1] << 4 if held.weight.bits == 4 else parts
+    return joined.reshape(-1).view(torch.int32).reshape(shape)
+
+
+def _pack_groups(scales: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    if scales.dim() == 3:
+        return torch.stack([_pack_groups(one, shape[1:]) for one in scales])
+    groups, n = scales.shape
+    padded = scales.new_zeros((shape[0] * 64, shape[1]))
+    padded[:n, :groups] = scales.t()
+    return padded.reshape(shape[0], *order._N_SPLIT, shape[1]).permute(order._SCALE_AXES).reshape(shape)

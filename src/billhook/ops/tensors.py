@@ -1,0 +1,56 @@
+"""Torch tensors as numpy arrays and back, without copies where the memory allows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..dtypes import BF16, F16, DType
+from ..errors import WeightError
+from ..formats.elements import numpy_dtype
+
+ELEMENTS = {torch.float16: F16, torch.bfloat16: BF16}
+DTYPES = {element: dtype for dtype, element in ELEMENTS.items()}
+
+
+def find_element(dtype: torch.dtype) -> DType:
+    """Return the element type of activations.
+
+    Raises:
+        WeightError: Neither float16 nor bfloat16.
+    """
+    try:
+        return ELEMENTS[dtype]
+    except KeyError:
+        raise WeightError(
+            f"activations are float16 or bfloat16 (got {dtype}); name one with dtype=torch.bfloat16"
+        ) from None
+
+
+def to_numpy(tensor: torch.Tensor) -> npt.NDArray[Any]:
+    """Return a tensor as a numpy array; a CPU tensor's memory is shared, bfloat16 included.
+
+    Types of 8 bits that numpy lacks come as uint8.
+    """
+    host = tensor.detach().cpu()
+    if host.dtype == torch.bfloat16:
+        shared: npt.NDArray[Any] = host.view(torch.int16).numpy().view(numpy_dtype(BF16))
+        return shared
+    array: npt.NDArray[Any] = as_bytes(host).numpy()
+    return array
+
+
+def from_numpy(array: npt.NDArray[Any]) -> torch.Tensor:
+    """Return a numpy array as a CPU tensor; a contiguous array's memory is shared, bfloat16 included."""
+    contiguous = np.ascontiguousarray(array)
+    if contiguous.dtype == numpy_dtype(BF16):
+        return torch.from_numpy(contiguous.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(contiguous.view(np.int32) if contiguous.dtype == np.uint32 else contiguous)
+
+
+def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor of float8 numbers as its codes, uint8, with the same memory; any other as it is."""
+    return tensor.view(torch.uint8) if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
