@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UnsupportedError, WeightError
-from ..models import Fields, Quantization, WeightFormat, read_quantization
+from ..models import MODELOPT_FILE, Fields, Quantization, WeightFormat, read_quantization
 from .stored import UNQUANTIZED, Packing, Stored
 
 _PACKED = "compressed-tensors"
@@ -15,10 +15,14 @@ _FORMATS = {
     "gptq": ("gptq", "gptq_v2"),
     "awq": ("awq",),
     "fp8": ("fp8",),
+    "fbgemm_fp8": ("fp8",),
     "mxfp4": ("mxfp4",),
     "modelopt": ("nvfp4", "fp8"),
+    "modelopt_fp4": ("nvfp4",),
     _PACKED: ("pack-quantized", "int-quantized", "fp8", "mxfp8", "nvfp4", "mxfp4"),
 }
+# Formats with zero points exactly if their tensors are there; GPTQ has them for symmetric weights too.
+_ZERO_POINTS_TOLD = ("pack-quantized", "int-quantized")
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,6 @@ class Declared:
         fields: The section.
         quantization: How each module is stored; None if that is not built, or nothing is quantized.
         why: Why it is not built, in words.
-        elsewhere: Whether another file, ModelOpt's hf_quant_config.json, says it instead.
         packings: Bits and group sizes of compressed-tensors' packed weights.
         gptq: What GPTQ tensors are: gptq, or gptq_v2, whose zero points are stored as they are.
     """
@@ -41,23 +44,22 @@ class Declared:
     fields: Fields
     quantization: Quantization | None = None
     why: str = ""
-    elsewhere: bool = False
     packings: tuple[Packing, ...] = ()
     gptq: str = "gptq"
 
 
 def read_declared(config: Fields) -> Declared:
-    """Read the section.
+    """Read the section, or ModelOpt's file beside the config.
 
     Raises:
         ConfigError: A field is missing or wrong.
     """
     section = config.table("quantization_config")
-    elsewhere = (config.file.parent / "hf_quant_config.json").exists()
-    if not config.has("quantization_config"):
-        why = "its format is declared in hf_quant_config.json, which is not built yet" if elsewhere else ""
-        return Declared(config.file, "", section, why=why, elsewhere=elsewhere)
-    method = section.text("quant_method")
+    method = section.text("quant_method", "")
+    if not section.data:
+        if not (config.file.parent / MODELOPT_FILE).is_file():
+            return Declared(config.file, "", section)
+        method = "modelopt"
     quantization, why = None, ""
     try:
         quantization = read_quantization(config)
@@ -69,7 +71,6 @@ def read_declared(config: Fields) -> Declared:
         section,
         quantization,
         why,
-        elsewhere,
         _packings(section) if method == _PACKED else (),
         "gptq_v2" if section.data.get("checkpoint_format") == "gptq_v2" else "gptq",
     )
@@ -99,8 +100,6 @@ def check_module(declared: Declared, module: str, stored: Stored) -> None:
     if stored.format == UNQUANTIZED:
         return
     if not declared.method:
-        if declared.elsewhere:
-            return
         raise _differ(declared, module, stored.format, "field quantization_config is missing")
     formats = _FORMATS.get(declared.method, (stored.format,))
     if stored.format not in formats:
@@ -111,10 +110,9 @@ def check_module(declared: Declared, module: str, stored: Stored) -> None:
         fields = declared.fields
         bits, size = fields.integer("bits", stored.bits), fields.integer("group_size", -1, least=-1)
         _compare(declared, module, stored, bits, size)
-    elif declared.method == "fp8" and declared.fields.has("weight_block_size"):
-        block = declared.fields.integers("weight_block_size")
-        if stored.block != tuple(block):
-            raise _differ(declared, module, f"a scale per {stored.scales}", f"weight_block_size {block}")
+    block = declared.fields.integers("weight_block_size")
+    if stored.format == "fp8" and block and stored.block != tuple(block):
+        raise _differ(declared, module, f"a scale per {stored.scales}", f"weight_block_size {block}")
 
 
 def _check_built(declared: Declared, quantization: Quantization, module: str, stored: Stored) -> None:
@@ -125,15 +123,17 @@ def _check_built(declared: Declared, quantization: Quantization, module: str, st
     if wanted is None:
         raise _differ(declared, module, stored.format, "not quantized")
     _compare(declared, module, stored, wanted.weight.bits, wanted.group_size)
-    if stored.format == "pack-quantized" and stored.zero_points:
-        raise _differ(declared, module, "zero points", "symmetric weights")
+    if stored.format in _ZERO_POINTS_TOLD and stored.zero_points != wanted.weight.zero_point:
+        kinds = ("symmetric weights", "zero points")
+        found, said = kinds if wanted.weight.zero_point else reversed(kinds)
+        raise _differ(declared, module, found, said)
 
 
 def _compare(declared: Declared, module: str, stored: Stored, bits: int, group_size: int) -> None:
     if stored.bits != bits:
         raise _differ(declared, module, f"{stored.bits} bits", f"{bits} bits")
     size = stored.k if group_size == -1 else min(group_size, stored.k)
-    if stored.block != (1, size):
+    if stored.block is None or stored.block[1] != size:
         raise _differ(declared, module, f"a scale per {stored.scales}", f"group_size {group_size}")
 
 

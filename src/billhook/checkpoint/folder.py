@@ -7,10 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
 from ..errors import ConfigError, WeightError
-from ..models import Fields
+from ..models import Fields, read_object
 from .header import Tensor, read_header
 
 INDEX = "model.safetensors.index.json"
@@ -73,23 +71,6 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     ignored = [file.name for file in there if file not in files]
     notes = (f"not read, since {INDEX if weight_map else _SINGLE} is there: {', '.join(ignored)}",)
     return Checkpoint(folder, config, tuple(files), tensors, notes if ignored else ())
-
-
-def read_object(file: Path) -> Fields:
-    """Read a JSON file that holds an object.
-
-    Raises:
-        ConfigError: Unreadable, not JSON, or not an object.
-    """
-    try:
-        found = msgspec.json.decode(file.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"cannot read {file}: {error.strerror}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{file}: not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"{file}: must hold a JSON object (got {type(found).__name__})")
-    return Fields(file, found)
 
 
 def _read_index(file: Path) -> dict[str, str]:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from ..arch import Arch
-from ..config import GemmTypes, Problem
+from ..config import Problem
 from ..dtypes import DType
 from ..errors import ConfigError, UnsupportedError, WeightError
-from ..models import Gemm, Model, activations_type, check_split, gemms
+from ..models import Gemm, Model, activations_type, check_gemm, gemm_types, gemms
 from ..select import spans
 from .declared import Declared, check_quantized
 from .modules import Linear, template
@@ -168,10 +168,10 @@ def _ask(
         wanted = declared.quantization.stored(gemm.modules)
         if wanted is None:
             return "not quantized, by the config"
-        check_split(model, gemm, wanted, tp)
+        check_gemm(model, gemm, wanted, tp)
     except UnsupportedError as error:
         return str(error).removeprefix(f"{gemm.modules[0]}: ").removeprefix(f"{model.name}: ")
-    types = GemmTypes(act, wanted.weight, act, act)
+    types = gemm_types(act, wanted)
     return Problem(1, gemm.n, gemm.k, types, wanted.group_size, gemm.num_experts, gemm.top_k)
 
 

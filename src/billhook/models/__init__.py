@@ -1,12 +1,14 @@
 """A Hugging Face config.json -> the quantized GEMMs that an inference engine issues for the model."""
 
-from .fields import Fields
-from .layer import Gemm, Layer, activations_type, check_split, gemms, layers
+from .fields import Fields, read_object
+from .layer import Gemm, Layer, activations_type, check_gemm, gemm_types, gemms, layers
+from .methods import MODELOPT_FILE, read_quantization
 from .model import KNOWN, Model, load_model
-from .quantization import Quantization, WeightFormat, read_quantization
+from .quantization import Quantization, WeightFormat
 
 __all__ = [
     "KNOWN",
+    "MODELOPT_FILE",
     "Fields",
     "Gemm",
     "Layer",
@@ -14,9 +16,11 @@ __all__ = [
     "Quantization",
     "WeightFormat",
     "activations_type",
-    "check_split",
+    "check_gemm",
+    "gemm_types",
     "gemms",
     "layers",
     "load_model",
+    "read_object",
     "read_quantization",
 ]

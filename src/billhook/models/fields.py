@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from ..errors import ConfigError
 
 
@@ -111,3 +113,20 @@ class Fields:
     def _value(self, name: str, default: Any) -> Any:
         value = self.data.get(name)
         return default if value is None else value
+
+
+def read_object(file: Path) -> Fields:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        ConfigError: Unreadable, not JSON, or not an object.
+    """
+    try:
+        found = msgspec.json.decode(file.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"cannot read {file}: {error.strerror}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{file}: not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{file}: must hold a JSON object (got {type(found).__name__})")
+    return Fields(file, found)

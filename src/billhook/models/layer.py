@@ -37,6 +37,7 @@ class Layer:
         rows_per_token: Rows of A for each token: the model's top_k for w2, whose input is one row per
             (token, expert) pair, else 1.
         bias: Whether a bias is added.
+        ordered: Whether activations are brought into another order of features before it (act-order).
     """
 
     model: str
@@ -51,6 +52,7 @@ class Layer:
     top_k: int = 0
     rows_per_token: int = 1
     bias: bool = False
+    ordered: bool = False
 
     @property
     def id(self) -> str:
@@ -120,29 +122,54 @@ def layers(model: Model, tp: int = 1, act: DType | None = None) -> list[Layer]:
         for gemm in gemms(model, index, tp):
             stored = model.quantization.stored(gemm.modules)
             if stored is not None:
-                check_split(model, gemm, stored, tp)
+                check_gemm(model, gemm, stored, tp)
                 counts[replace(gemm, modules=()), stored] += 1
     if not counts:
         raise ConfigError(f"{model.file}: no layer is quantized, by its quantization_config; nothing to plan")
-    variants = Counter(gemm.name for gemm, _ in counts)
-    in_order = sorted(counts.items(), key=lambda item: (_ORDER.index(item[0][0].name), item[0][1].group_size))
+    variants: dict[str, set[WeightFormat]] = {}
+    for gemm, stored in counts:
+        variants.setdefault(gemm.name, set()).add(stored)
+    in_order = sorted(
+        counts.items(), key=lambda item: (_ORDER.index(item[0][0].name), *_suffixes(item[0][1]))
+    )
     return [
         Layer(
             model=model.name,
             tp=tp,
-            name=gemm.name if variants[gemm.name] == 1 else f"{gemm.name}_g{stored.group_size}",
+            name=_name(gemm, stored, variants[gemm.name]),
             n=gemm.n,
             k=gemm.k,
-            types=str(GemmTypes(act, stored.weight, act, act)),
+            types=str(gemm_types(act, stored)),
             group_size=stored.group_size,
             count=count,
             num_experts=gemm.num_experts,
             top_k=gemm.top_k,
             rows_per_token=gemm.rows_per_token,
             bias=gemm.bias,
+            ordered=stored.ordered,
         )
         for (gemm, stored), count in in_order
     ]
+
+
+def _name(gemm: Gemm, stored: WeightFormat, variants: set[WeightFormat]) -> str:
+    """Return a GEMM's name, with what tells it from the others of that name behind it."""
+    parts = zip(_suffixes(stored), zip(*map(_suffixes, variants), strict=True), strict=True)
+    return "".join([gemm.name, *(f"_{one[1]}" for one, all_of in parts if len(set(all_of)) > 1)])
+
+
+def _suffixes(stored: WeightFormat) -> tuple[tuple[int, str], ...]:
+    """Return what may tell formats of one GEMM apart: keys to sort by, and how names spell them."""
+    return (
+        (stored.weight.bits, f"{stored.weight}"),
+        (stored.group_size, f"g{stored.group_size}"),
+        (int(stored.ordered), "ordered" if stored.ordered else "plain"),
+    )
+
+
+def gemm_types(act: DType, stored: WeightFormat) -> GemmTypes:
+    """Return the types of the GEMM of a weight and activations of type `act`."""
+    return GemmTypes(act, stored.weight, stored.scale or act, act)
 
 
 _ORDER = ("qkv", "o", "gate_up", "down", "w13", "w2", "shared_gate_up", "shared_down")
@@ -236,14 +263,26 @@ def _unsplittable(model: Model, what: str, total: int, tp: int) -> UnsupportedEr
     return UnsupportedError(f"{model.name}: {total} {what} cannot be split over tensor-parallel size {tp}")
 
 
-def check_split(model: Model, gemm: Gemm, stored: WeightFormat, tp: int) -> None:
-    """Refuse to cut a group of weights that share a scale.
+def check_gemm(model: Model, gemm: Gemm, stored: WeightFormat, tp: int) -> None:
+    """Refuse to cut a group of weights that share a scale, and orders of features that no GEMM can have.
 
     Raises:
-        UnsupportedError: Each GPU's share of k is no whole number of groups.
+        UnsupportedError: Each GPU's share of k is no whole number of groups, or act-order mixes those shares,
+            or the experts of a layer have orders of their own.
     """
-    if tp > 1 and gemm.row_parallel and stored.group_size > 0 and gemm.k % stored.group_size:
+    split = tp > 1 and gemm.row_parallel
+    if split and stored.group_size > 0 and gemm.k % stored.group_size:
         raise UnsupportedError(
             f"{model.name}: tensor-parallel size {tp} gives {gemm.name} k = {gemm.k}, which is not a "
             f"multiple of group_size {stored.group_size}; a group cannot be split"
+        )
+    if stored.ordered and split:
+        raise UnsupportedError(
+            f"{model.name}: tensor-parallel size {tp} splits {gemm.name} along k, whose order act-order "
+            "(desc_act = true) changes; it can be served by one GPU"
+        )
+    if stored.ordered and gemm.num_experts:
+        raise UnsupportedError(
+            f"{model.name}: {gemm.name} has experts in act-order (desc_act = true), each in an order of its "
+            "own, but they read the same activations; it is not built"
         )

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
 from ..errors import ConfigError, UnsupportedError
-from .fields import Fields
-from .quantization import Quantization, WeightFormat, read_quantization
+from .fields import Fields, read_object
+from .methods import read_quantization
+from .quantization import Quantization, WeightFormat
 
 
 @dataclass(frozen=True)
@@ -127,8 +126,8 @@ def load_model(path: str | Path, stored: WeightFormat | None = None) -> Model:
         UnsupportedError: A weight format or an architecture that is not built yet.
     """
     file = _find(Path(path))
-    fields = Fields(file, _read(file))
-    quantization = Quantization("", frozenset(), (), (), stored) if stored else read_quantization(fields)
+    fields = read_object(file)
+    quantization = Quantization("", default=stored) if stored else read_quantization(fields)
     architecture = _architecture(fields)
     notes = _notes(fields, architecture)
     hidden_size = fields.integer("hidden_size")
@@ -150,7 +149,7 @@ def load_model(path: str | Path, stored: WeightFormat | None = None) -> Model:
         experts=experts,
         biases=_biases(fields, architecture),
         quantization=quantization,
-        notes=notes,
+        notes=(*notes, *quantization.notes),
     )
 
 
@@ -163,18 +162,6 @@ def _find(path: Path) -> Path:
 
 def _unreadable(file: Path, error: OSError) -> ConfigError:
     return ConfigError(f"cannot read model config {file}: {error.strerror}")
-
-
-def _read(file: Path) -> dict[str, object]:
-    try:
-        content = msgspec.json.decode(file.read_bytes())
-    except OSError as error:
-        raise _unreadable(file, error) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{file}: not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{file}: must hold a JSON object (got {type(content).__name__})")
-    return content
 
 
 def _architecture(fields: Fields) -> str:

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from .. import arch as archs
 from ..arch import Arch
+from ..config import parse_types
 from ..dtypes import BF16, F16, U4B8, DType
 from ..errors import InputError, UnsupportedError
 from ..models import Layer, Model, layers, load_model
@@ -36,7 +37,17 @@ from .release import ACTIVATIONS, Release, matches
 PARALLEL_SIZES = (1, 2, 4, 8)
 UNLIMITED = 1 << 30  # tokens; far above every size at which the host's choice changes
 
-_FORMATS = {"u4b8": "gptq-int4", "u8b128": "gptq-int8", "u4": "awq-int4", "u8": "awq-int8"}
+# Types of weights and scales (after those of activations) -> what releases call the format.
+_FORMATS = {
+    "u4b8": "gptq-int4",
+    "u8b128": "gptq-int8",
+    "u4": "awq-int4",
+    "u8": "awq-int8",
+    "e4m3fn": "fp8",
+    "e2m1f_e4m3fn": "nvfp4",
+    "e2m1f_e8m0fnu": "mxfp4",
+    "e4m3fn_e8m0fnu": "mxfp8",
+}
 _DTYPES = {"float16": "f16", "bfloat16": "bf16"}
 _ACTS = {"f16": F16, "bf16": BF16}
 _WEIGHT_BITS = {"kU4": 4, "kU4B8": 4, "kFE2M1f": 4, "kU8B128": 8, "kFE4M3fn": 8}
@@ -218,7 +229,12 @@ def _requests(model: Model, size: int, narrowing: Narrowing) -> Iterator[Request
     dtype = _DTYPES.get(model.dtype)
     act = _ACTS[dtype] if dtype else F16 if narrowing.activations else None
     for layer in _split(model, size, act):
-        formats = narrowing.formats or (_FORMATS[layer.types.split("_")[1]],)
+        if layer.ordered and not narrowing.formats:
+            raise UnsupportedError(
+                f"{layer.id} is in act-order (desc_act = true), whose kernels are not told apart yet; "
+                "name what to keep with --formats"
+            )
+        formats = narrowing.formats or (_FORMATS[_stored(layer)],)
         groups: Sequence[int | None] = narrowing.group_sizes
         if not groups:
             groups = (None,) if narrowing.formats else (layer.group_size,)
@@ -238,6 +254,11 @@ def _requests(model: Model, size: int, narrowing: Narrowing) -> Iterator[Request
                             experts,
                             layer.top_k * layer.rows_per_token,
                         )
+
+
+def _stored(layer: Layer) -> str:
+    types = parse_types(layer.types)
+    return str(types.b) if types.s == types.a else f"{types.b}_{types.s}"
 
 
 def _split(model: Model, size: int, act: DType | None) -> list[Layer]:

@@ -69,7 +69,6 @@ def test_plan_json_is_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ([], "MODEL"),
         (["no-such-folder"], "no-such-folder"),
-        ([str(EXAMPLES / "deepseek-r1-distill-llama-8b-awq")], "'awq' is not built yet"),
         ([QWEN, "--arch", "abc"], "abc"),
         ([QWEN, "--arch", ""], "no GPU architecture"),
         ([QWEN, "--arch", "7.0"], "7.0"),

@@ -34,7 +34,7 @@ def counts(found: dict[str, Layer]) -> dict[str, int]:
 REST = {"qkv": 32, "o": 32, "gate_up": 32}
 ALL = REST | {"down": 32}
 QKV_MLP = {"qkv": 32, "gate_up": 32, "down": 32}
-METHODS = ("awq", "fp8", "mxfp4", "modelopt", "bitsandbytes", "new")
+METHODS = ("bitsandbytes", "quip", "new")
 
 
 @pytest.mark.parametrize(
@@ -92,6 +92,159 @@ def test_a_named_target_comes_before_all_linear_layers(tmp_path: Path) -> None:
     assert read(tmp_path, COMPRESSED, {"config_groups": groups})["down"].group_size == 32
 
 
+def float8(strategy: str, **more: object) -> dict[str, Any]:
+    return {"targets": ["Linear"], "weights": {"num_bits": 8, "type": "float", "strategy": strategy} | more}
+
+
+def of_floats(bits: int, strategy: str, size: int) -> dict[str, Any]:
+    weights = {"num_bits": bits, "type": "float", "strategy": strategy, "group_size": size}
+    return {"config_groups": {"a": {"targets": ["Linear"], "weights": weights}}}
+
+
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 64, "zero_point": True, "version": "GEMM"}
+FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
+
+
+@pytest.mark.parametrize(
+    ("base", "change", "types", "group_size"),
+    [
+        (GPTQ, {"bits": 8}, "u8b128_f16", 128),
+        (GPTQ, {"sym": False}, "u4_f16", 128),
+        (GPTQ, {"sym": False, "bits": 8, "group_size": 32}, "u8_f16", 32),
+        (GPTQ, AWQ, "u4_f16", 64),
+        (GPTQ, FP8, "e4m3fn_f16", 128),
+        (GPTQ, FP8 | {"weight_block_size": None}, "e4m3fn_f16", -1),
+        (GPTQ, {"quant_method": "fbgemm_fp8"}, "e4m3fn_f16", -1),
+        (GPTQ, {"quant_method": "mxfp4"}, "e2m1f_e8m0fnu", 32),
+        (GPTQ, {"quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 16}, "e2m1f_e4m3fn", 16),
+        (GPTQ, {"quant_method": "modelopt", "quant_algo": "FP8", "group_size": None}, "e4m3fn_f16", -1),
+        (
+            GPTQ,
+            {"quant_method": "modelopt", "quantization": {"quant_algo": "FP8"}},
+            "e4m3fn_f16",
+            -1,
+        ),
+        (COMPRESSED, {"config_groups": {"a": group(num_bits=8)}}, "u8b128_bf16", 128),
+        (COMPRESSED, {"config_groups": {"a": group(symmetric=False)}}, "u4_bf16", 128),
+        (
+            COMPRESSED,
+            {
+                "format": "int-quantized",
+                "config_groups": {"a": group(num_bits=8, strategy="channel") | {"input_activations": {}}},
+            },
+            "u8b128_bf16",
+            -1,
+        ),
+        (COMPRESSED, {"config_groups": {"a": float8("tensor")}}, "e4m3fn_bf16", -1),
+        (COMPRESSED, {"config_groups": {"a": float8("channel")}}, "e4m3fn_bf16", -1),
+        (
+            COMPRESSED,
+            {"config_groups": {"a": float8("block", block_structure=[128, 128])}},
+            "e4m3fn_bf16",
+            128,
+        ),
+        (COMPRESSED, of_floats(8, "group", 32), "e4m3fn_e8m0fnu", 32),
+        (COMPRESSED, of_floats(4, "group", 32), "e2m1f_e8m0fnu", 32),
+        (COMPRESSED, of_floats(4, "tensor_group", 16), "e2m1f_e4m3fn", 16),
+    ],
+)
+def test_every_format(tmp_path: Path, base: str, change: dict[str, Any], types: str, group_size: int) -> None:
+    found = read(tmp_path, base, change)
+    assert {layer.types.partition("_")[2].rpartition("_")[0] for layer in found.values()} == {types}
+    assert {layer.group_size for layer in found.values()} == {group_size}
+    assert counts(found) == ALL
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (AWQ | {"modules_to_not_convert": ["model.layers.0.", "lm_head"]}, dict.fromkeys(ALL, 31)),
+        (FP8 | {"modules_to_not_convert": ["model.layers.*.self_attn"]}, {"gate_up": 32, "down": 32}),
+        (FP8 | {"ignored_layers": ["model.layers.7.mlp.down_proj"]}, REST | {"down": 31}),
+        (
+            {"quant_method": "modelopt", "quant_algo": "NVFP4", "exclude_modules": ["*.layers.1.self_attn*"]},
+            {"qkv": 31, "o": 31, "gate_up": 32, "down": 32},
+        ),
+        (
+            {
+                "quant_method": "modelopt",
+                "quant_algo": "MIXED_PRECISION",
+                "quantized_layers": {
+                    "model.layers.0.mlp.down_proj": {"quant_algo": "NVFP4", "group_size": 16},
+                    "model.layers.1.mlp.down_proj": {"quant_algo": "FP8"},
+                },
+            },
+            {"down_e2m1f_g16": 1, "down_e4m3fn_g-1": 1},
+        ),
+        (
+            {"dynamic": {r"+:.*\.7\..*down": {"bits": 8}}},
+            REST | {"down_u4b8": 31, "down_u8b128": 1},
+        ),
+    ],
+)
+def test_exceptions_of_other_methods(
+    tmp_path: Path, change: dict[str, Any], expected: dict[str, int]
+) -> None:
+    if "quant_method" in change:
+        change = {"modules_to_not_convert": None, "group_size": 16} | change
+    assert counts(read(tmp_path, GPTQ, change)) == expected
+
+
+def test_activation_order_is_told(tmp_path: Path) -> None:
+    assert all(layer.ordered for layer in read(tmp_path, GPTQ, {"desc_act": True}).values())
+    assert not any(layer.ordered for layer in read(tmp_path, GPTQ, {}).values())
+    change = {"config_groups": {"a": group(actorder="group")}}
+    assert all(layer.ordered for layer in read(tmp_path, COMPRESSED, change).values())
+
+
+def test_activation_order_is_not_split_along_k(tmp_path: Path) -> None:
+    read(tmp_path, GPTQ, {"desc_act": True})
+    with pytest.raises(UnsupportedError, match=r"splits o along k.*act-order"):
+        layers(load_model(tmp_path), tp=2)
+
+
+def test_experts_in_activation_order_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match=r"w13 has experts in act-order"):
+        read(tmp_path, "qwen3-30b-a3b-gptq-int4", {"desc_act": True})
+
+
+def test_modelopt_may_declare_its_format_in_a_file_of_its_own(tmp_path: Path) -> None:
+    config = json.loads((EXAMPLES / GPTQ / "config.json").read_text())
+    del config["quantization_config"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    section = {"quant_algo": "NVFP4", "group_size": 16, "exclude_modules": ["lm_head", "*.self_attn*"]}
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps({"quantization": section}))
+    found = layers(load_model(tmp_path))
+    assert {(layer.name, layer.types) for layer in found} == {
+        ("gate_up", "f16_e2m1f_e4m3fn_f16"),
+        ("down", "f16_e2m1f_e4m3fn_f16"),
+    }
+
+
+PACKED = {
+    "quant_method": "billhook",
+    "version": 1,
+    "modules": {
+        "model.layers.0.self_attn.qkv_proj": {
+            "weight": "u4b8",
+            "group_size": 32,
+            "parts": {f"model.layers.0.self_attn.{name}_proj": 64 for name in "qkv"},
+        },
+        "model.layers.1.mlp.down_proj": {
+            "weight": "e2m1f",
+            "scale": "e4m3fn",
+            "group_size": 16,
+        },
+    },
+}
+
+
+def test_packed_folders_say_how_each_module_is_stored(tmp_path: Path) -> None:
+    found = read(tmp_path, GPTQ, PACKED)
+    assert counts(found) == {"qkv": 1, "down": 1}
+    assert (found["qkv"].group_size, found["down"].group_size) == (32, 16)
+
+
 def test_channel_scales(tmp_path: Path) -> None:
     change = {"config_groups": {"a": group(strategy="channel", group_size=None, actorder="weight")}}
     assert {layer.group_size for layer in read(tmp_path, COMPRESSED, change).values()} == {-1}
@@ -101,19 +254,26 @@ def test_channel_scales(tmp_path: Path) -> None:
     ("base", "change", "words"),
     [
         *((GPTQ, {"quant_method": name}, [name, "not built yet"]) for name in METHODS),
-        (GPTQ, {"bits": 8}, ["8 bits", "not built yet"]),
-        (GPTQ, {"sym": False}, ["zero points", "not built yet"]),
-        (GPTQ, {"desc_act": True}, ["desc_act", "128", "not built yet"]),
+        (GPTQ, {"bits": 3}, ["3 bits", "not built yet"]),
         (GPTQ, {"checkpoint_format": "marlin"}, ["marlin", "not built yet"]),
-        (GPTQ, {"dynamic": {".*down_proj": {"bits": 8}}}, ["layers.0.mlp.down_proj", "8 bits"]),
+        (GPTQ, {"dynamic": {".*down_proj": {"bits": 2}}}, ["layers.0.mlp.down_proj", "2 bits"]),
         (GPTQ, {"dynamic": {"-:.*q_proj": {}}}, ["q_proj", "different ways"]),
+        (GPTQ, {"dynamic": {".*q_proj": {"bits": 8}}}, ["q_proj", "different ways"]),
+        (GPTQ, {"quant_method": "awq", "version": "gemv"}, ["gemv", "not built yet"]),
+        (GPTQ, {"quant_method": "awq", "bits": 8}, ["AWQ", "8 bits"]),
+        (GPTQ, {"quant_method": "awq", "zero_point": False}, ["AWQ without zero points"]),
+        (GPTQ, {"quant_method": "fp8", "weight_block_size": [64, 128]}, ["[64, 128]"]),
+        (GPTQ, {"quant_method": "fp8", "fmt": "e5m2"}, ["e5m2"]),
+        (GPTQ, {"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}, ["W4A8_AWQ"]),
+        (GPTQ, {"quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 32}, ["32", "groups of 16"]),
         (COMPRESSED, {"format": "marlin-24"}, ["marlin-24", "not built yet"]),
-        (COMPRESSED, {"config_groups": {"a": group(num_bits=8)}}, ["8-bit", "not built yet"]),
-        (COMPRESSED, {"config_groups": {"a": group(type="float")}}, ["float", "not built yet"]),
-        (COMPRESSED, {"config_groups": {"a": group(symmetric=False)}}, ["zero points", "not built yet"]),
-        (COMPRESSED, {"config_groups": {"a": group(actorder="group")}}, ["actorder", "not built yet"]),
+        (COMPRESSED, {"config_groups": {"a": group(num_bits=6)}}, ["6-bit", "not built yet"]),
+        (COMPRESSED, {"config_groups": {"a": group(type="float")}}, ["4-bit floats", "128"]),
+        (COMPRESSED, {"config_groups": {"a": group(type="float", symmetric=False)}}, ["zero points"]),
         (COMPRESSED, {"config_groups": {"a": group(strategy="block")}}, ["block", "not built yet"]),
-        (COMPRESSED, {"config_groups": {"a": group() | {"input_activations": {}}}}, ["activations"]),
+        (COMPRESSED, {"config_groups": {"a": float8("block", block_structure=[64, 64])}}, ["[64, 64]"]),
+        (COMPRESSED, {"sparsity_config": {"format": "sparse-24-bitmask"}}, ["sparse-24-bitmask"]),
+        (COMPRESSED, {"transform_config": {"config_groups": {"u": {}}}}, ["transform_config"]),
     ],
 )  # fmt: skip
 def test_what_is_not_built(tmp_path: Path, base: str, change: dict[str, Any], words: list[str]) -> None:
@@ -136,6 +296,7 @@ def test_what_is_not_built(tmp_path: Path, base: str, change: dict[str, Any], wo
         (GPTQ, {"modules_in_block_to_quantize": [[3]]}, ["modules_in_block_to_quantize"]),
         (GPTQ, {"modules_to_not_convert": "lm_head"}, ["modules_to_not_convert", "'lm_head'"]),
         (GPTQ, {"modules_to_not_convert": ["layers"]}, ["no layer is quantized"]),
+        (GPTQ, PACKED | {"modules": {"a": {"weight": "u5", "group_size": 32}}}, ["modules.a.weight", "u5"]),
         (COMPRESSED, {"config_groups": {}}, ["config_groups"]),
         (
             COMPRESSED,

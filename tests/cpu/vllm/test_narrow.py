@@ -161,8 +161,9 @@ def test_an_moe_model_keeps_all_tiles_that_the_host_compares() -> None:
 
 
 def test_formats_stand_in_for_what_the_config_says() -> None:
-    with pytest.raises(UnsupportedError, match="with --formats, only the config's shapes are read"):
-        requests(Narrowing(models=(AWQ,)))
+    stored = requests(Narrowing(models=(AWQ,)))
+    assert stored is not None
+    assert {(one.format, one.group_size) for one in stored} == {("awq-int4", 128)}
     found = requests(Narrowing(models=(AWQ,), formats=("awq-int4", "nvfp4"), activations=("bf16", "int8")))
     assert found is not None
     assert {(one.format, one.activation, one.group_size) for one in found} == {
@@ -170,6 +171,15 @@ def test_formats_stand_in_for_what_the_config_says() -> None:
     }
     planned = marlin.plan(job(Narrowing(models=(AWQ,), formats=("awq-int4",), group_sizes=(128,))))
     assert {(one.format, one.group_blocks) for one in planned.kernels} == {("awq-int4", 8)}
+
+
+def test_weights_in_activation_order_need_formats(tmp_path: Path) -> None:
+    config = json.loads((AWQ.parent / "llama-3.1-8b-gptq-int4/config.json").read_text())
+    config["quantization_config"]["desc_act"] = True
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedError, match=r"act-order.*--formats"):
+        requests(Narrowing(models=(tmp_path,)))
+    assert requests(Narrowing(models=(tmp_path,), formats=("gptq-int4",)))
 
 
 def test_every_parallel_size_that_splits_the_model_counts() -> None:
@@ -272,7 +282,7 @@ def test_the_command_shows_counts_and_reasons(capsys: pytest.CaptureFixture[str]
         (["--target", "vllm-0.33", "--act", "f8"], "--act f8 is not known; known are f16, bf16, int8, fp8"),
         (["--target", "vllm-0.33", "--group-size", "0"], "--group-size 0 is not known; known are -1,"),
         (["--target", "vllm-0.33", "--arch", "abc"], "'abc' is not a GPU architecture"),
-        (["--target", "vllm-0.33", "missing.json"], "cannot read model config missing.json"),
+        (["--target", "vllm-0.33", "missing.json"], "cannot read missing.json"),
     ],
 )
 def test_the_command_refuses_what_makes_no_sense(
