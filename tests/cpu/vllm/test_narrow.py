@@ -174,7 +174,7 @@ def test_formats_stand_in_for_what_the_config_says() -> None:
 
 
 def test_weights_in_activation_order_need_formats(tmp_path: Path) -> None:
-    config = json.loads((AWQ.parent / "llama-3.1-8b-gptq-int4/config.json").read_text())
+    config = json.loads(LLAMA.read_text())
     config["quantization_config"]["desc_act"] = True
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UnsupportedError, match=r"act-order.*--formats"):
