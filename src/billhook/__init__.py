@@ -6,7 +6,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from . import nn
     from .dispatch.provider import use_bundle
+    from .nn import quantize_model
     from .ops import (
         PackedWeight,
         Routing,
@@ -30,17 +32,24 @@ __all__ = [
     "import_gptq",
     "moe_block_m",
     "moe_gemm",
+    "nn",
     "pack_weight",
+    "quantize_model",
     "quantize_weight",
     "route",
     "use_bundle",
 ]
 
 
+_ELSEWHERE = {"quantize_model": ".nn", "use_bundle": ".dispatch.provider"}  # the others: ".ops"
+
+
 def __getattr__(name: str) -> Any:
     """Import what needs torch or CUDA when it is first asked for, so that commands start quickly without."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(".dispatch.provider" if name == "use_bundle" else ".ops", __name__)
+    if name == "nn":
+        return importlib.import_module(".nn", __name__)
+    module = importlib.import_module(_ELSEWHERE.get(name, ".ops"), __name__)
     value = globals()[name] = getattr(module, name)
     return value
