@@ -16,6 +16,7 @@ COMMANDS = {
     "inspect": "Show how a checkpoint's layers are stored, and which kernels serve them.",
     "plan": "Show which kernels a model needs, and why.",
     "build": "Compile a model's kernels into a bundle.",
+    "emit": "Write a model's kernels as a C++ library.",
     "verify": "Run every kernel of a bundle on the GPU against the reference.",
     "bench": "Measure kernels and installed peers side by side.",
     "explain": "Tell which kernel serves a problem, and why the others do not.",

@@ -189,6 +189,7 @@ def _commit(moves: Sequence[Move], aside: Path) -> None:
             if target.exists():
                 shutil.copy2(target, saved)
             done.append((saved, target))
+            target.parent.mkdir(parents=True, exist_ok=True)
             if source is None:
                 target.unlink()
             else:

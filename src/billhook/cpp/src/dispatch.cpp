@@ -1,0 +1,55 @@
+#include "dispatch.h"
+
+#include <algorithm>
+#include <tuple>
+
+namespace billhook {
+namespace {
+
+template <class T>  // ProblemClass or Problem
+auto key(const T& of) {
+  return std::tie(of.types, of.group_size, of.num_experts, of.top_k, of.n, of.k);
+}
+
+}  // namespace
+
+bool runs_on(const Target& target, int32_t major, int32_t minor) {
+  return target.major == major && (target.suffix == 'a' ? target.minor == minor : target.minor <= minor);
+}
+
+const ProblemClass* find_class(const Target& target, const Problem& problem) {
+  const ProblemClass* const first = kClasses + target.first_class;
+  const ProblemClass* const end = first + target.classes;
+  const ProblemClass* const found = std::lower_bound(
+      first, end, problem, [](const ProblemClass& one, const Problem& other) { return key(one) < key(other); });
+  return found != end && key(*found) == key(problem) ? found : nullptr;
+}
+
+const Kernel* select_kernel(const Problem& problem, int32_t major, int32_t minor) {
+  for (int32_t i = 0; i < kTargetCount; ++i) {
+    if (!runs_on(kTargets[i], major, minor)) continue;
+    const ProblemClass* const found = find_class(kTargets[i], problem);
+    if (found == nullptr) continue;
+    const Range* const first = kRanges + found->first_range;
+    const Range* const last = first + found->ranges - 1;  // serves all that is beyond it, too
+    const Range* const range =
+        std::lower_bound(first, last, problem.m, [](const Range& one, int32_t m) { return one.last < m; });
+    return kKernels + range->kernel;
+  }
+  return nullptr;
+}
+
+const Kernel* select_kernel_of(int32_t block_m, const Problem& problem, int32_t major, int32_t minor) {
+  const Kernel* const like = select_kernel(problem, major, minor);
+  if (like == nullptr || like->tile_m == block_m) return like;
+  const Kernel* nearest = nullptr;
+  for (const Kernel* one = kKernels; one != kKernels + kKernelCount; ++one) {
+    if (one->tile_m != block_m || one->target != like->target || one->types != like->types) continue;
+    if (one->group_size != like->group_size || one->indexed != like->indexed) continue;
+    if (one->tile_n == like->tile_n && one->tile_k == like->tile_k) return one;
+    if (nearest == nullptr) nearest = one;
+  }
+  return nearest;
+}
+
+}  // namespace billhook

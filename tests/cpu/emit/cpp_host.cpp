@@ -1,0 +1,68 @@
+// The parts of an emitted library that need no GPU, asked from a test: `select` answers lines on stdin with kernel names;
+// `pack ...` prints a random weight, its packed form and an error bound as named lines of numbers.
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "dispatch.h"
+#include "reference.h"
+
+namespace {
+
+void select() {
+  billhook::Problem p;
+  int major, minor, block_m, a, b, s, d;
+  while (std::scanf("%d %d %d %d %d %d %d %d %d %d %d %d %d", &major, &minor, &a, &b, &s, &d, &p.group_size, &p.num_experts,
+                    &p.top_k, &p.n, &p.k, &p.m, &block_m) == 13) {
+    p.types = billhook::pack_types(a, b, s, d);
+    const billhook::Kernel* const kernel =
+        block_m ? billhook::select_kernel_of(block_m, p, major, minor) : billhook::select_kernel(p, major, minor);
+    std::puts(kernel ? kernel->name : "-");
+  }
+}
+
+template <class T>
+void print(const char* name, const std::vector<T>& values) {
+  std::printf("%s", name);
+  for (const T& value : values) std::printf(" %.17g", static_cast<double>(value));
+  std::puts("");
+}
+
+void pack(char** numbers) {
+  int v[7];
+  for (int i = 0; i < 7; ++i) v[i] = std::atoi(numbers[i]);
+  test::Random random(1);
+  const test::Weight weight(static_cast<BillhookType>(v[0]), static_cast<BillhookType>(v[1]), static_cast<BillhookType>(v[2]),
+                            v[3], v[4], v[5], v[6], random);
+  std::vector<double> values;
+  for (int expert = 0; expert < weight.experts; ++expert)
+    for (int k = 0; k < weight.k; ++k)
+      for (int n = 0; n < weight.n; ++n) values.push_back(weight.value(expert, k, n));
+  print("codes", weight.codes);
+  print("scales", weight.scales);
+  print("zeros", weight.zeros);
+  print("values", values);
+  print("packed_codes", test::pack_codes(weight));
+  print("packed_scales", test::pack_scales(weight));
+  print("packed_zeros", test::pack_zeros(weight));
+  for (const bool rounds : {false, true}) {
+    const test::Bound bound(weight, weight.a, rounds);
+    const auto allowed = [&](double value, double magnitude, double activations) {
+      return bound.allowed({value, magnitude, activations});
+    };
+    print(rounds ? "rounding_bound" : "bound",
+          std::vector<double>{allowed(0, 0, 0), allowed(-1, 0, 0), allowed(0, 1, 0), allowed(0, 0, 1), bound.rms()});
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc == 2 && !std::strcmp(argv[1], "select")) {
+    select();
+    return 0;
+  }
+  if (argc != 9 || std::strcmp(argv[1], "pack")) return 2;
+  pack(argv + 2);
+  return 0;
+}
