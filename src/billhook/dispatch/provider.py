@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from ..build.bundle import Bundle
 from ..config import GemmTypes, KernelConfig, Problem
-from ..dtypes import U4B8, dtype
+from ..dtypes import dtype
 from . import cuda
 from .launch import ROUTE_THREADS
 from .loader import GemmKernel, LoadedKernel, load_gemm, load_kernel
@@ -30,7 +30,9 @@ class Request(NamedTuple):
         m: Tokens.
         n: Output features.
         k: Input features.
-        activations: "f16" or "bf16".
+        activations: Type of the activations, "f16" or "bf16".
+        weight: Type of the weights, such as "u4b8".
+        scale: Type of the scales.
         group_size: Weights along k that share one scale; -1 for channel scales.
         num_experts: 0 for a dense layer.
         top_k: 0 for a dense layer.
@@ -42,17 +44,23 @@ class Request(NamedTuple):
     n: int
     k: int
     activations: str
+    weight: str
+    scale: str
     group_size: int
     num_experts: int = 0
     top_k: int = 0
     block_m: int = 0
 
     @property
+    def types(self) -> GemmTypes:
+        """The element types; the output has the activations'."""
+        element = dtype(self.activations)
+        return GemmTypes(element, dtype(self.weight), dtype(self.scale), element)
+
+    @property
     def problem(self) -> Problem:
         """The problem, without the GPU."""
-        element = dtype(self.activations)
-        types = GemmTypes(element, U4B8, element, element)
-        return Problem(self.m, self.n, self.k, types, self.group_size, self.num_experts, self.top_k)
+        return Problem(self.m, self.n, self.k, self.types, self.group_size, self.num_experts, self.top_k)
 
 
 class Kernels:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..config import GemmTypes
 from ..dtypes import BF16, E2M1F, E4M3FN, E8M0FNU, F16, U4, U4B8, U8, U8B128, DType
 from ..errors import WeightError
 from . import pack as order
@@ -78,6 +79,18 @@ def find_format(name: str) -> PackedFormat:
         raise WeightError(
             f"no kernel reads weights of format {name!r}; known: {', '.join(FORMATS)}"
         ) from None
+
+
+def find_packed(types: GemmTypes) -> PackedFormat:
+    """Return the format of the weights of a GEMM.
+
+    Raises:
+        WeightError: No format has such weights and scales beside such activations.
+    """
+    for one in FORMATS.values():
+        if types.a in one.activations and types.b == one.weight and types.s == one.scale_type(types.a):
+            return one
+    raise WeightError(f"no packed weights have the types {types}")
 
 
 def read_number(number: int) -> PackedFormat:

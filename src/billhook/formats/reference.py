@@ -23,7 +23,7 @@ _MMA_K = 16
 _MMA_LOSSES = _MMA_K + 2
 _UNIT = 2.0**-23
 _MAX_WARPS = 16
-_EPILOGUE_STEPS = 4  # channel scale, bias, top-k weight, and one to spare
+_EPILOGUE_STEPS = 4  # channel scale, global scale, bias, top-k weight
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,9 @@ def error_bound(k: int, group_size: int, out: DType, rounded_weights: bool) -> E
     Args:
         k: Input features.
         group_size: Weights along k that share one scale; -1 for channel scales.
-        out: Type of the output, which is the activations' and scales' type too.
-        rounded_weights: Whether (code - 8) * scale is rounded to the activations' type before the MMA.
+        out: Type of the output, which is the activations' type too.
+        rounded_weights: Whether code times scale is rounded to the activations' type before the MMA; products
+            of e2m1 codes never are: with scales of 8 bits they are exact.
     """
     unit = rounding(out)
     blocks = -(-k // STRIP)

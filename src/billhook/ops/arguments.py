@@ -13,9 +13,12 @@ class Gemm(NamedTuple):
     a: torch.Tensor
     codes: torch.Tensor
     scales: torch.Tensor
+    zeros: torch.Tensor | None
+    global_scales: torch.Tensor | None
     bias: torch.Tensor | None
     n: int
     group_size: int
+    format: str
     split_k: bool
     config: str
 
@@ -31,9 +34,12 @@ class MoeGemm(NamedTuple):
     a: torch.Tensor
     codes: torch.Tensor
     scales: torch.Tensor
+    zeros: torch.Tensor | None
+    global_scales: torch.Tensor | None
     bias: torch.Tensor | None
     n: int
     group_size: int
+    format: str
     split_k: bool
     config: str
     topk_weights: torch.Tensor | None
@@ -61,9 +67,12 @@ class MoeGemmTopk(NamedTuple):
     a: torch.Tensor
     codes: torch.Tensor
     scales: torch.Tensor
+    zeros: torch.Tensor | None
+    global_scales: torch.Tensor | None
     bias: torch.Tensor | None
     n: int
     group_size: int
+    format: str
     split_k: bool
     config: str
     topk_weights: torch.Tensor | None

@@ -7,7 +7,10 @@ import torch
 from ..dispatch.launch import MAX_EXPERTS
 from ..dispatch.routing import capacity
 from ..errors import InputError, WeightError
+from ..formats.packed import find_format
 from .arguments import Gemm, MoeGemm, MoeGemmTopk
+from .kinds import KINDS
+from .tensors import DTYPES
 
 
 def check_gemm(p: Gemm) -> None:
@@ -16,8 +19,9 @@ def check_gemm(p: Gemm) -> None:
     Raises:
         WeightError: Wrong dtype, device, shape, strides or alignment.
     """
-    _check_activations(p.a, p.codes, p.scales)
-    _check_extra("bias", p.bias, p.a, p.n, p.a.dtype)
+    _check_operands(p)
+    if p.bias is not None:
+        _check_extra("bias", p.bias, p.a, p.n, p.a.dtype)
 
 
 def check_moe_gemm(p: MoeGemm) -> None:
@@ -27,9 +31,11 @@ def check_moe_gemm(p: MoeGemm) -> None:
         WeightError: As `check_gemm`.
         InputError: The routing has too little room.
     """
-    _check_activations(p.a, p.codes, p.scales)
-    _check_extra("bias", p.bias, p.a, p.experts * p.n, p.a.dtype)
-    _check_extra("topk_weights", p.topk_weights, p.a, p.rows, torch.float32)
+    _check_operands(p)
+    if p.bias is not None:
+        _check_extra("bias", p.bias, p.a, p.experts * p.n, p.a.dtype)
+    if p.topk_weights is not None:
+        _check_extra("topk_weights", p.topk_weights, p.a, p.rows, torch.float32)
     for tensor in (p.sorted_token_ids, p.expert_ids, p.num_tokens_padded):
         if tensor.dtype != torch.int32 or tensor.device != p.a.device or not tensor.is_contiguous():
             raise InputError(f"routing must be contiguous int32 on {p.a.device}, as billhook.route makes it")
@@ -73,20 +79,41 @@ def check_topk_ids(topk_ids: torch.Tensor, num_experts: int, block_m: int) -> No
         raise InputError(f"block_m must be at least 1 (got {block_m})")
 
 
-def _check_activations(a: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor) -> None:
-    if a.dtype != scales.dtype or a.dtype not in (torch.float16, torch.bfloat16):
-        raise WeightError(f"activations must be {scales.dtype} like the weight's scales (got {a.dtype})")
-    if codes.device != a.device or scales.device != a.device:
-        raise WeightError(f"activations are on {a.device}, the weight on {codes.device}")
+def _check_operands(p: Gemm | MoeGemm) -> None:
+    a, scales = p.a, p.scales
+    kind = KINDS.get((p.format, a.dtype))
+    if kind is None or scales.dtype != kind.scales:
+        _refuse_types(p)
+        return
+    device = a.get_device()
+    if p.codes.get_device() != device or scales.get_device() != device:
+        raise WeightError(f"activations are on {a.device}, the weight on {p.codes.device}")
+    if (p.zeros is None) == kind.zeros or (p.global_scales is None) == kind.global_scales:
+        raise WeightError(
+            f"{p.format} weights lack or have too many zeros or global_scales; pass PackedWeight's"
+        )
     if a.dim() != 2:
         raise WeightError(f"activations must be [m, k] (got shape {tuple(a.shape)}); use .reshape(-1, k)")
-    if a.stride(1) != 1 or (a.shape[0] > 1 and a.stride(0) % 8) or a.data_ptr() % 16:
+    rows, k = a.shape
+    between, step = a.stride()
+    if step != 1 or (between % 8 and rows > 1) or a.data_ptr() % 16:
         raise WeightError(
             "activations must have dense rows that begin at multiples of 16 bytes (got shape "
             f"{tuple(a.shape)}, strides {a.stride()}, address {a.data_ptr():#x}); use .contiguous()"
         )
-    if a.shape[1] % 16 or -(-a.shape[1] // 64) != codes.shape[-4]:
-        raise WeightError(f"activations have k={a.shape[1]}, the weight {codes.shape[-4]} blocks of 64")
+    if k % 16 or -(-k // 64) != p.codes.shape[kind.block_axis]:
+        raise WeightError(f"activations have k={k}, the weight {p.codes.shape[kind.block_axis]} blocks of 64")
+
+
+def _refuse_types(p: Gemm | MoeGemm) -> None:
+    """Say which activations multiply the weight."""
+    held = find_format(p.format)
+    if held.scale is None:
+        raise WeightError(f"activations must be {p.scales.dtype} like the weight's scales (got {p.a.dtype})")
+    names = " or ".join(str(DTYPES[one]) for one in held.activations)
+    raise WeightError(
+        f"activations of {p.format} weights must be {names}, scales uint8 (got {p.a.dtype}, {p.scales.dtype})"
+    )
 
 
 def check_output(p: Gemm | MoeGemm, d: torch.Tensor) -> None:
@@ -105,11 +132,7 @@ def check_output(p: Gemm | MoeGemm, d: torch.Tensor) -> None:
         raise WeightError(f"out must have dense rows at multiples of 8 bytes (strides {d.stride()})")
 
 
-def _check_extra(
-    name: str, extra: torch.Tensor | None, like: torch.Tensor, count: int, dtype: torch.dtype
-) -> None:
-    if extra is None:
-        return
+def _check_extra(name: str, extra: torch.Tensor, like: torch.Tensor, count: int, dtype: torch.dtype) -> None:
     if extra.dtype != dtype or extra.device != like.device or extra.numel() != count:
         raise WeightError(
             f"{name} must hold {count} elements of {dtype} on {like.device} "

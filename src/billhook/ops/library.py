@@ -12,7 +12,10 @@ from ..dispatch.routing import capacity
 from . import checks, on_cpu, on_cuda
 from .arguments import Gemm, MoeGemm, MoeGemmTopk
 
-_GEMM = "Tensor a, Tensor codes, Tensor scales, Tensor? bias, int n, int group_size, bool split_k, str config"
+_GEMM = (
+    "Tensor a, Tensor codes, Tensor scales, Tensor? zeros, Tensor? global_scales, Tensor? bias, "
+    "int n, int group_size, str format, bool split_k, str config"
+)
 _MOE_GEMM = (
     f"{_GEMM}, Tensor? topk_weights, int top_k, Tensor sorted_token_ids, Tensor expert_ids, "
     "Tensor num_tokens_padded, int block_m, bool complete"

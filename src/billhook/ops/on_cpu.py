@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ..dispatch import routing
-from ..dtypes import U4B8
-from ..formats import pack, u4b8
+from ..formats import host
+from ..formats.packed import PackedArrays
 from .arguments import Gemm, MoeGemm, MoeGemmTopk
 from .tensors import from_numpy, to_numpy
 
 
 def gemm_out(p: Gemm, out: torch.Tensor) -> None:
     """Compute a dense GEMM."""
-    result = p.a.float() @ _weight(p.codes, p.scales, p)
+    result = p.a.float() @ _weight(p)
     out.copy_(result if p.bias is None else result + p.bias.float())
 
 
@@ -26,7 +29,7 @@ def moe_gemm_out(p: MoeGemm, out: torch.Tensor) -> None:
     ids = p.sorted_token_ids[: blocks * p.block_m].long()
     for expert in experts.unique().tolist():
         mine = ids[(experts == expert) & (ids < p.rows)]
-        product = p.a[mine // p.top_k].float() @ _weight(p.codes[expert], p.scales[expert], p)
+        product = p.a[mine // p.top_k].float() @ _weight(p, expert)
         result[mine] = product if p.bias is None else product + p.bias.view(-1, p.n)[expert].float()
     out.copy_(result if p.topk_weights is None else result * p.topk_weights.reshape(-1, 1))
 
@@ -59,12 +62,21 @@ def route(
     return sorted_token_ids, expert_ids, torch.tensor([length], dtype=torch.int32)
 
 
-def _weight(codes: torch.Tensor, scales: torch.Tensor, p: Gemm | MoeGemm) -> torch.Tensor:
+def _weight(p: Gemm | MoeGemm, expert: int | None = None) -> torch.Tensor:
     """Return one dequantized weight, float32 [k, n]."""
-    k = int(p.a.shape[1])
-    unpacked = u4b8.Quantized(
-        pack.unpack_codes(to_numpy(codes).view(np.uint32), k, p.n, U4B8),
-        pack.unpack_scales(to_numpy(scales), k, p.n, p.group_size),
+
+    def read(tensor: torch.Tensor) -> npt.NDArray[Any]:
+        return to_numpy(tensor if expert is None else tensor[expert])
+
+    whole = None if p.global_scales is None else to_numpy(p.global_scales)
+    packed = PackedArrays(
+        p.format,
+        read(p.codes).view(np.uint32),
+        read(p.scales),
+        p.n,
+        int(p.a.shape[1]),
         p.group_size,
+        zeros=None if p.zeros is None else read(p.zeros),
+        global_scales=whole if whole is None or expert is None else whole[expert : expert + 1],
     )
-    return from_numpy(u4b8.dequantize(unpacked))
+    return from_numpy(host.dequantize(host.unpack(packed)))

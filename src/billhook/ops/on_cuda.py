@@ -13,9 +13,7 @@ from ..dispatch.provider import Request, kernels
 from ..dispatch.routing import capacity
 from ..errors import InputError
 from .arguments import Gemm, MoeGemm, MoeGemmTopk
-from .tensors import ELEMENTS
-
-TYPE_NAMES = {dtype: element.name for dtype, element in ELEMENTS.items()}
+from .kinds import KINDS
 
 
 def gemm_out(p: Gemm, out: torch.Tensor) -> None:
@@ -93,8 +91,10 @@ def _stream(device: int) -> int:
 
 
 def _request(p: Gemm | MoeGemm | MoeGemmTopk, experts: int = 0, top_k: int = 0, block_m: int = 0) -> Request:
-    m, k = p.a.shape
-    return Request(p.a.device.index, m, p.n, k, TYPE_NAMES[p.a.dtype], p.group_size, experts, top_k, block_m)
+    a = p.a
+    m, k = a.shape
+    names = KINDS[p.format, a.dtype].names
+    return Request(a.get_device(), m, p.n, k, *names, p.group_size, experts, top_k, block_m)
 
 
 def _kernel(config: str, request: Request) -> GemmKernel:
@@ -102,8 +102,8 @@ def _kernel(config: str, request: Request) -> GemmKernel:
     if not config:
         return source.gemm(request)
     chosen = _parse(config)
-    if chosen.group_size != request.group_size or chosen.types.a.name != request.activations:
-        raise InputError(f"kernel {config} is not for {request.activations}, group_size {request.group_size}")
+    if chosen.group_size != request.group_size or chosen.types != request.types:
+        raise InputError(f"kernel {config} is not for {request.types}, group_size {request.group_size}")
     if chosen.indexed != bool(request.num_experts) or request.block_m not in (0, chosen.tile.tile_m):
         wanted = f"MoE layers in blocks of {request.block_m}" if request.num_experts else "dense layers"
         raise InputError(f"kernel {config} is not for {wanted}")
@@ -116,21 +116,24 @@ def _parse(name: str) -> KernelConfig:
 
 
 def _launch(kernel: GemmKernel, tiles_m: int, p: Gemm | MoeGemm, out: torch.Tensor, **moe: int) -> None:
-    m, k = p.a.shape
+    a = p.a
+    m, k = a.shape
     launch.launch_gemm(
         kernel,
         _stream(kernel.kernel.device),
         torch.cuda.is_current_stream_capturing(),
         tiles_m,
-        a=p.a.data_ptr(),
+        a=a.data_ptr(),
         codes=p.codes.data_ptr(),
         scales=p.scales.data_ptr(),
+        zeros=0 if p.zeros is None else p.zeros.data_ptr(),
+        global_scales=0 if p.global_scales is None else p.global_scales.data_ptr(),
         bias=0 if p.bias is None else p.bias.data_ptr(),
         d=out.data_ptr(),
         m=p.rows,
         n=p.n,
         k=k,
-        lda=p.a.stride(0) if m > 1 else k,
+        lda=a.stride(0) if m > 1 else k,
         ldd=out.stride(0) if p.rows > 1 else p.n,
         groups=p.scales.shape[-2],
         split_k=p.split_k,

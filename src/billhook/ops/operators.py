@@ -9,6 +9,7 @@ dispatch table or the catalog's rules; `config` overrides that.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -16,7 +17,7 @@ from ..config import KernelConfig
 from ..dispatch.provider import Request, kernels
 from ..errors import InputError, WeightError
 from . import library
-from .on_cuda import TYPE_NAMES
+from .kinds import KINDS
 from .weight import PackedWeight
 
 _HOST_BLOCK_M = 16  # where there is no kernel to choose: any is right on the CPU
@@ -59,7 +60,7 @@ def gemm(
     """Multiply activations by a packed weight: D = A @ W + bias.
 
     Args:
-        a: float16 or bfloat16 [m, k] of the weight's type; rows dense, 16-byte aligned.
+        a: [m, k] of one of the weight's `dtypes`; rows dense, 16-byte aligned.
         weight: A dense packed weight.
         bias: [n] of the same type, or None.
         config: A kernel or its name; chosen for the problem if None.
@@ -75,7 +76,7 @@ def gemm(
         UnsupportedError: No kernel serves the problem on this GPU.
     """
     _check_operands(a, weight, moe=False)
-    arguments = (a, weight.codes, weight.scales, bias, weight.n, weight.group_size, split_k, _name(config))
+    arguments = _arguments(a, weight, bias, split_k, config)
     if out is None:
         return library.operators.gemm.default(*arguments)
     library.operators.gemm_out.default(*arguments, out)
@@ -99,7 +100,7 @@ def moe_gemm(
     (token, slot), and the routing is the same.
 
     Args:
-        a: float16 or bfloat16 [tokens, k], or [tokens * top_k, k], of the weight's type.
+        a: [tokens, k], or [tokens * top_k, k], of one of the weight's `dtypes`.
         weight: A packed MoE weight.
         routing: What `route` gave; or the expert ids [tokens, top_k] themselves, routed on the way.
         topk_weights: float32 [tokens, top_k] or [tokens * top_k], multiplied into the rows; or None.
@@ -118,7 +119,7 @@ def moe_gemm(
         InputError: `out` without a `Routing`, or a routing that does not fit.
     """
     _check_operands(a, weight, moe=True)
-    head = (a, weight.codes, weight.scales, bias, weight.n, weight.group_size, split_k, _name(config))
+    head = _arguments(a, weight, bias, split_k, config)
     if not isinstance(routing, Routing):
         if out is not None:
             raise InputError("out needs a Routing; call billhook.route first")
@@ -156,17 +157,24 @@ def route(topk_ids: torch.Tensor, num_experts: int, block_m: int, *, complete: b
     return Routing(ids, experts, length, topk_ids.numel(), topk_ids.shape[1], num_experts, block_m, complete)
 
 
-def moe_block_m(weight: PackedWeight, tokens: int, top_k: int) -> int:
+def moe_block_m(weight: PackedWeight, tokens: int, top_k: int, dtype: torch.dtype | None = None) -> int:
     """Return the `block_m` that suits `moe_gemm` of this weight best.
 
     Args:
         weight: A packed MoE weight.
         tokens: Number of tokens, at least 1.
         top_k: Experts that each token visits.
+        dtype: Type of the activations; `weight.dtype` if None.
 
     Raises:
         UnsupportedError: No kernel serves the problem on the weight's GPU.
+        WeightError: The weight is not multiplied by such activations.
     """
+    kind = dtype or weight.dtype
+    if kind not in weight.dtypes:
+        raise WeightError(
+            f"activations of {weight} must be {' or '.join(map(str, weight.dtypes))} (got {kind})"
+        )
     if weight.device.type != "cuda":
         return _HOST_BLOCK_M
     request = Request(
@@ -174,7 +182,7 @@ def moe_block_m(weight: PackedWeight, tokens: int, top_k: int) -> int:
         tokens,
         weight.n,
         weight.k,
-        TYPE_NAMES[weight.dtype],
+        *KINDS[weight.format, kind].names,
         weight.group_size,
         weight.num_experts,
         top_k,
@@ -197,5 +205,24 @@ def _check_operands(a: torch.Tensor, weight: PackedWeight, moe: bool) -> None:
         raise WeightError(f"activations have k={a.shape[-1]}, the weight k={weight.k}")
 
 
-def _name(config: KernelConfig | str | None) -> str:
-    return config.name if isinstance(config, KernelConfig) else config or ""
+def _arguments(
+    a: torch.Tensor,
+    weight: PackedWeight,
+    bias: torch.Tensor | None,
+    split_k: bool,
+    config: KernelConfig | str | None,
+) -> tuple[Any, ...]:
+    """Return what all operators take, in the order of their schemas."""
+    return (
+        a,
+        weight.codes,
+        weight.scales,
+        weight.zeros,
+        weight.global_scales,
+        bias,
+        weight.n,
+        weight.group_size,
+        weight.format,
+        split_k,
+        config.name if isinstance(config, KernelConfig) else config or "",
+    )

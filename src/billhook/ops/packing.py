@@ -12,7 +12,7 @@ from ..formats import stored as stored_forms
 from ..formats.host import HostWeight, Parts
 from ..formats.packed import find_format
 from . import pack_on_cuda
-from .tensors import as_bytes, find_element, from_numpy, to_numpy
+from .tensors import ELEMENTS, as_bytes, find_element, from_numpy, to_numpy
 from .weight import PackedWeight, from_arrays, to_arrays
 
 
@@ -52,7 +52,7 @@ def pack_weight(
     kind = find_format(format)
     if stored != "codes":
         stored_forms.check_form(stored, kind.weight.bits)
-    element = None if dtype is None else find_element(dtype)
+    element = ELEMENTS.get(scales.dtype) if dtype is None else find_element(dtype)
     held, factors = as_bytes(codes), as_bytes(scales)
     if codes.is_cuda:
         return pack_on_cuda.pack(

@@ -19,20 +19,19 @@ from ..config import STRIP, KernelConfig, parse_types
 from ..dispatch.provider import use_bundle
 from ..errors import ArchError, CudaError
 from ..families import rounds_weights
+from ..formats.packed import find_packed
 from ..formats.reference import ErrorBound, error_bound
-from ..formats.u4b8 import BIAS, count_groups
 from ..plan import Dispatch, Range
+from .drawn import draw
 from .operators import gemm, moe_gemm, route
-from .packing import pack_weight
-from .tensors import ELEMENTS
-from .weight import PackedWeight
+from .tensors import DTYPES
+from .weight import stack_weights
 
 _ODD_COUNTS = (1, 2, 3, 7, 9, 15, 17, 31, 33, 63, 65, 100, 127, 129, 255, 257, 513, 1025)
 _MOST_ROWS_FOR_ALL_ROUTINGS = 4096
 _ROWS_AT_A_TIME = 2048  # of the float64 reference: bounds its memory
 _FEWEST_FOR_RMS = 256  # samples below which a root mean square says little
 _GUARD_ROWS = 8
-_DTYPES = {element: dtype for dtype, element in ELEMENTS.items()}
 
 
 @dataclass
@@ -172,14 +171,24 @@ class _Case:
     def __init__(self, entry: Dispatch, generator: torch.Generator) -> None:
         self.entry, self.generator, self.device = entry, generator, generator.device
         self.types = parse_types(entry.types)
-        self.dtype = _DTYPES[self.types.a]
+        self.dtype = DTYPES[self.types.a]
         strips = torch.arange(0, entry.n, STRIP, device=self.device)
         offsets = torch.randint(0, STRIP, strips.shape, device=self.device, generator=generator)
         self.columns = torch.minimum(strips + offsets, torch.full_like(strips, entry.n - 1))
-        drawn = [self._draw() for _ in range(max(1, entry.num_experts))]
-        packed = [one for one, _ in drawn]
-        self.exact = torch.stack([exact for _, exact in drawn])  # [experts, k, columns]
-        self.weight = packed[0] if not entry.num_experts else _stack(packed)
+        packed, exact = [], []
+        for _ in range(max(1, entry.num_experts)):
+            drawn = draw(
+                find_packed(self.types),
+                entry.k,
+                entry.n,
+                entry.group_size,
+                dtype=self.dtype,
+                generator=generator,
+            )
+            packed.append(drawn.pack())
+            exact.append(drawn.exact(self.columns))
+        self.exact = torch.stack(exact)  # [experts, k, columns]
+        self.weight = stack_weights(packed) if entry.num_experts else packed[0]
         self.bias = self._normal(max(1, entry.num_experts), entry.n)
 
     def run(self, config: KernelConfig, m: int, name: str, verdict: Verdict) -> None:
@@ -277,21 +286,5 @@ class _Case:
         yield "all tokens on one expert", torch.full_like(ids, experts - 1)
         yield "some slots without expert", torch.where(ids % 3 == 0, -1, ids)
 
-    def _draw(self) -> tuple[PackedWeight, torch.Tensor]:
-        """Return one expert's packed weight, and its float64 weights for the sampled columns."""
-        n, k, size = self.entry.n, self.entry.k, self.entry.group_size
-        codes = torch.randint(0, 16, (k, n), dtype=torch.uint8, device=self.device, generator=self.generator)
-        scales = self._normal(count_groups(k, size), n) / 64
-        group = torch.arange(k, device=self.device) // (k if size == -1 else size)
-        exact = (codes[:, self.columns].double() - BIAS) * scales[group][:, self.columns].double()
-        return pack_weight(codes, scales, size), exact
-
     def _normal(self, *shape: int) -> torch.Tensor:
         return torch.randn(shape, device=self.device, generator=self.generator).to(self.dtype)
-
-
-def _stack(experts: list[PackedWeight]) -> PackedWeight:
-    first = experts[0]
-    codes = torch.stack([one.codes for one in experts])
-    scales = torch.stack([one.scales for one in experts])
-    return PackedWeight(codes, scales, first.n, first.k, first.group_size, len(experts))

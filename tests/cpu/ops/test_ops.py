@@ -12,46 +12,51 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch", reason="needs torch (a CPU build will do)")
 
 import billhook  # noqa: E402
-from billhook.dtypes import BF16, F16  # noqa: E402
 from billhook.errors import InputError, WeightError  # noqa: E402
-from billhook.formats import reference, u4b8  # noqa: E402
-from billhook.ops import PackedWeight, unpack_weight  # noqa: E402
+from billhook.formats import host, reference  # noqa: E402
+from billhook.formats.packed import FORMATS, find_format  # noqa: E402
+from billhook.ops import PackedWeight, stack_weights, unpack_weight  # noqa: E402
+from billhook.ops import drawn as drawing  # noqa: E402
+from billhook.ops.tensors import DTYPES, ELEMENTS  # noqa: E402
 
-ELEMENTS = {torch.float16: F16, torch.bfloat16: BF16}
 SIZES = st.integers(1, 9).map(lambda count: 16 * count)
 
 
-def draw(k: int, n: int, group: int = 32, experts: int = 0, dtype: Any = torch.bfloat16) -> PackedWeight:
-    codes = torch.randint(0, 16, (experts, k, n) if experts else (k, n), dtype=torch.uint8)
-    groups = u4b8.count_groups(k, group)
-    scales = torch.randn((experts, groups, n) if experts else (groups, n), dtype=dtype)
-    return billhook.pack_weight(codes, scales, group)
+def draw(
+    k: int, n: int, group: int = 32, experts: int = 0, *, dtype: Any = torch.bfloat16, name: str = "u4b8"
+) -> PackedWeight:
+    generator = torch.Generator().manual_seed(torch.initial_seed() % 2**31)
+    held = find_format(name)
+    drawn = [
+        drawing.draw(held, k, n, group, dtype=dtype, generator=generator).pack()
+        for _ in range(max(1, experts))
+    ]
+    return stack_weights(drawn) if experts else drawn[0]
 
 
 def check(out: Any, ref: reference.Reference, k: int, group: int) -> None:
     bound = reference.error_bound(k, group, ELEMENTS[out.dtype], rounded_weights=False)
+    assert np.isfinite(ref.value).all()
     error = np.abs(out.double().numpy() - ref.value)
     assert (error <= bound.allowed(ref.value, ref.magnitude, ref.activations)).all()
 
 
-@settings(max_examples=30, deadline=None)
-@given(
-    m=st.integers(0, 9),
-    k=SIZES,
-    n=SIZES,
-    group=st.sampled_from([-1, 32, 64, 128]),
-    dtype=st.sampled_from(list(ELEMENTS)),
-    with_bias=st.booleans(),
-    seed=st.integers(0, 2**31),
-)
+@pytest.mark.parametrize("name", FORMATS)
+@settings(max_examples=10, deadline=None)
+@given(data=st.data(), m=st.integers(0, 9), n=SIZES, with_bias=st.booleans(), seed=st.integers(0, 2**31))
 def test_gemm_is_within_the_bound(
-    *, m: int, k: int, n: int, group: int, dtype: Any, with_bias: bool, seed: int
+    *, name: str, data: st.DataObject, m: int, n: int, with_bias: bool, seed: int
 ) -> None:
+    held = FORMATS[name]
+    group = data.draw(st.sampled_from(held.group_sizes), "group")
+    k = data.draw(st.integers(1, 9), "k") * (32 if held.scale else 16)
+    dtype = data.draw(st.sampled_from([DTYPES[one] for one in held.activations]), "dtype")
     torch.manual_seed(seed)
-    weight, a = draw(k, n, group, dtype=dtype), torch.randn(m, k, dtype=dtype)
+    weight, a = draw(k, n, group, dtype=dtype, name=name), torch.randn(m, k, dtype=dtype)
+    assert dtype in weight.dtypes
     bias = torch.randn(n, dtype=dtype) if with_bias else None
     out = billhook.gemm(a, weight, bias)
-    exact = u4b8.dequantize(unpack_weight(weight), np.float64)
+    exact = host.dequantize(unpack_weight(weight), np.float64)
     check(out, reference.gemm(a.double(), exact, None if bias is None else bias.double()), k, group)
     into = torch.full((m, n + 16), torch.nan, dtype=dtype)
     assert billhook.gemm(a, weight, bias, out=into[:, :n]).data_ptr() == into.data_ptr()
@@ -59,7 +64,8 @@ def test_gemm_is_within_the_bound(
     assert into[:, n:].isnan().all()
 
 
-@settings(max_examples=30, deadline=None)
+@pytest.mark.parametrize("name", FORMATS)
+@settings(max_examples=8, deadline=None)
 @given(
     tokens=st.integers(0, 7),
     experts=st.integers(1, 5),
@@ -69,19 +75,19 @@ def test_gemm_is_within_the_bound(
     seed=st.integers(0, 2**31),
 )
 def test_moe_gemm_is_within_the_bound_with_and_without_a_routing(
-    *, tokens: int, experts: int, top_k: int, block_m: int, extras: bool, seed: int
+    *, name: str, tokens: int, experts: int, top_k: int, block_m: int, extras: bool, seed: int
 ) -> None:
     torch.manual_seed(seed)
-    k, n = 80, 48
-    weight, a = draw(k, n, experts=experts), torch.randn(tokens, k, dtype=torch.bfloat16)
+    k, n, group = 160, 48, FORMATS[name].group_sizes[0]
+    weight, a = draw(k, n, group, experts, name=name), torch.randn(tokens, k, dtype=torch.bfloat16)
     ids = torch.randint(-1, experts, (tokens, top_k))
     factors = torch.rand(tokens, top_k) if extras else None
     bias = torch.randn(experts, n, dtype=torch.bfloat16) if extras else None
     routing = billhook.route(ids, experts, block_m)
     out = billhook.moe_gemm(a, weight, routing, factors, bias)
-    exact = u4b8.dequantize(unpack_weight(weight), np.float64)
+    exact = host.dequantize(unpack_weight(weight), np.float64)
     ref = reference.moe_gemm(a.double(), exact, ids, factors, None if bias is None else bias.double())
-    check(out, ref, k, 32)
+    check(out, ref, k, group)
     assert torch.equal(billhook.moe_gemm(a, weight, ids, factors, bias), out)
 
 
@@ -101,10 +107,10 @@ def test_the_operators_pass_torch_s_own_checks() -> None:
     dense, moe = draw(64, 48), draw(64, 48, experts=3)
     a, ids = torch.randn(4, 64, dtype=torch.bfloat16), torch.randint(0, 3, (4, 2))
     operators = torch.ops.billhook
-    head = (a, dense.codes, dense.scales, None, 48, 32, True, "")
+    head = (a, dense.codes, dense.scales, None, None, None, 48, 32, "u4b8", True, "")
     torch.library.opcheck(operators.gemm.default, head)
     torch.library.opcheck(operators.gemm_out.default, (*head, a.new_empty(4, 48)))
-    head = (a, moe.codes, moe.scales, None, 48, 32, True, "", torch.rand(4, 2))
+    head = (a, moe.codes, moe.scales, None, None, None, 48, 32, "u4b8", True, "", torch.rand(4, 2))
     torch.library.opcheck(operators.moe_gemm_topk.default, (*head, ids))
     sorting = operators.route(ids, 3, 8)
     torch.library.opcheck(operators.moe_gemm.default, (*head, 2, *sorting, 8, False))
@@ -181,3 +187,30 @@ def test_a_package_without_torch_in_use_does_not_import_it() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     with pytest.raises(AttributeError, match="no attribute 'gemv'"):
         _ = billhook.gemv
+
+
+def test_activations_of_another_type_than_the_format_s_are_refused() -> None:
+    a = torch.randn(4, 64)
+    mx, nv, u4 = (
+        draw(64, 48, group, name=name) for name, group in (("mxfp4", 32), ("nvfp4", 16), ("u4", 32))
+    )
+    assert billhook.gemm(a.half(), nv).dtype == torch.float16
+    for dtype, weight, words in (
+        (torch.float16, mx, "mxfp4 weights must be torch.bfloat16"),
+        (torch.float32, nv, "torch.float16 or torch.bfloat16"),
+        (torch.float16, u4, "torch.bfloat16 like the weight's scales"),
+    ):
+        with pytest.raises(WeightError, match=words):
+            billhook.gemm(a.to(dtype), weight)
+    with pytest.raises(WeightError, match=r"must be torch\.bfloat16"):
+        billhook.moe_block_m(mx, 4, 2, torch.float16)
+    a = a.bfloat16()
+    for arguments in (
+        (a, u4.codes, u4.scales, None, None, None, 48, 32, "u4", True, ""),
+        (a, nv.codes, nv.scales, None, None, None, 48, 16, "nvfp4", True, ""),
+        (a, mx.codes, mx.scales, mx.scales, None, None, 48, 32, "mxfp4", True, ""),
+    ):
+        with pytest.raises(WeightError, match="lack or have too many"):
+            torch.ops.billhook.gemm(*arguments)
+    with pytest.raises(WeightError, match="no kernel reads weights of format 'u5'"):
+        torch.ops.billhook.gemm(a, u4.codes, u4.scales, u4.zeros, None, None, 48, 32, "u5", True, "")

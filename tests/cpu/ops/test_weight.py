@@ -14,8 +14,10 @@ torch = pytest.importorskip("torch", reason="needs torch (a CPU build will do)")
 import billhook  # noqa: E402
 from billhook.dtypes import BF16, U4B8  # noqa: E402
 from billhook.errors import WeightError  # noqa: E402
-from billhook.formats import pack, u4b8  # noqa: E402
-from billhook.ops import PackedWeight, unpack_weight  # noqa: E402
+from billhook.formats import host, pack, u4b8  # noqa: E402
+from billhook.formats.packed import FORMATS  # noqa: E402
+from billhook.ops import PackedWeight, from_arrays, stack_weights, to_arrays, unpack_weight  # noqa: E402
+from billhook.ops.drawn import draw  # noqa: E402
 from billhook.ops.tensors import from_numpy, to_numpy  # noqa: E402
 
 SIZES = st.integers(1, 12).map(lambda count: 16 * count)
@@ -81,6 +83,92 @@ def test_a_weight_survives_a_state_dict() -> None:
     tensors["layer.meta"] = torch.tensor([99, 48, 64, 32, 2])
     with pytest.raises(WeightError, match="pack it again"):
         PackedWeight.from_state_dict(tensors, "layer.")
+
+
+def test_weights_stored_before_there_were_other_formats_load() -> None:
+    weight = billhook.quantize_weight(torch.randn(64, 48), 32, torch.bfloat16)
+    tensors = {"codes": weight.codes, "scales": weight.scales, "meta": torch.tensor([1, 48, 64, 32, 0])}
+    back = PackedWeight.from_state_dict(tensors)
+    assert back.format == "u4b8" and torch.equal(back.codes, weight.codes)
+    assert weight.state_dict().keys() == tensors.keys()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_survives_a_state_dict_a_copy_and_a_stack(name: str) -> None:
+    held = FORMATS[name]
+    experts = [
+        billhook.quantize_weight(torch.randn(128, 48), dtype=torch.bfloat16, format=name) for _ in range(3)
+    ]
+    weight = stack_weights(experts)
+    arrays = to_arrays(weight)
+    for back in (
+        PackedWeight.from_state_dict(weight.state_dict("a.b."), "a.b."),
+        PackedWeight.from_state_dict({key: from_numpy(one) for key, one in arrays.tensors().items()}),
+        weight.clone(),
+        from_arrays(arrays),
+    ):
+        assert (back.format, back.n, back.k, back.num_experts) == (name, 48, 128, 3)
+        assert (back.weight, back.scale) == (held.weight, held.scale or BF16)
+        assert back.dtype == torch.bfloat16 in back.dtypes
+        assert back.nbytes == weight.nbytes == sum(array.nbytes for array in arrays.tensors().values()) - 40
+        for mine, theirs in zip(back.state_dict().values(), weight.state_dict().values(), strict=True):
+            assert torch.equal(mine, theirs)
+    values = host.dequantize(unpack_weight(weight))
+    for expert, one in enumerate(experts):
+        assert (values[expert] == host.dequantize(unpack_weight(one))).all()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_drawn_weights_are_exact_and_hold_every_code(name: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    held = FORMATS[name]
+    drawn = draw(held, 96, 80, held.group_sizes[0], dtype=torch.float16, generator=generator)
+    columns = torch.tensor([3, 0, 79])
+    exact = host.dequantize(unpack_weight(drawn.pack()), np.float64)[:, columns]
+    assert (drawn.exact(columns).numpy() == exact).all()
+    numbers = 2**held.weight.bits - (2 if name in ("fp8", "mxfp8") else 0)  # less two NaN
+    assert len(drawn.codes.unique()) == numbers
+
+
+def test_experts_that_differ_are_refused() -> None:
+    one, other = (billhook.quantize_weight(torch.randn(64, n), 32, torch.float16) for n in (48, 64))
+    with pytest.raises(WeightError, match=r"got u4b8 \[k=64, n=64\].* beside u4b8 \[k=64, n=48\]"):
+        stack_weights([one, other])
+    with pytest.raises(WeightError, match="at least one expert"):
+        stack_weights([])
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_codes_are_packed_from_every_form_that_checkpoints_have(bits: int) -> None:
+    name = "u4b8" if bits == 4 else "u8b128"
+    codes = torch.randint(0, 2**bits, (64, 48), dtype=torch.uint8)
+    scales = torch.rand(2, 48, dtype=torch.float16)
+    want = billhook.pack_weight(codes, scales, 32, format=name)
+    rows = codes.mT.contiguous()
+    held = rows[:, 0::2] | rows[:, 1::2] << 4 if bits == 4 else rows
+    words = held.contiguous().view(torch.int32)
+    for stored, form in (
+        (rows.mT, "codes"),
+        (words, "compressed_tensors"),
+        (held, "compressed_tensors"),
+        (words.mT, "gptq"),
+        (words.mT.contiguous(), "gptq"),
+    ):
+        got = billhook.pack_weight(stored, scales.mT.contiguous().mT, 32, format=name, stored=form)
+        assert torch.equal(got.codes, want.codes) and torch.equal(got.scales, want.scales)
+    with pytest.raises(WeightError, match="stored as one of gptq, awq, compressed_tensors"):
+        billhook.pack_weight(words, scales, 32, stored="marlin")
+
+
+def test_float8_tensors_are_taken_as_codes() -> None:
+    weight = torch.randn(64, 48).to(torch.float8_e4m3fn)
+    scales = torch.rand(1, 48)
+    packed = billhook.pack_weight(weight, scales, -1, format="fp8", dtype=torch.float16)
+    assert packed.dtype == torch.float16
+    want = weight.double() * scales.half().double()
+    assert (host.dequantize(unpack_weight(packed), np.float64) == want.numpy()).all()
+    with pytest.raises(WeightError, match="must not be NaN"):
+        billhook.pack_weight(weight.fill_(torch.nan), scales, -1, format="fp8")
 
 
 def test_copies_have_memory_of_their_own() -> None:
