@@ -1,0 +1,149 @@
+"""The ladder of docs/kernels: compiled for the GPU, and run on a model of it."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from billhook.build.resources import read_resources, read_warnings
+from billhook.build.toolchain import find_nvrtc
+from billhook.errors import ToolchainError
+
+FOLDER = Path(__file__).parents[3] / "docs" / "kernels"
+SMS = 12  # of the model: six clusters
+
+
+def load_ladder() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("ladder", FOLDER / "ladder.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+ladder = load_ladder()
+by_step = pytest.mark.parametrize("step", ladder.STEPS, ids=lambda step: step.symbol)
+
+
+@by_step
+def test_a_step_compiles_without_spills_and_serialised_wgmma(step: Any) -> None:
+    try:
+        find_nvrtc()
+    except ToolchainError as error:
+        pytest.skip(str(error))
+    log = ladder.compile_step(step).log
+    assert read_warnings(log) == []
+    resources = read_resources(log)[step.symbol]
+    assert resources.spills == resources.stack == 0
+    assert resources.registers * step.threads <= 65536
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """All steps compiled for the CPU, with ptx_on_cpu.hpp in the place of ptx.cuh."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("the model of the GPU needs g++")
+    folder = tmp_path_factory.mktemp("model")
+    for source in (*FOLDER.glob("*.cu"), *FOLDER.glob("*.cuh")):
+        shutil.copy(source, folder)
+    shutil.copy(Path(__file__).with_name("ptx_on_cpu.hpp"), folder / "ptx.cuh")
+    # The headers that steps share first, so that each step's constants alone are in its namespace.
+    lines = ['#include "int4.cuh"']
+    for step in ladder.STEPS:
+        lines += [f'namespace of_{step.symbol} {{\n#include "{step.source.name}"\n}}']
+        lines += [f'extern "C" const char* launch_{step.symbol}(const cpu::Launch& how) {{']
+        lines += [f"  return cpu::launch(of_{step.symbol}::{step.symbol}, how);\n}}"]
+    (folder / "model.cpp").write_text("\n".join(lines))
+    command = [compiler, "-std=c++17", "-O1", "-w", "-shared", "-fPIC", "model.cpp", "-o", "model.so"]
+    subprocess.run(command, cwd=folder, check=True, timeout=120, stderr=subprocess.PIPE)
+    return ctypes.CDLL(str(folder / "model.so"))
+
+
+class TensorMap(ctypes.Structure):
+    """The TensorMap of ptx_on_cpu.hpp."""
+
+    _fields_ = (
+        ("base", ctypes.c_void_p),
+        ("columns", ctypes.c_uint64),
+        ("rows", ctypes.c_uint64),
+        ("row_bytes", ctypes.c_uint64),
+        ("box_columns", ctypes.c_uint64),
+        ("box_rows", ctypes.c_uint64),
+        ("padding", ctypes.c_uint64 * 10),
+    )
+
+
+class Launch(ctypes.Structure):
+    """The Launch of ptx_on_cpu.hpp."""
+
+    _fields_ = (
+        ("arguments", ctypes.c_void_p),
+        ("grid", ctypes.c_int * 2),
+        ("cluster", ctypes.c_int * 2),
+        ("threads", ctypes.c_int),
+        ("shared_bytes", ctypes.c_int),
+        ("seed", ctypes.c_uint),
+    )
+
+
+def tensor_map(address: int, rows: int, columns: int, box_rows: int) -> TensorMap:
+    return TensorMap(address, columns, rows, columns * 2, ladder.DEPTH, box_rows)
+
+
+def run_on(model: Any, step: Any, problem: Any, seed: int) -> npt.NDArray[Any]:
+    grid = step.grid(problem.m, problem.n, problem.k, SMS)
+    weights = problem.weights(step.weights)
+    d = np.full((problem.m, problem.n), np.nan, ml_dtypes.bfloat16)
+    partials = np.full(max(16, grid[0] * grid[1] * step.slot_bytes), 0xFF, np.uint8)
+    values = ladder.arguments(
+        step,
+        problem,
+        x=problem.x.ctypes.data,
+        weights=[array.ctypes.data for array in weights],
+        d=d.ctypes.data,
+        partials=partials.ctypes.data,
+        tensor_map=tensor_map,
+    )
+    block = ladder.pointers(values)
+    run = getattr(model, f"launch_{step.symbol}")
+    run.restype = ctypes.c_char_p
+    error = run(
+        ctypes.byref(
+            Launch(ctypes.addressof(block), grid, step.cluster_shape, step.threads, step.shared_bytes, seed)
+        )
+    )
+    assert error == b""
+    assert (partials == 0xFF).all()  # ready for the next launch
+    return d
+
+
+@by_step
+def test_a_step_is_right_whatever_the_order_of_threads_and_copies(model: Any, step: Any) -> None:
+    # Ten stages: more than there are slots. 150 tokens: a tile and part of one. Six shares of 20 stages.
+    problem = ladder.Problem(m=150, n=512, k=640)
+    first, second = (run_on(model, step, problem, seed) for seed in (1, 2))
+    assert problem.wrong(first) == ""
+    assert first.tobytes() == second.tobytes()
+
+
+def test_a_wrong_product_is_told() -> None:
+    problem = ladder.Problem(m=3, n=512, k=8192)
+    right = problem.expected.astype(ml_dtypes.bfloat16)
+    assert problem.wrong(right) == ""
+    left_out = np.outer(problem.x[:, 0], problem.w[:, 0]).astype(np.float32)  # one input feature
+    assert "relative error" in problem.wrong((problem.expected - left_out).astype(ml_dtypes.bfloat16))
+    right[2, 7] = np.nan
+    assert "first [2, 7]" in problem.wrong(right)
