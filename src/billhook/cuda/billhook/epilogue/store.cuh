@@ -1,5 +1,5 @@
 // From the warps' float32 sums to the output. Warps that split k are summed through shared memory, CTAs that share a tile
-// through the workspace; then channel scale, bias and top-k weight are applied and the rows are stored.
+// through the workspace; then channel or global scale, bias and top-k weight are applied and the rows are stored.
 //
 // Partial sums are their own flags: a slot of the workspace holds words of all ones (a NaN no sum has) until its CTA
 // writes it, and again once it is read. So handing over costs one write and one read, with no fence or counter between. A
@@ -39,6 +39,10 @@ struct Epilogue {
       const i32 r = column % kStrip;  // row 16 i + 8 h + g of a strip lies at 8 g + 2 i + h
       const u16* scales = static_cast<const u16*>(p.scales) + strip + 8 * (r % 8) + 2 * (r / 16) + r / 8 % 2;
       v.x *= T::low(scales[0]), v.y *= T::low(scales[8]), v.z *= T::low(scales[16]), v.w *= T::low(scales[24]);
+    }
+    if constexpr (has_global_scale<typename C::Scale>) {
+      const float scale = p.global_scales ? p.global_scales[expert] : 1;
+      v.x *= scale, v.y *= scale, v.z *= scale, v.w *= scale;
     }
     if (p.bias) {
       const u16* bias = static_cast<const u16*>(p.bias) + static_cast<i64>(expert) * p.n + column;

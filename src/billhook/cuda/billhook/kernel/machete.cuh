@@ -13,6 +13,7 @@ template <class Activation_, class Weight_, i32 tile_m_, i32 tile_n_, i32 tile_k
 struct Config {
   using Activation = Activation_;
   using Weight = Weight_;
+  using Scale = Activation_;
   static constexpr i32 tile_m = tile_m_, tile_n = tile_n_, tile_k = tile_k_, stages = stages_;
   static constexpr i32 group_size = group_size_;  // -1: one scale per output channel
   static constexpr bool indexed = indexed_;       // MoE: rows of A are found through sorted_token_ids
@@ -24,6 +25,8 @@ struct Config {
   static constexpr bool channel_scales = group_size == -1;
   static constexpr bool scale_sums = false;  // group scales multiply the weights, rounded once to 16 bits
   static constexpr i32 groups_per_stage = channel_scales ? 0 : tile_k > group_size ? tile_k / group_size : 1;
+
+  static constexpr i32 zero_groups = 0;
 
   // Offsets in a stage. Activations come in blocks of 64 features that wgmma reads: 128-byte rows, swizzled, 1024-aligned.
   static constexpr i32 activations_at = 0;

@@ -9,11 +9,12 @@
 
 namespace billhook::marlin {
 
-template <class Activation_, class Weight_, i32 tile_m_, i32 tile_n_, i32 tile_k_, i32 stages_, i32 group_size_,
-          bool indexed_>
+template <class Activation_, class Weight_, class Scale_, i32 tile_m_, i32 tile_n_, i32 tile_k_, i32 stages_,
+          i32 group_size_, bool indexed_>
 struct Config {
   using Activation = Activation_;
   using Weight = Weight_;
+  using Scale = Scale_;  // Activation, or of 8 bits
   static constexpr i32 tile_m = tile_m_, tile_n = tile_n_, tile_k = tile_k_, stages = stages_;
   static constexpr i32 group_size = group_size_;  // -1: one scale per output channel
   static constexpr bool indexed = indexed_;  // MoE: rows of A are found through sorted_token_ids
@@ -26,17 +27,20 @@ struct Config {
 
   // Group scales multiply the sums of one group in float32 where a second set of sums fits into the registers; elsewhere
   // they multiply the weights before the MMA, at the price of one rounding to 16 bits per weight.
-  static constexpr bool scale_sums = group_size == 32 ? tile_m <= 8 : tile_m <= 16 || (tile_m == 32 && warps <= 8);
+  // Scaling one MMA's weights costs no more than scaling its sums: groups of 16 never need the latter.
+  static constexpr bool scale_sums =
+      group_size == 16 ? false : group_size == 32 ? tile_m <= 8 : tile_m <= 16 || (tile_m == 32 && warps <= 8);
 
   static constexpr i32 groups_per_stage = channel_scales ? 0 : tile_k > group_size ? tile_k / group_size : 1;
+  static constexpr i32 zero_groups = !has_zeros<Weight> ? 0 : channel_scales ? 1 : groups_per_stage;
   static constexpr i32 activation_row = tile_k * 2 + 16;  // + 16: ldmatrix then meets every bank once
-  static constexpr i32 scale_bytes = strips * groups_per_stage * kScaleBytes;
 
   // Offsets in a stage.
   static constexpr i32 codes_at = 0;
-  static constexpr i32 activations_at = codes_at + warps * kBlockBytes;
+  static constexpr i32 activations_at = codes_at + warps * block_bytes<Weight>;
   static constexpr i32 scales_at = activations_at + tile_m * activation_row;
-  static constexpr i32 stage_bytes = scales_at + scale_bytes;
+  static constexpr i32 zeros_at = scales_at + strips * groups_per_stage * row_bytes<Scale>;
+  static constexpr i32 stage_bytes = zeros_at + strips * zero_groups * row_bytes<Activation>;
   static __device__ __forceinline__ u32 activation_at(i32 row, i32 chunk) { return row * activation_row + chunk * 16; }
 
   // Offsets in dynamic shared memory.
@@ -55,7 +59,7 @@ struct Config {
   using Warps = MmaSync<Config>;
 
   static_assert(tile_m % 8 == 0 && tile_n % kStrip == 0 && tile_k % kStrip == 0, "tile does not divide");
-  static_assert(group_size == -1 || group_size == 32 || (group_size % kStrip == 0 && group_size <= tile_k), "group");
+  static_assert(group_size == -1 || group_size == 16 || group_size == 32 || (group_size % kStrip == 0 && group_size <= tile_k), "group");
   static_assert(stages >= 2 && stages <= 8, "stages");
 };
 

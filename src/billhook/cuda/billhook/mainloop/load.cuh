@@ -1,6 +1,6 @@
-// Brings one pipeline stage (codes, scales, activations) into shared memory.
+// Brings one pipeline stage (codes, scales, zero points, activations) into shared memory.
 //
-// Codes and scales of a stage are contiguous runs, one per strip of 64 output features. From SM90 on one thread moves them
+// Codes, scales and zero points of a stage are contiguous runs, one per strip of 64 output features. From SM90 on one thread moves them
 // by bulk copies that complete on the stage's mbarrier; before, all threads share them by cp.async. Activations are always
 // gathered by cp.async, by all threads: their rows may lie anywhere (MoE), and one bulk copy per row, or one warp for all
 // rows, is slower (docs/decisions/marlin-kernel.md). Rows and columns that do not exist become zeros. The kernel's Config
@@ -69,14 +69,17 @@ struct Loader {
   }
 
   __device__ __forceinline__ void load_weights(i32 slot) const {
+    constexpr i32 kCodes = block_bytes<typename C::Weight>, kScales = row_bytes<typename C::Scale>;
+    constexpr i32 kZeros = row_bytes<typename C::Activation>;
     const u32 stage = shared + slot * C::stage_bytes, codes_to = stage + C::codes_at, scales_to = stage + C::scales_at;
     const i32 block = next.stage * C::blocks, group = C::channel_scales ? 0 : block * kStrip / C::group_size;
-    const u32 code_run = min(C::blocks, p.blocks - block) * kBlockBytes;
-    const u32 scale_run = C::channel_scales ? 0 : min(C::groups_per_stage, p.groups - group) * kScaleBytes;
+    const u32 code_run = min(C::blocks, p.blocks - block) * kCodes;
+    const u32 scale_run = C::channel_scales ? 0 : min(C::groups_per_stage, p.groups - group) * kScales;
+    const u32 zero_run = C::zero_groups == 0 ? 0 : min(C::zero_groups, p.groups - group) * kZeros;
 #if __CUDA_ARCH__ >= 900
     if (threadIdx.x != 0) return;
     const u32 barrier = shared + C::barriers_at + 8 * slot;
-    ptx::mbarrier_arrive_expect(barrier, strips * (code_run + scale_run));
+    ptx::mbarrier_arrive_expect(barrier, strips * (code_run + scale_run + zero_run));
     const auto copy = [&](u32 to, const char* from, u32 bytes) { ptx::bulk_copy(to, from, bytes, barrier); };
 #else
     const auto copy = [&](u32 to, const char* from, u32 bytes) {
@@ -86,11 +89,14 @@ struct Loader {
 #pragma unroll
     for (i32 s = 0; s < C::strips; ++s) {
       if (s >= strips) break;
-      copy(codes_to + s * (C::blocks * kBlockBytes),
-           reinterpret_cast<const char*>(p.codes) + (static_cast<u64>(strip + s) * p.blocks + block) * kBlockBytes, code_run);
+      copy(codes_to + s * (C::blocks * kCodes),
+           reinterpret_cast<const char*>(p.codes) + (static_cast<u64>(strip + s) * p.blocks + block) * kCodes, code_run);
       if constexpr (!C::channel_scales)
-        copy(scales_to + s * (C::groups_per_stage * kScaleBytes),
-             static_cast<const char*>(p.scales) + (static_cast<u64>(strip + s) * p.groups + group) * kScaleBytes, scale_run);
+        copy(scales_to + s * (C::groups_per_stage * kScales),
+             static_cast<const char*>(p.scales) + (static_cast<u64>(strip + s) * p.groups + group) * kScales, scale_run);
+      if constexpr (C::zero_groups > 0)
+        copy(stage + C::zeros_at + s * (C::zero_groups * kZeros),
+             static_cast<const char*>(p.zeros) + (static_cast<u64>(strip + s) * p.groups + group) * kZeros, zero_run);
     }
   }
 

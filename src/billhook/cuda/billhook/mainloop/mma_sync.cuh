@@ -2,6 +2,7 @@
 // the tile, straight from shared memory: codes -> fragment registers -> mma.sync -> float32 sums.
 #pragma once
 #include "billhook/mainloop/scratch.cuh"
+#include "billhook/numeric/minifloat.cuh"
 #include "billhook/problem/params.cuh"
 #include "billhook/schedule/stream_k.cuh"
 
@@ -19,12 +20,24 @@ __device__ __forceinline__ void clear(Sums<C>& sums) {
     for (i32 j = 0; j < C::columns; ++j) sums[i][j] = {};
 }
 
-// The scales of a lane's eight rows in one group: pair i holds rows 16 i + g and 16 i + g + 8.
-struct RowScales {
+// The scales or zero points of a lane's eight rows in one group: pair i holds rows 16 i + g and 16 i + g + 8.
+struct RowPairs {
   u32 pair[4];
-
-  __device__ __forceinline__ RowScales(u32x4 v) : pair{v.x, v.y, v.z, v.w} {}
 };
+
+// `from`: shared address of those of one strip and one group.
+template <class T, class Element>
+__device__ __forceinline__ RowPairs load_rows(u32 from) {
+  const i32 g = threadIdx.x % 32 / 4;
+  if constexpr (bits<Element> == 16) {
+    const u32x4 v = ptx::load_shared(from + g * 16);
+    return {v.x, v.y, v.z, v.w};
+  } else {
+    using Pair = ScalePair<T, Element>;
+    const u32 v = ptx::load_shared_u32(from + g * 8), w = ptx::load_shared_u32(from + g * 8 + 4);
+    return {Pair::of(v, 0), Pair::of(v, 1), Pair::of(w, 0), Pair::of(w, 1)};
+  }
+}
 
 // Columns 16 step .. 16 step + 15 of the block, for every token: two registers for each 8 tokens.
 template <class C>
@@ -50,7 +63,7 @@ struct Tokens {
 };
 
 template <class C>
-__device__ __forceinline__ void add_scaled(Sums<C>& sums, const Sums<C>& group, const RowScales& scales) {
+__device__ __forceinline__ void add_scaled(Sums<C>& sums, const Sums<C>& group, const RowPairs& scales) {
   using T = typename C::Activation;
 #pragma unroll
   for (i32 i = 0; i < 4; ++i) {
@@ -69,23 +82,34 @@ __device__ __forceinline__ void add_scaled(Sums<C>& sums, const Sums<C>& group, 
 template <class C>
 __device__ __forceinline__ void multiply_block(Sums<C>& sums, u32 stage, i32 warp_n, i32 warp_k) {
   using T = typename C::Activation;
+  using Weight = typename C::Weight;
+  using Scale = typename C::Scale;
   constexpr i32 kSteps = kStrip / 16;
+  constexpr i32 kWords = bits<Weight> / 4;   // of a fragment
+  constexpr i32 kStepsPerLoad = 4 / kWords;  // fragments of one 16-byte load
   constexpr bool group_sums = C::scale_sums && !C::channel_scales;
-  constexpr i32 steps_per_group = C::group_size == 32 ? 2 : kSteps;
+  constexpr bool scale_weights = !C::scale_sums && !C::channel_scales;
+  constexpr i32 steps_per_group = C::group_size == 16 ? 1 : C::group_size == 32 ? 2 : kSteps;
   const i32 lane = threadIdx.x % 32;
   const u32 activations = stage + C::activations_at;
-  const u32 codes = stage + C::codes_at + (warp_n * C::blocks + warp_k) * kBlockBytes + lane * 16;
+  const u32 codes = stage + C::codes_at + (warp_n * C::blocks + warp_k) * block_bytes<Weight> + lane * 16;
 
-  u32 words[4][kSteps];
+  u32 words[4][4];
+  const auto load_codes = [&](i32 load) {
 #pragma unroll
-  for (i32 i = 0; i < 4; ++i) {
-    const u32x4 v = ptx::load_shared(codes + i * 512);
-    words[i][0] = v.x, words[i][1] = v.y, words[i][2] = v.z, words[i][3] = v.w;
-  }
+    for (i32 i = 0; i < 4; ++i) {
+      const u32x4 v = ptx::load_shared(codes + (i * kWords + load) * 512);
+      words[i][0] = v.x, words[i][1] = v.y, words[i][2] = v.z, words[i][3] = v.w;
+    }
+  };
+  load_codes(0);
+
+  const auto group_of = [&](i32 step) { return C::channel_scales ? 0 : (warp_k * kStrip + step * 16) / C::group_size; };
   const auto scales_of = [&](i32 step) {
-    const i32 group = C::channel_scales ? 0 : (warp_k * kStrip + step * 16) / C::group_size;
-    return RowScales(ptx::load_shared(stage + C::scales_at +
-                                      (warp_n * C::groups_per_stage + group) * kScaleBytes + lane / 4 * 16));
+    return load_rows<T, Scale>(stage + C::scales_at + (warp_n * C::groups_per_stage + group_of(step)) * row_bytes<Scale>);
+  };
+  const auto zeros_of = [&](i32 step) {
+    return load_rows<T, T>(stage + C::zeros_at + (warp_n * C::zero_groups + group_of(step)) * row_bytes<T>);
   };
 
 #pragma unroll
@@ -93,13 +117,22 @@ __device__ __forceinline__ void multiply_block(Sums<C>& sums, u32 stage, i32 war
     Sums<C> group;
     if constexpr (group_sums) clear<C>(group);
     Sums<C>& into = group_sums ? group : sums;
+    RowPairs scales{}, zeros{};
+    if constexpr (has_zeros<Weight>) zeros = zeros_of(first);
+    if constexpr (scale_weights && bits<Scale> == 8) scales = scales_of(first);
 #pragma unroll
     for (i32 step = first; step < first + steps_per_group; ++step) {
+      if constexpr (kStepsPerLoad < kSteps)
+        if (step > 0 && step % kStepsPerLoad == 0) load_codes(step / kStepsPerLoad);
       const Tokens<C> tokens(activations, warp_k, step);
 #pragma unroll
       for (i32 i = 0; i < 4; ++i) {
-        Fragment weights = Dequantize<T, typename C::Weight>::run(words[i][step]);
-        if constexpr (!C::scale_sums && !C::channel_scales) scale_rows<T>(weights, scales_of(first).pair[i]);
+        Fragment weights = Dequantize<T, Weight>::run(words[i] + step % kStepsPerLoad * kWords, zeros.pair[i]);
+        if constexpr (scale_weights) {
+          // Scales that need no decoding are read again rather than held in registers.
+          if constexpr (bits<Scale> == 16) scales = scales_of(first);
+          scale_rows<T>(weights, scales.pair[i]);
+        }
 #pragma unroll
         for (i32 j = 0; j < C::columns; ++j)
           mma<T>(into[i][j], weights, tokens.r[j][0], tokens.r[j][1], into[i][j]);

@@ -43,6 +43,11 @@ struct bf16 {
     asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(v) : "r"(a), "r"(b), "r"(c));
     return v;
   }
+  static __device__ __forceinline__ u32 max(u32 a, u32 b) {
+    u32 v;
+    asm("max.bf16x2 %0, %1, %2;" : "=r"(v) : "r"(a), "r"(b));
+    return v;
+  }
 };
 
 // Elementwise a * b, rounded once: -0 is the neutral element of addition.

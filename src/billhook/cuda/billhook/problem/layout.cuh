@@ -1,14 +1,22 @@
 // What every kernel family knows of the packed weights (docs/layout.md) and of shared memory.
 #pragma once
-#include "billhook/numeric/types.cuh"
+#include "billhook/numeric/elements.cuh"
 
 namespace billhook {
 
 constexpr i32 kStrip = 64;           // packed weights come in blocks of 64 (n) x 64 (k)
 constexpr i32 kBlockBytes = 2048;    // 64 x 64 codes of 4 bits
-constexpr i32 kScaleBytes = 128;     // the scales of one strip and one group
+constexpr i32 kScaleBytes = 128;     // the 16-bit scales of one strip and one group
 constexpr i32 kScratchRow = 64 + 4;  // floats of a row of sums in shared memory; + 4 spreads the rows over the banks
 constexpr i32 kScratchBytes = 8 * kScratchRow * 4;  // the sums of one strip and 8 tokens
+
+// Bytes of the codes of one block.
+template <class Weight>
+constexpr i32 block_bytes = kStrip * kStrip * bits<Weight> / 8;
+
+// Bytes of the scales, or of the zero points, of one strip and one group.
+template <class Element>
+constexpr i32 row_bytes = kStrip * bits<Element> / 8;
 
 // Shared memory of one SM (CUDA Programming Guide, technical specifications per compute capability).
 #if __CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200
