@@ -130,7 +130,7 @@ class QuantMoE(torch.nn.Module):  # type: ignore[misc]  # torch has no types her
         if torch.compiler.is_compiling():  # the block size of a routing is no constant of a traced graph
             inner = self.activation(moe_gemm(tokens, w13, topk_ids, bias=self.w13_bias))
             return moe_gemm(inner, w2, topk_ids.reshape(-1, 1), factors, self.w2_bias)
-        block_m = moe_block_m(w13, max(1, len(tokens)), topk_ids.shape[1])
+        block_m = moe_block_m(w13, max(1, len(tokens)), topk_ids.shape[1], tokens.dtype)
         routing = route(topk_ids, self.num_experts, block_m, complete=self.complete)
         inner = self.activation(moe_gemm(tokens, w13, routing, bias=self.w13_bias))
         return moe_gemm(inner, w2, routing, factors, self.w2_bias)
