@@ -130,6 +130,7 @@ class Difference:
         others: Sum of the other's squared logits.
         alike: (sequence, step) pairs at which both choose the same token.
         choices: All such pairs.
+        gap: Where they do not, the most that the other prefers its own choice by.
     """
 
     largest: float = 0.0
@@ -137,6 +138,7 @@ class Difference:
     others: float = 0.0
     alike: int = 0
     choices: int = 0
+    gap: float = 0.0
 
     def add(self, logits: torch.Tensor, other: torch.Tensor) -> None:
         """Take one step's logits [batch, vocabulary] into account."""
@@ -144,8 +146,10 @@ class Difference:
         self.largest = max(self.largest, float(difference.abs().max()))
         self.squares += float(difference.square().sum())
         self.others += float(other.double().square().sum())
-        self.alike += int((logits.argmax(-1) == other.argmax(-1)).sum())
+        mine, theirs = logits.argmax(-1, keepdim=True), other.argmax(-1, keepdim=True)
+        self.alike += int((mine == theirs).sum())
         self.choices += len(logits)
+        self.gap = max(self.gap, float((other.gather(1, theirs) - other.gather(1, mine)).max()))
 
     def report(self) -> dict[str, float]:
         """Return what to record."""
@@ -153,6 +157,7 @@ class Difference:
             "largest": round(self.largest, 5),
             "relative_rms": round((self.squares / self.others) ** 0.5, 6),
             "same_choice": round(self.alike / self.choices, 4),
+            "largest_gap": round(self.gap, 5),
         }
 
 
