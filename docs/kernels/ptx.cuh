@@ -168,9 +168,10 @@ DEVICE u32 cluster_rank() {
   return rank;
 }
 
-// Waits for all threads of the cluster that have not exited.
+// Waits for all threads of the cluster that have not exited. `aligned`: the lanes of a warp come together.
 DEVICE void cluster_sync() {
-  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+  __syncwarp();
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
 // If `yes`, arrives at the barrier that lies at the same place in CTA `rank` of the cluster. A predicate and no branch: between

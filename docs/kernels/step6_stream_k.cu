@@ -1,8 +1,8 @@
 // Step 6: a persistent grid and stream-K.
 //
-// Tiles of 512 x 128 rarely come in multiples of 66 clusters. So the stages of all tiles form one line, and every cluster takes
-// an equal share of it, wherever that begins and ends. The producer loads along its share and does not stop at the end of a
-// tile, so loads go on under the epilogue.
+// Tiles of 512 x 128 rarely come in multiples of the 66 clusters that an H100 holds. So the stages of all tiles form one line,
+// and every cluster takes an equal share of it, wherever that begins and ends. The producer loads along its share and does not
+// stop at the end of a tile, so loads go on under the epilogue.
 //
 // A tile that lies in several shares is finished by the one that holds its beginning. It is the last tile of that share and the
 // first of all others, which hand over their sums when they have just begun: nobody waits long, and since nobody waits before

@@ -70,7 +70,7 @@ struct Thread {
   std::deque<std::vector<Multiply>> groups;
 };
 
-struct Copy { Cta* cta; u32 to, barrier, bytes, ranks; std::vector<char> data; };
+struct Copy { Cta* cta; u32 to, barrier, ranks; std::vector<char> data; };
 
 inline std::vector<std::unique_ptr<Thread>> threads;
 inline std::vector<Copy> copies;
@@ -113,6 +113,7 @@ inline void settle(Barrier& b) {
 }
 
 inline void arrive(Cta* cta, u32 at, long bytes) {
+  if (cta->live == 0) fail("an arrival at a CTA that has exited");
   const auto found = cta->barriers.find(at);
   if (found == cta->barriers.end()) return fail("no barrier at " + std::to_string(at));
   if (found->second.pending-- == 0) fail("one arrival too many");
@@ -120,14 +121,20 @@ inline void arrive(Cta* cta, u32 at, long bytes) {
   settle(found->second);
 }
 
+inline void copy(u32 to, u32 barrier, u32 ranks, std::vector<char> data) {
+  shared(self->cta, to, data.size());
+  copies.push_back({self->cta, to, barrier, ranks, std::move(data)});
+}
+
 inline u32 swizzle(u32 at) { return at ^ (at >> 7 & 7) << 4; }
 
 inline void land(const Copy& copy) {
   for (Cta* cta : copy.cta->peers) {
     if (!(copy.ranks >> cta->rank & 1)) continue;
-    std::memcpy(shared(cta, copy.to, copy.data.size()), copy.data.data(), copy.data.size());
+    if (cta->live == 0) error = "a copy to a CTA that has exited";
+    std::memcpy(cta->shared.data() + (copy.to - kBase), copy.data.data(), copy.data.size());
     Barrier& barrier = cta->barriers.at(copy.barrier);
-    barrier.bytes -= copy.bytes;
+    barrier.bytes -= copy.data.size();
     settle(barrier);
   }
 }
@@ -231,7 +238,6 @@ inline const char* run(const Launch& how) {
     }
     if (!copies.empty() && (!next || dice() % 16 == 0)) {
       std::swap(copies[dice() % copies.size()], copies.back());
-      self = threads[0].get();
       land(copies.back());
       copies.pop_back();
       continue;
@@ -318,13 +324,12 @@ DEVICE void mbarrier_wait(u32 at, u32 parity) {
 
 DEVICE void tma_load_multicast(u32 to, const TensorMap& map, int x, int y, u32 barrier, u32 ranks) {
   if (map.box_columns != 64 || to % 1024) cpu::fail("the swizzle needs rows of 128 bytes that begin at multiples of 1024");
-  const u32 bytes = map.box_rows * 128;
-  std::vector<char> data(bytes, 0);
+  std::vector<char> data(map.box_rows * 128, 0);
   for (u32 row = 0; row < map.box_rows; ++row)
     for (u32 column = 0; column < 64; ++column)
       if (x + column < map.columns && y + row < map.rows)
         std::memcpy(&data[cpu::swizzle(row * 128 + column * 2)], map.base + (y + row) * map.row_bytes + (x + column) * 2, 2);
-  cpu::copies.push_back({cpu::self->cta, to, barrier, bytes, ranks, std::move(data)});
+  cpu::copy(to, barrier, ranks, std::move(data));
 }
 DEVICE void tma_load(u32 to, const TensorMap& map, int x, int y, u32 barrier) {
   tma_load_multicast(to, map, x, y, barrier, 1 << cpu::self->cta->rank);
@@ -332,7 +337,7 @@ DEVICE void tma_load(u32 to, const TensorMap& map, int x, int y, u32 barrier) {
 DEVICE void bulk_load(u32 to, const void* from, u32 bytes, u32 barrier) {
   if (to % 16 || reinterpret_cast<uintptr_t>(from) % 16 || bytes % 16) cpu::fail("a bulk copy is not aligned");
   const char* data = static_cast<const char*>(from);
-  cpu::copies.push_back({cpu::self->cta, to, barrier, bytes, 1u << cpu::self->cta->rank, {data, data + bytes}});
+  cpu::copy(to, barrier, 1u << cpu::self->cta->rank, {data, data + bytes});
 }
 
 template <u32 mask, u32 bits>

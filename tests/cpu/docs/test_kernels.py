@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,6 @@ from billhook.build.toolchain import find_nvrtc
 from billhook.errors import ToolchainError
 
 FOLDER = Path(__file__).parents[3] / "docs" / "kernels"
-SMS = 12  # of the model: six clusters
 
 
 def load_ladder() -> ModuleType:
@@ -103,8 +103,8 @@ def tensor_map(address: int, rows: int, columns: int, box_rows: int) -> TensorMa
     return TensorMap(address, columns, rows, columns * 2, ladder.DEPTH, box_rows)
 
 
-def run_on(model: Any, step: Any, problem: Any, seed: int) -> npt.NDArray[Any]:
-    grid = step.grid(problem.m, problem.n, problem.k, SMS)
+def run_on(model: Any, step: Any, problem: Any, seed: int, sms: int = 12) -> npt.NDArray[Any]:
+    grid = step.grid(problem.m, problem.n, problem.k, sms)
     weights = problem.weights(step.weights)
     d = np.full((problem.m, problem.n), np.nan, ml_dtypes.bfloat16)
     partials = np.full(max(16, grid[0] * grid[1] * step.slot_bytes), 0xFF, np.uint8)
@@ -139,6 +139,11 @@ def test_a_step_is_right_whatever_the_order_of_threads_and_copies(model: Any, st
     assert first.tobytes() == second.tobytes()
 
 
+def test_a_share_of_stream_k_may_be_longer_than_a_tile_and_the_ring(model: Any) -> None:
+    problem = ladder.Problem(m=300, n=512, k=640)  # 30 stages in two shares, 8 slots
+    assert problem.wrong(run_on(model, ladder.STEPS[-1], problem, seed=3, sms=4)) == ""
+
+
 def test_a_wrong_product_is_told() -> None:
     problem = ladder.Problem(m=3, n=512, k=8192)
     right = problem.expected.astype(ml_dtypes.bfloat16)
@@ -147,3 +152,9 @@ def test_a_wrong_product_is_told() -> None:
     assert "relative error" in problem.wrong((problem.expected - left_out).astype(ml_dtypes.bfloat16))
     right[2, 7] = np.nan
     assert "first [2, 7]" in problem.wrong(right)
+
+
+def test_what_the_readme_links_to_exists() -> None:
+    targets = re.findall(r"\]\(([^)#]+)\)", (FOLDER / "README.md").read_text(encoding="utf-8"))
+    assert len(targets) > len(ladder.STEPS)
+    assert [target for target in targets if not (FOLDER / target).exists()] == []
