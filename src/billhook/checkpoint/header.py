@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ class Tensor:
         file: The file that holds it.
         dtype: The format's name of the element type, such as BF16.
         shape: Its dimensions.
-        begin: Where its data starts, bytes after the header.
+        begin: Where its data starts, in bytes of the file.
         end: Where its data ends.
     """
 
@@ -94,7 +94,8 @@ def read_header(file: Path) -> list[Tensor]:
     tensors = [_read_entry(file, name, entry, data_bytes) for name, entry in entries.items()]
     tensors.sort(key=lambda tensor: (tensor.begin, tensor.end))
     _check_cover(file, tensors, data_bytes)
-    return tensors
+    start = _LENGTH_BYTES + length
+    return [replace(tensor, begin=start + tensor.begin, end=start + tensor.end) for tensor in tensors]
 
 
 def _check_length(file: Path, size: int, length: int) -> None:

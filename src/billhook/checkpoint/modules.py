@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, zip_longest
+from pathlib import Path
 
 from ..errors import WeightError
 from .declared import Declared, check_module
@@ -26,11 +27,18 @@ class Linear:
         name: Its module's full name.
         stored: How its weights are stored.
         bytes: Bytes of all its tensors.
+        parts: Those tensors, by the last part of their names; of fused experts: blocks, scales, bias.
     """
 
     name: str
     stored: Stored
     bytes: int
+    parts: Mapping[str, Tensor] = field(default_factory=dict, compare=False)
+
+    @property
+    def file(self) -> Path:
+        """The file of its first tensor."""
+        return next(iter(self.parts.values())).file
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,7 @@ def read_linears(tensors: Iterable[Tensor], declared: Declared) -> dict[str, Lin
             continue
         if stored.format == "gptq":
             stored = replace(stored, format=declared.gptq)
-        found.append(Linear(module, stored, sum(tensor.bytes for tensor in parts.values())))
+        found.append(Linear(module, stored, sum(tensor.bytes for tensor in parts.values()), parts))
     for one in found:
         check_module(declared, one.name, one.stored)
     return {one.name: one for one in sorted(found, key=lambda one: _natural(one.name))}
@@ -84,9 +92,12 @@ def _read_fused(module: str, name: str, parts: Mapping[str, Tensor]) -> Linear:
         lone = blocks or scales
         other = "blocks" if blocks is None else "scales"
         raise WeightError(f"tensor {module}.{name}_{other} is missing beside {lone and lone.name}")
+    held = {"blocks": blocks, "scales": scales}
     bias = parts.get(f"{name}_bias")
-    size = sum(tensor.bytes for tensor in (blocks, scales, bias) if tensor is not None)
-    return Linear(f"{module}.{name}", read_fused_experts(blocks, scales, bias), size)
+    if bias is not None:
+        held["bias"] = bias
+    size = sum(tensor.bytes for tensor in held.values())
+    return Linear(f"{module}.{name}", read_fused_experts(blocks, scales, bias), size, held)
 
 
 def _is_embedding(module: str, stored: Stored) -> bool:

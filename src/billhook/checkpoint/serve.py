@@ -9,11 +9,22 @@ from itertools import groupby
 
 from ..arch import Arch
 from ..config import Problem
-from ..dtypes import DType
+from ..dtypes import U4B8, DType
 from ..errors import ConfigError, UnsupportedError, WeightError
-from ..models import Gemm, Model, activations_type, check_gemm, gemm_types, gemms
+from ..models import (
+    KNOWN,
+    Gemm,
+    Model,
+    WeightFormat,
+    activations_type,
+    check_gemm,
+    gemm_types,
+    gemms,
+    load_model,
+)
 from ..select import spans
 from .declared import Declared, check_quantized
+from .folder import Checkpoint
 from .modules import Linear, template
 from .stored import UNQUANTIZED, Stored
 
@@ -63,6 +74,24 @@ class Use:
     stored: str
     count: int
     answers: tuple[Answer, ...]
+
+
+def read_model(checkpoint: Checkpoint, declared: Declared) -> tuple[Model | None, str]:
+    """Return the model that a checkpoint's config describes, or None and why its GEMMs are not known.
+
+    Raises:
+        ConfigError: A field of the config is missing or wrong.
+    """
+    architectures = checkpoint.config.texts("architectures")
+    if not architectures or architectures[0] not in KNOWN:
+        named = repr(architectures[0]) if architectures else "that is not named"
+        why = f"no kernels: architecture {named} is not built yet, and its sizes are not checked"
+        return None, f"{why}; {declared.why}" if declared.why else why
+    try:
+        # Sizes alone are wanted, whatever the format: how weights are stored is told from the tensors.
+        return load_model(checkpoint.folder, stored=WeightFormat(U4B8, -1)), ""
+    except UnsupportedError as error:
+        return None, f"no kernels, and sizes are not checked: {error}"
 
 
 def check_sizes(model: Model, linears: Mapping[str, Linear], declared: Declared) -> dict[str, str]:

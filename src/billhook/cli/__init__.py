@@ -14,6 +14,7 @@ from ..errors import BillhookError
 # command -> one line of help; the module is billhook.cli.COMMAND and holds `command`.
 COMMANDS = {
     "inspect": "Show how a checkpoint's layers are stored, and which kernels serve them.",
+    "pack": "Write a checkpoint with its weights as kernels read them.",
     "plan": "Show which kernels a model needs, and why.",
     "build": "Compile a model's kernels into a bundle.",
     "emit": "Write a model's kernels as a C++ library.",

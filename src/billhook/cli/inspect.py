@@ -9,12 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import UnsupportedError
-
 if TYPE_CHECKING:
     from ..arch import Arch
-    from ..checkpoint import Answer, Checkpoint, Declared, Linear, Row, Use
-    from ..models import Model
+    from ..checkpoint import Answer, Checkpoint, Linear, Row, Use
 
 
 @dataclass(frozen=True)
@@ -88,7 +85,7 @@ def _inspect(folder: Path, archs: Sequence[Arch], tp: int, act: str | None) -> _
     checkpoint = checkpoints.read_checkpoint(folder)
     declared = checkpoints.read_declared(checkpoint.config)
     linears = checkpoints.read_linears(checkpoint.tensors.values(), declared)
-    model, why = _sizes(checkpoint, declared)
+    model, why = checkpoints.read_model(checkpoint, declared)
     names: dict[str, str] = {}
     uses: list[Use] = []
     if model is not None:
@@ -107,23 +104,6 @@ def _inspect(folder: Path, archs: Sequence[Arch], tp: int, act: str | None) -> _
             why = "no layer is quantized; our kernels serve quantized layers"
     rows = checkpoints.fold(linears.values(), names)
     return _Found(checkpoint, rows, uses, why, tp, DEFAULT_MAX_TOKENS)
-
-
-def _sizes(checkpoint: Checkpoint, declared: Declared) -> tuple[Model | None, str]:
-    """Return the model that the config describes, or None and why its GEMMs are not known."""
-    from ..dtypes import U4B8
-    from ..models import KNOWN, WeightFormat, load_model
-
-    architectures = checkpoint.config.texts("architectures")
-    if not architectures or architectures[0] not in KNOWN:
-        named = repr(architectures[0]) if architectures else "that is not named"
-        why = f"no kernels: architecture {named} is not built yet, and its sizes are not checked"
-        return None, f"{why}; {declared.why}" if declared.why else why
-    try:
-        # Sizes alone are wanted, whatever the format: how weights are stored is told from the tensors.
-        return load_model(checkpoint.folder, stored=WeightFormat(U4B8, -1)), ""
-    except UnsupportedError as error:
-        return None, f"no kernels, and sizes are not checked: {error}"
 
 
 def _any_quantized(linears: dict[str, Linear]) -> bool:

@@ -124,10 +124,18 @@ _FUSED = {
 }
 
 
+_EXPERT = re.compile(r"(?<=\.experts\.)[0-9]+(?=\.)")
+
+
 def _spellings(module: str) -> tuple[str, ...]:
-    """Return a module's name and, if engines fuse it with others, theirs for it: configs use both."""
+    """Return a module's name and what else configs call it.
+
+    That is the name of those that engines fuse with it, and that of a projection of all experts.
+    """
     place, _, name = module.rpartition(".")
-    return (module, f"{place}.{_FUSED[name]}") if name in _FUSED else (module,)
+    names = (module, f"{place}.{_FUSED[name]}") if name in _FUSED else (module,)
+    anyone = _EXPERT.sub("*", module)
+    return names if anyone == module else (*names, anyone)
 
 
 def read_group_size(fields: Fields, default: int | None = None) -> int:

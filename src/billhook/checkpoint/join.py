@@ -1,0 +1,73 @@
+"""Join weights along n, stack them as experts, and take experts from a stack."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..formats import host
+from .read import Weight
+
+
+def join(weights: Sequence[Weight]) -> Weight:
+    """Return the weights of modules that read the same input as one, their output features in a row.
+
+    Args:
+        weights: Alike in format, k, group size, order of input features and NVFP4's global scale, with or
+            without biases; [k, n] each. fp8 scales of tensors and blocks are repeated for each column.
+    """
+    if len(weights) == 1:
+        return weights[0]
+    parts = [host.split(one.value) for one in weights]
+    joined = parts[0]._replace(
+        codes=np.concatenate([one.codes for one in parts], axis=-1),
+        scales=np.concatenate([one.scales for one in parts], axis=-1),
+        zeros=_join_optional([one.zeros for one in parts]),
+    )
+    bias = _join_optional([one.bias for one in weights])
+    return Weight(host.join(joined), bias, weights[0].input_order)
+
+
+def stack(experts: Sequence[Weight]) -> Weight:
+    """Return the weights of experts as one, [experts, k, n].
+
+    Args:
+        experts: Alike in all but values; [k, n] each.
+    """
+    parts = [host.split(one.value) for one in experts]
+    whole = [one.global_scales for one in parts if one.global_scales is not None]
+    stacked = parts[0]._replace(
+        codes=np.stack([one.codes for one in parts]),
+        scales=np.stack([one.scales for one in parts]),
+        zeros=_stack_optional([one.zeros for one in parts]),
+        global_scales=np.concatenate(whole) if whole else None,
+    )
+    return Weight(host.join(stacked), _stack_optional([one.bias for one in experts]), experts[0].input_order)
+
+
+def take_experts(weight: Weight) -> Iterator[Weight]:
+    """Yield each expert's weight [k, n] of a weight [experts, k, n]."""
+    parts = host.split(weight.value)
+    whole = parts.global_scales
+    for expert in range(len(parts.codes)):
+        one = parts._replace(
+            codes=parts.codes[expert],
+            scales=parts.scales[expert],
+            zeros=None if parts.zeros is None else parts.zeros[expert],
+            global_scales=None if whole is None else whole[expert : expert + 1],
+        )
+        bias = None if weight.bias is None else weight.bias[expert]
+        yield Weight(host.join(one), bias, weight.input_order)
+
+
+def _join_optional(arrays: Sequence[npt.NDArray[Any] | None]) -> npt.NDArray[Any] | None:
+    there = [one for one in arrays if one is not None]
+    return np.concatenate(there, axis=-1) if there else None
+
+
+def _stack_optional(arrays: Sequence[npt.NDArray[Any] | None]) -> npt.NDArray[Any] | None:
+    there = [one for one in arrays if one is not None]
+    return np.stack(there) if there else None

@@ -1,0 +1,92 @@
+"""A linear module's tensors -> its weight as a host value of `formats/`, in the order of the GEMM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
+
+from ...errors import WeightError
+from ...formats.host import HostWeight
+from ...models import WeightFormat
+from ..modules import Linear
+from .awq import read_awq
+from .checks import read_scales
+from .fp4 import read_experts, read_experts_bias, read_global_scale, read_mxfp4, read_nvfp4
+from .fp8 import read_fp8, read_mxfp8
+from .gptq import read_gptq
+from .integers import read_int_quantized, read_pack_quantized
+from .order import Order, read_order
+
+__all__ = ["Order", "Weight", "read_global_scale", "read_order", "read_weight"]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A weight read from a checkpoint.
+
+    Args:
+        value: Codes, scales and zero points; weights [k, n], or [experts, k, n].
+        bias: [n] or [experts, n], as stored; None if there is none.
+        input_order: int32 [k], the input features in the order of the weight's rows: the product is
+            `x[:, input_order] @ weights`; None if they are in order.
+    """
+
+    value: HostWeight
+    bias: npt.NDArray[Any] | None = None
+    input_order: Order | None = None
+
+
+def read_weight(linear: Linear, wanted: WeightFormat) -> Weight:
+    """Read the weight of a quantized module.
+
+    Args:
+        linear: The module.
+        wanted: How it is stored, by the config.
+
+    Raises:
+        WeightError: A value that no such weight has; names file, tensor, place and value.
+    """
+    try:
+        value, order = _read_value(linear, wanted)
+    except WeightError as error:
+        if linear.name in str(error):
+            raise
+        raise WeightError(f"{linear.file}: {linear.name}: {error}") from error
+    return Weight(value, _read_bias(linear), order)
+
+
+def is_interleaved(linear: Linear) -> bool:
+    """Return whether rows of a gate and an up projection take turns, as in gpt-oss."""
+    return bool(linear.stored.num_experts) and linear.name.endswith("gate_up_proj")
+
+
+def _read_value(linear: Linear, wanted: WeightFormat) -> tuple[HostWeight, Order | None]:
+    parts, stored = linear.parts, linear.stored
+    name = stored.format
+    if name in ("gptq", "gptq_v2"):
+        return read_gptq(parts, stored, wanted)
+    if name == "pack-quantized":
+        return read_pack_quantized(parts, stored, wanted)
+    if name == "awq":
+        return read_awq(parts, stored, wanted), None
+    if name == "int-quantized":
+        return read_int_quantized(parts, stored, wanted), None
+    if name == "fp8":
+        return read_fp8(parts, stored, wanted), None
+    if name == "mxfp8":
+        return read_mxfp8(parts), None
+    if name == "nvfp4":
+        return read_nvfp4(parts), None
+    if name == "mxfp4":
+        return read_experts(parts, is_interleaved(linear)) if stored.num_experts else read_mxfp4(parts), None
+    raise WeightError(f"is stored as {name}, which is not read")
+
+
+def _read_bias(linear: Linear) -> npt.NDArray[Any] | None:
+    if "bias" not in linear.parts:
+        return None
+    if linear.stored.num_experts:
+        return read_experts_bias(linear.parts["bias"], is_interleaved(linear))
+    return read_scales(linear.parts["bias"])

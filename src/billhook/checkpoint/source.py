@@ -1,0 +1,123 @@
+"""A quantized checkpoint as GEMMs: what they are from headers, their weights one layer at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from ..errors import UnsupportedError
+from .data import read_array
+from .declared import Declared, read_declared
+from .folder import Checkpoint, read_checkpoint
+from .fuse import Fused, fuse
+from .header import Tensor
+from .join import join, stack, take_experts
+from .modules import read_linears
+from .read import Weight, read_weight
+from .serve import check_sizes, read_model
+from .stored import UNQUANTIZED
+
+# Of a weight whose activations were quantized too; they stay in 16 bits here.
+_LEFT_OUT = ("input_scale", "input_global_scale", "input_zero_point")
+# What belongs to a module, but not to its weight: scales of the key-value cache.
+_KEPT = ("k_scale", "v_scale", "output_scale")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A quantized checkpoint.
+
+    Args:
+        checkpoint: Its folder.
+        declared: How its config says it is stored.
+        modules: The quantized GEMMs, by name, in the order of layers.
+        plain: All tensors that are no part of them, by name.
+        notes: What was left out or stays apart, in words.
+    """
+
+    checkpoint: Checkpoint
+    declared: Declared
+    modules: Mapping[str, Fused]
+    plain: Mapping[str, Tensor]
+    notes: tuple[str, ...]
+
+    def read(self, name: str) -> Weight:
+        """Read the weight of a GEMM, [k, n], or [experts, k, n].
+
+        Args:
+            name: A name of `modules`.
+
+        Raises:
+            WeightError: A value that no such weight has; names file, tensor, place and value.
+        """
+        experts = list(self.experts(name))
+        return stack(experts) if self.modules[name].num_experts else experts[0]
+
+    def experts(self, name: str) -> Iterator[Weight]:
+        """Read the weights of a GEMM one expert at a time; a dense layer is one.
+
+        Args:
+            name: A name of `modules`.
+
+        Raises:
+            WeightError: As `read`.
+        """
+        fused = self.modules[name]
+        step = len(fused.parts)
+        for start in range(0, len(fused.linears), step):
+            weights = [read_weight(one, fused.stored) for one in fused.linears[start : start + step]]
+            if fused.linears[start].stored.num_experts:
+                yield from take_experts(weights[0])
+            else:
+                yield join(weights)
+
+    def array(self, name: str) -> npt.NDArray[Any]:
+        """Read a tensor that is no part of a GEMM.
+
+        Args:
+            name: A name of `plain`.
+
+        Raises:
+            WeightError: It cannot be read.
+        """
+        return read_array(self.plain[name])
+
+
+def open_checkpoint(folder: Path) -> Source:
+    """Read a quantized checkpoint's headers and config, and what tells which modules are one GEMM.
+
+    Args:
+        folder: Holds config.json and safetensors files, as Hugging Face has them.
+
+    Raises:
+        ConfigError: A file that cannot be read, or a field of the config that makes no sense.
+        WeightError: A tensor is missing, extra, of a wrong dtype or shape, or not what the config says.
+        UnsupportedError: A format that is not built, or nothing is quantized.
+    """
+    checkpoint = read_checkpoint(folder)
+    declared = read_declared(checkpoint.config)
+    linears = read_linears(checkpoint.tensors.values(), declared)
+    model, _ = read_model(checkpoint, declared)
+    if model is not None:
+        check_sizes(model, linears, declared)
+    quantized = [one for one in linears.values() if one.stored.format != UNQUANTIZED]
+    if not quantized:
+        raise UnsupportedError(f"{folder}: no layer is quantized; there is nothing to pack")
+    if declared.quantization is None:
+        raise UnsupportedError(f"{declared.file}: {declared.why}")
+    modules, notes = fuse(quantized, declared.quantization)
+    used = {part.name for one in quantized for name, part in one.parts.items() if name not in _KEPT}
+    left = sum(tensor.name.endswith(_LEFT_OUT) for tensor in checkpoint.tensors.values())
+    if left:
+        notes.append(f"{left} scales of quantized activations are left out; activations have 16 bits")
+    return Source(
+        checkpoint,
+        declared,
+        {one.name: one for one in modules},
+        {name: tensor for name, tensor in checkpoint.tensors.items() if name not in used},
+        (*checkpoint.notes, *notes),
+    )
