@@ -108,7 +108,7 @@ class KernelConfig:
     Args:
         family: "marlin".
         types: Element types.
-        group_size: 32, 64, 128, or -1 for channel scales.
+        group_size: Weights along k that share one scale: 16, 32, 64, 128; -1 for channel scales.
         tile: CTA tile and pipeline depth.
         indexed: True for MoE (rows of A found through sorted_token_ids), False for dense.
         arch: The GPU target it is compiled for.

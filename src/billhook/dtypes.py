@@ -35,7 +35,7 @@ class DType:
 
     @property
     def zero_point(self) -> bool:
-        """Whether weights of this type have zero points, one beside each scale; others have `bias` throughout."""
+        """Whether weights of this type have zero points, one beside each scale; else `bias` is their zero."""
         return self.kind == "int" and not self.signed
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from billhook.arch import Arch, supported
+from billhook.catalog import load
 from billhook.config import GemmTypes, KernelConfig, Problem, Tile
-from billhook.dtypes import ALL, BF16, F16, U4B8
+from billhook.dtypes import ALL
 
 
 def archs() -> st.SearchStrategy[Arch]:
@@ -34,7 +35,7 @@ def any_types() -> st.SearchStrategy[GemmTypes]:
 
 def served_types() -> st.SearchStrategy[GemmTypes]:
     """Types of the installed kernels."""
-    return st.sampled_from([GemmTypes(a, U4B8, a, a) for a in (F16, BF16)])
+    return st.sampled_from([types for one in load().formats for types in one.types()])
 
 
 def tiles() -> st.SearchStrategy[Tile]:
@@ -43,9 +44,11 @@ def tiles() -> st.SearchStrategy[Tile]:
     return st.builds(Tile, number, number, number, st.integers(1, 12))
 
 
-def group_sizes() -> st.SearchStrategy[int]:
-    """Group sizes of the installed kernels."""
-    return st.sampled_from([-1, 32, 64, 128])
+def group_sizes(types: GemmTypes) -> st.SearchStrategy[int]:
+    """Group sizes of the installed kernels for these types."""
+    return st.sampled_from(
+        [size for one in load().formats if types in one.types() for size in one.group_sizes]
+    )
 
 
 def kernel_configs() -> st.SearchStrategy[KernelConfig]:
@@ -65,12 +68,13 @@ def kernel_configs() -> st.SearchStrategy[KernelConfig]:
 def problems(draw: st.DrawFn) -> Problem:
     """Problems that the installed kernels serve."""
     num_experts = draw(st.sampled_from([0, 0, 1, 3, 8, 60, 128]))
+    types = draw(served_types())
     return Problem(
         m=draw(st.integers(1, 20000)),
         n=16 * draw(st.integers(1, 4000)),
         k=16 * draw(st.integers(1, 2000)),
-        types=draw(served_types()),
-        group_size=draw(group_sizes()),
+        types=types,
+        group_size=draw(group_sizes(types)),
         num_experts=num_experts,
         top_k=draw(st.integers(1, min(8, num_experts))) if num_experts else 0,
     )

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from billhook.arch import Arch, parse
 from billhook.catalog import Catalog, deepest, load, shape_name
 from billhook.config import GemmTypes, Problem
-from billhook.dtypes import BF16, F16, U4, U4B8
+from billhook.dtypes import BF16, F16, S8, U4B8
 from billhook.errors import InputError, UnsupportedError
 from billhook.families import illegal, unserved
 from billhook.select import candidates, select, spans
@@ -118,7 +118,7 @@ def test_the_reason_tells_a_shallower_pipeline(catalog: Catalog) -> None:
         (replace(DENSE, k=8), "9.0a", ["k must", "8"]),
         (DENSE, "7.5", ["7.5", "8.0"]),
         (replace(DENSE, group_size=16), "9.0a", ["group_size", "16", "-1"]),
-        (replace(DENSE, types=GemmTypes(BF16, U4, BF16, BF16)), "9.0a", ["bf16_u4_bf16_bf16", str(TYPES)]),
+        (replace(DENSE, types=GemmTypes(BF16, S8, BF16, BF16)), "9.0a", ["bf16_s8_bf16_bf16", str(TYPES)]),
         (replace(DENSE, types=GemmTypes(BF16, U4B8, F16, BF16)), "9.0a", ["bf16_u4b8_f16_bf16"]),
     ],
 )

@@ -16,12 +16,11 @@ from billhook.config import GemmTypes, KernelConfig, Tile
 from billhook.driver import native_arch
 from billhook.dtypes import BF16, F16, U4B8
 from billhook.families import rounds_weights
-from billhook.families.base import GROUP_SIZES
 from billhook.formats import reference, u4b8
 from billhook.ops import PackedWeight, unpack_weight
 
 ELEMENTS = {torch.float16: F16, torch.bfloat16: BF16}
-GROUPS = GROUP_SIZES
+GROUPS = (-1, 32, 64, 128)
 # Beside what the catalog lists: the smallest, the largest, and sums of several instructions.
 OTHERS = tuple(
     Shape("machete", tile)

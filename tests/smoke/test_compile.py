@@ -10,10 +10,10 @@ import pytest
 
 from billhook import arch
 from billhook.build import Artifact, Cache, Unit, compile_kernel, compile_support, compile_unit
-from billhook.config import parse_name
+from billhook.config import GemmTypes, parse_name
 from billhook.emit import SourceFile
 from billhook.families import illegal
-from billhook.families.base import GROUP_SIZES
+from billhook.families.base import FORMATS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -79,4 +79,8 @@ def test_the_set_holds_experts_and_large_tiles_of_every_generation() -> None:
         mine = [config for config in configs if config.arch == target]
         assert {config.indexed for config in mine} == {False, True}
         assert any(config.tile.tile_m >= 48 for config in mine)
-    assert {config.group_size for config in configs} == set(GROUP_SIZES)
+    assert {config.group_size for config in configs} == {size for one in FORMATS for size in one.group_sizes}
+    for one in FORMATS:
+        for a in one.activations:
+            wanted = GemmTypes(a, one.weight, one.scale or a, a)
+            assert any(config.types == wanted for config in configs), wanted

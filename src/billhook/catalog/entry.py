@@ -19,17 +19,22 @@ class Format(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Args:
         weight: Name of the weights' element type.
-        activations: Names of the activations' element types; scales and output have the same.
+        activations: Names of the activations' element types; the output has the same.
         group_sizes: Weights along k that share a scale; -1 for channel scales.
+        scales: Name of the scales' element type; that of the activations if left out.
     """
 
     weight: str
     activations: tuple[str, ...]
     group_sizes: tuple[int, ...]
+    scales: str | None = None
 
     def types(self) -> list[GemmTypes]:
         """Return the element types, one entry per activation type."""
-        return [GemmTypes(dtype(a), dtype(self.weight), dtype(a), dtype(a)) for a in self.activations]
+        return [
+            GemmTypes(dtype(a), dtype(self.weight), dtype(self.scales or a), dtype(a))
+            for a in self.activations
+        ]
 
 
 @dataclass(frozen=True)

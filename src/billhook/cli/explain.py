@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 @click.option("--m", type=int, required=True, help="Rows of A; with --model: tokens of the step.")
 @click.option("--n", type=int, help="Output features.")
 @click.option("--k", type=int, help="Input features.")
-@click.option("--group-size", type=int, help="Weights that share a scale; -1: per channel.  [default: 128]")
+@click.option("--format", "weights", help="Weights: u4b8, u4, u8b128, u8, fp8, mxfp8 ...  [default: u4b8]")
+@click.option("--group-size", type=int, help="Weights that share a scale; -1: per channel.  [default: usual]")
 @click.option("--act", type=click.Choice(["f16", "bf16"]), help="Activations.  [default: bf16, the model's]")
 @click.option("--experts", type=int, help="Experts of an MoE layer.")
 @click.option("--top-k", type=int, help="Experts that each row visits.")
@@ -34,6 +35,7 @@ def command(
     m: int,
     n: int | None,
     k: int | None,
+    weights: str | None,
     group_size: int | None,
     act: str | None,
     experts: int | None,
@@ -53,13 +55,22 @@ def command(
     from ..select import select
     from .columns import fold
 
-    shape = {"--n": n, "--k": k, "--group-size": group_size, "--experts": experts, "--top-k": top_k}
+    shape = {
+        "--n": n,
+        "--k": k,
+        "--format": weights,
+        "--group-size": group_size,
+        "--experts": experts,
+        "--top-k": top_k,
+    }
     if model is not None:
         _refuse(shape, "cannot be given with --model, which has the layers' shapes")
         problem = _layer_problem(model, layer, tp or 1, m, act)
     else:
         _refuse({"--layer": layer, "--tp": tp}, "needs --model")
-        problem = _shape_problem(m=m, n=n, k=k, group_size=group_size, act=act, experts=experts, top_k=top_k)
+        problem = _shape_problem(
+            m=m, n=n, k=k, weights=weights, group_size=group_size, act=act, experts=experts, top_k=top_k
+        )
     choices = []
     for target in parse_list(arch, native_archs):
         try:
@@ -93,23 +104,25 @@ def _shape_problem(
     m: int,
     n: int | None,
     k: int | None,
+    weights: str | None,
     group_size: int | None,
     act: str | None,
     experts: int | None,
     top_k: int | None,
 ) -> Problem:
     from ..config import GemmTypes, Problem
-    from ..dtypes import U4B8, dtype
+    from ..dtypes import dtype
+    from ..formats.packed import find_format
 
     if n is None or k is None:
         raise InputError("give --n and --k, or --model and --layer")
-    a = dtype(act or "bf16")
+    a, held = dtype(act or "bf16"), find_format(weights or "u4b8")
     return Problem(
         m=m,
         n=n,
         k=k,
-        types=GemmTypes(a, U4B8, a, a),
-        group_size=128 if group_size is None else group_size,
+        types=GemmTypes(a, held.weight, held.scale_type(a), a),
+        group_size=held.group_sizes[0] if group_size is None else group_size,
         num_experts=experts or 0,
         top_k=top_k or 0,
     )

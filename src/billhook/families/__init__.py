@@ -61,5 +61,5 @@ def shared_memory(config: KernelConfig) -> int:
 
 
 def rounds_weights(config: KernelConfig) -> bool:
-    """Return whether (code - 8) * scale is rounded to 16 bits before the MMA."""
+    """Return whether a weight's product with its scale is rounded to 16 bits before the MMA."""
     return FAMILIES[config.family].rounds_weights(config)

@@ -2,13 +2,42 @@
 
 from __future__ import annotations
 
-from ..config import STRIP, KernelConfig, Problem
-from ..dtypes import BF16, F16, U4B8
+from dataclasses import dataclass
 
-GROUP_SIZES = (-1, 32, 64, 128)
-BLOCK_BYTES = STRIP * STRIP // 2  # codes of one 64 x 64 block of 4-bit weights
+from ..config import STRIP, KernelConfig, Problem
+from ..dtypes import BF16, E2M1F, E4M3FN, E8M0FNU, F16, U4, U4B8, U8, U8B128, DType
+
 SCRATCH_BYTES = 8 * (STRIP + 4) * 4  # sums of 8 tokens x 64 features (+4 against bank conflicts), f32
 BARRIER_BYTES = 128  # mbarriers, one per stage
+
+
+@dataclass(frozen=True)
+class Format:
+    """Weights that the device headers dequantize.
+
+    Args:
+        weight: Type of the codes.
+        scale: Type of the scales; None: that of the activations.
+        group_sizes: Weights along k that may share a scale; -1 for channel scales.
+        activations: Types that they may be multiplied by.
+    """
+
+    weight: DType
+    scale: DType | None = None
+    group_sizes: tuple[int, ...] = (-1, 32, 64, 128)
+    activations: tuple[DType, ...] = (F16, BF16)
+
+
+FORMATS = (
+    Format(U4B8),
+    Format(U4),
+    Format(U8B128),
+    Format(U8),
+    Format(E4M3FN, group_sizes=(-1, 128)),
+    Format(E4M3FN, E8M0FNU, (32,), (BF16,)),
+    Format(E2M1F, E8M0FNU, (32,), (BF16,)),
+    Format(E2M1F, E4M3FN, (16,)),
+)
 
 
 def wrong_types(config: KernelConfig) -> str | None:
@@ -16,12 +45,19 @@ def wrong_types(config: KernelConfig) -> str | None:
     types = config.types
     if types.a not in (F16, BF16):
         return f"activations must be f16 or bf16 (got {types.a})"
-    if types.b is not U4B8:
-        return f"weights must be u4b8 (got {types.b})"
-    if types.s != types.a or types.c != types.a:
-        return f"scales and output must have the activations' type {types.a} (got {types.s}, {types.c})"
-    if config.group_size not in GROUP_SIZES:
-        return f"group_size must be one of {GROUP_SIZES} (got {config.group_size})"
+    if types.c != types.a:
+        return f"the output must have the activations' type {types.a} (got {types.c})"
+    of_weight = [one for one in FORMATS if one.weight == types.b]
+    if not of_weight:
+        known = ", ".join(dict.fromkeys(str(one.weight) for one in FORMATS))
+        return f"weights must be one of {known} (got {types.b})"
+    fitting = [one for one in of_weight if types.a in one.activations and types.s == (one.scale or types.a)]
+    if not fitting:
+        known = ", ".join(str(one.scale or types.a) for one in of_weight if types.a in one.activations)
+        return f"scales of {types.b} weights under {types.a} activations must be {known} (got {types.s})"
+    (one,) = fitting
+    if config.group_size not in one.group_sizes:
+        return f"group_size must be one of {one.group_sizes} for {types.b} weights (got {config.group_size})"
     return None
 
 
@@ -47,12 +83,16 @@ def too_large(config: KernelConfig, shared_memory: int) -> str | None:
     return None
 
 
-def scale_bytes_per_stage(config: KernelConfig) -> int:
-    """Return the bytes of group scales in one pipeline stage (0 for channel scales)."""
-    if config.group_size == -1:
-        return 0
-    groups = max(1, config.tile.tile_k // config.group_size)
-    return config.tile.strips * groups * STRIP * 2
+def weight_bytes_per_stage(config: KernelConfig) -> int:
+    """Return the bytes of codes, group scales (none for channel scales) and zero points in one stage."""
+    tile, types = config.tile, config.types
+    groups = 1 if config.group_size == -1 else max(1, tile.tile_k // config.group_size)
+    bits = STRIP * STRIP * tile.blocks * types.b.bits
+    if config.group_size != -1:
+        bits += STRIP * groups * types.s.bits
+    if types.b.zero_point:
+        bits += STRIP * groups * types.a.bits
+    return tile.strips * bits // 8
 
 
 def unserved(config: KernelConfig, problem: Problem) -> str | None:

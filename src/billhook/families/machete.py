@@ -6,6 +6,7 @@ What is computed here mirrors `cuda/billhook/kernel/machete.cuh`.
 from __future__ import annotations
 
 from ..config import KernelConfig
+from ..dtypes import U4B8
 from . import base
 
 FAMILY = "machete"
@@ -21,8 +22,7 @@ def threads(config: KernelConfig) -> int:
 def shared_memory(config: KernelConfig) -> int:
     """Return the dynamic shared memory of one CTA, bytes."""
     tile = config.tile
-    stage = tile.tile_m * tile.tile_k * 2 + tile.strips * tile.blocks * base.BLOCK_BYTES
-    stage += base.scale_bytes_per_stage(config)
+    stage = tile.tile_m * tile.tile_k * 2 + base.weight_bytes_per_stage(config)
     stage = -(-stage // _ALIGNMENT) * _ALIGNMENT
     return tile.stages * stage + tile.strips * base.SCRATCH_BYTES + base.BARRIER_BYTES
 
@@ -32,6 +32,8 @@ def illegal(config: KernelConfig) -> str | None:
     if (config.arch.capability, config.arch.suffix) != ((9, 0), "a"):
         return f"needs the target 9.0a, where wgmma is (got {config.arch})"
     why = base.wrong_types(config) or base.wrong_tile(config, largest_m=256, fewest_stages=FEWEST_STAGES)
+    if why is None and config.types.b != U4B8:
+        why = f"weights must be u4b8 (got {config.types.b}): other formats are served by the Marlin family"
     if why is None and threads(config) > 512:
         why = f"tile_n must be at most 256: four warpgroups (got {config.tile.tile_n})"
     # Accumulators: half a register per token and thread; 512 threads have 128 registers each.

@@ -6,6 +6,7 @@ What is computed here mirrors `cuda/billhook/kernel/marlin.cuh`.
 from __future__ import annotations
 
 from ..config import KernelConfig
+from ..dtypes import E2M1F
 from . import base
 
 FAMILY = "marlin"
@@ -23,7 +24,7 @@ def shared_memory(config: KernelConfig) -> int:
     tile = config.tile
     warps = tile.strips * tile.blocks
     activations = tile.tile_m * (tile.tile_k * 2 + ROW_PADDING)
-    stage = warps * base.BLOCK_BYTES + activations + base.scale_bytes_per_stage(config)
+    stage = activations + base.weight_bytes_per_stage(config)
     return tile.stages * stage + warps * base.SCRATCH_BYTES + base.BARRIER_BYTES
 
 
@@ -38,14 +39,19 @@ def illegal(config: KernelConfig) -> str | None:
 
 
 def rounds_weights(config: KernelConfig) -> bool:
-    """Return whether (code - 8) * scale is rounded to 16 bits before the MMA.
+    """Return whether a weight's product with its scale is rounded to 16 bits before the MMA.
 
-    The kernel does so where no registers are left for the sums of one group; the error
-    bound has a term for it.
+    The kernel multiplies them where no registers are left for the sums of one group; the
+    error bound has a term for it. A product of e2m1 and a scale of 8 bits is exact.
     """
+    return config.group_size != -1 and not scales_sums(config) and config.types.b != E2M1F
+
+
+def scales_sums(config: KernelConfig) -> bool:
+    """Return whether group scales multiply the sums of one group in float32, not each weight."""
     tile = config.tile
+    if config.group_size == 16:  # one MMA
+        return False
     if config.group_size == 32:
-        scales_sums = tile.tile_m <= 8
-    else:
-        scales_sums = tile.tile_m <= 16 or (tile.tile_m == 32 and threads(config) <= 256)
-    return config.group_size != -1 and not scales_sums
+        return tile.tile_m <= 8
+    return tile.tile_m <= 16 or (tile.tile_m == 32 and threads(config) <= 256)

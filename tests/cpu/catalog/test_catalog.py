@@ -11,9 +11,10 @@ import pytest
 import billhook.catalog
 from billhook.arch import parse, supported
 from billhook.catalog import deepest, load
-from billhook.config import KernelConfig, Tile
+from billhook.config import GemmTypes, KernelConfig, Tile
 from billhook.errors import ConfigError
-from billhook.families import fewest_stages, illegal
+from billhook.families import base, fewest_stages, illegal
+from billhook.formats import packed
 
 INSTALLED = Path(billhook.catalog.__file__).parent
 
@@ -35,10 +36,29 @@ def test_installed_catalog_loads_once() -> None:
     assert len(catalog.by_name) == len(catalog.shapes)
 
 
+def test_the_catalog_lists_what_device_headers_and_packed_weights_have() -> None:
+    listed = {(types, size) for one in load().formats for types in one.types() for size in one.group_sizes}
+    device = {
+        (GemmTypes(a, one.weight, one.scale or a, a), size)
+        for one in base.FORMATS
+        for a in one.activations
+        for size in one.group_sizes
+    }
+    stored = {
+        (GemmTypes(a, one.weight, one.scale_type(a), a), size)
+        for one in packed.FORMATS.values()
+        for a in one.activations
+        for size in one.group_sizes
+    }
+    assert listed == device == stored
+
+
 def test_every_tile_and_format_is_legal_somewhere() -> None:
     catalog = load()
     archs = [parse(text) for text in (*supported(), "9.0a")]
     for shape in catalog.shapes:
+        if shape.family == "machete":
+            continue
         for one in catalog.formats:
             for types in one.types():
                 for group_size in one.group_sizes:

@@ -14,11 +14,13 @@ from billhook.arch import parse
 from billhook.build.headers import included_headers
 from billhook.build.nvrtc import compile_text
 from billhook.catalog import Shape, deepest, load
-from billhook.config import GemmTypes, Tile
+from billhook.config import GemmTypes, KernelConfig, Tile
 from billhook.dispatch import launch, params
 from billhook.dtypes import BF16, U4B8
 from billhook.errors import CompileError
-from billhook.families.base import GROUP_SIZES
+from billhook.families import marlin
+from billhook.families.base import FORMATS
+from billhook.formats import packed
 
 HEADERS = Path(billhook.__file__).parent / "cuda/billhook/problem"
 ARCH = parse("9.0a")
@@ -27,9 +29,11 @@ LARGEST = Shape("machete", Tile(256, 128, 64, 5))  # beside what the catalog lis
 LEGAL = [
     config
     for shape in (*load().shapes, LARGEST)
-    for group in GROUP_SIZES
+    for one in load().formats
+    for types in one.types()
+    for group in one.group_sizes
     for indexed in (False, True)
-    if families.illegal(config := deepest(shape.kernel(TYPES, group, indexed, ARCH))[0]) is None
+    if families.illegal(config := deepest(shape.kernel(types, group, indexed, ARCH))[0]) is None
 ]
 
 
@@ -59,12 +63,38 @@ def test_memory_threads_and_rounding_are_those_of_the_kernel() -> None:
     for config in LEGAL:
         tile = config.tile
         sizes = (tile.tile_m, tile.tile_n, tile.tile_k, tile.stages, config.group_size, int(config.indexed))
-        kernel = f"{config.family}::Config<bf16, u4b8, {', '.join(map(str, sizes))}>"
-        rounds = str(families.rounds_weights(config)).lower()
+        kernel = f"{config.family}::Config<{_types(config)}, {', '.join(map(str, sizes))}>"
         lines += [
             f'static_assert({kernel}::shared_bytes == {families.shared_memory(config)}, "{config}");',
             f'static_assert({kernel}::threads == {families.threads(config)}, "{config}");',
-            f'static_assert((!{kernel}::scale_sums && !{kernel}::channel_scales) == {rounds}, "{config}");',
+        ]
+        if config.types == TYPES:
+            rounds = str(families.rounds_weights(config)).lower()
+            lines.append(f"static_assert((!{kernel}::scale_sums && !{kernel}::channel_scales) == {rounds});")
+        if config.family == "marlin":
+            scales_sums = str(marlin.scales_sums(config)).lower()
+            lines.append(f'static_assert({kernel}::scale_sums == {scales_sums}, "{config}");')
+    agree("\n".join(lines))
+
+
+def _types(config: KernelConfig) -> str:
+    types = config.types
+    return f"{types.a}, {types.b}, {types.s}" if config.family == "marlin" else f"{types.a}, {types.b}"
+
+
+def test_what_is_known_of_element_types_is_what_headers_know() -> None:
+    lines = ['#include "billhook/kernel/marlin.cuh"', "using namespace billhook;"]
+    for one in FORMATS:
+        lines.append(f"static_assert(bits<{one.weight}> == {one.weight.bits});")
+        lines.append(f"static_assert(has_zeros<{one.weight}> == {str(one.weight.zero_point).lower()});")
+        lines.append(f"static_assert(block_bytes<{one.weight}> == {64 * 64 * one.weight.bits // 8});")
+        for scale in (one.scale,) if one.scale else one.activations:
+            lines.append(f"static_assert(row_bytes<{scale}> == {64 * scale.bits // 8});")
+    for name, held in packed.FORMATS.items():
+        lines += [
+            f"static_assert(has_global_scale<{held.scale_type(a)}> == {str(held.global_scale).lower()}, "
+            f'"{name}");'
+            for a in held.activations
         ]
     agree("\n".join(lines))
 
@@ -74,7 +104,8 @@ def test_a_disagreement_would_be_found() -> None:
     with pytest.raises(CompileError):
         agree(
             '#include "billhook/kernel/marlin.cuh"\n'
-            "static_assert(billhook::marlin::Config<billhook::bf16, billhook::u4b8, 16, 128, 256, 4, -1, 0>"
+            "using namespace billhook;\n"
+            "static_assert(marlin::Config<bf16, u4b8, bf16, 16, 128, 256, 4, -1, 0>"
             f"::shared_bytes == {families.shared_memory(config) + 1});"
         )
 

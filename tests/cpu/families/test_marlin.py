@@ -9,7 +9,8 @@ import pytest
 from billhook import families
 from billhook.arch import parse
 from billhook.config import GemmTypes, KernelConfig, Problem, Tile
-from billhook.dtypes import BF16, F16, F32, U4, U4B8
+from billhook.dtypes import BF16, E2M1F, E4M3FN, E8M0FNU, F16, F32, S8, U4, U4B8, U8B128, DType
+from billhook.families.base import FORMATS, Format, weight_bytes_per_stage
 
 TYPES = GemmTypes(BF16, U4B8, BF16, BF16)
 LEGAL = KernelConfig("marlin", TYPES, 128, Tile(16, 128, 256, 4), indexed=False, arch=parse("9.0a"))
@@ -27,7 +28,11 @@ def test_the_example_is_legal() -> None:
         ({"family": "scythe"}, "scythe"),
         ({"arch": parse("7.5")}, "7.5"),
         ({"types": GemmTypes(F32, U4B8, F32, F32)}, "f32"),
-        ({"types": GemmTypes(BF16, U4, BF16, BF16)}, "u4"),
+        ({"types": GemmTypes(BF16, S8, BF16, BF16)}, "s8"),
+        ({"types": GemmTypes(F16, E2M1F, E8M0FNU, F16)}, "e4m3fn (got e8m0fnu)"),
+        ({"types": GemmTypes(BF16, E2M1F, BF16, BF16)}, "e8m0fnu, e4m3fn (got bf16)"),
+        ({"types": GemmTypes(BF16, E4M3FN, BF16, BF16), "group_size": 32}, "(-1, 128) for e4m3fn"),
+        ({"types": GemmTypes(BF16, E2M1F, E4M3FN, BF16), "group_size": 32}, "(16,) for e2m1f"),
         ({"types": GemmTypes(BF16, U4B8, F16, BF16)}, "f16"),
         ({"types": GemmTypes(BF16, U4B8, BF16, F16)}, "f16"),
         ({"group_size": 16}, "16"),
@@ -75,6 +80,39 @@ def test_shared_memory_grows_with_the_tile_and_depth() -> None:
         assert families.shared_memory(replace(LEGAL, tile=tile)) > base
     assert families.shared_memory(replace(LEGAL, group_size=-1)) < base
     assert families.shared_memory(replace(LEGAL, group_size=32)) > base
+
+
+@pytest.mark.parametrize("one", FORMATS, ids=lambda one: f"{one.weight}-{one.scale}")
+def test_every_format_is_legal_with_each_of_its_groups_and_activations(one: Format) -> None:
+    for a in one.activations:
+        for group_size in one.group_sizes:
+            types = GemmTypes(a, one.weight, one.scale or a, a)
+            config = replace(LEGAL, types=types, group_size=group_size, tile=Tile(16, 128, 256, 3))
+            assert families.illegal(config) is None
+
+
+def test_codes_scales_and_zero_points_take_the_room_of_their_types() -> None:
+    def weights(group_size: int, *types: DType) -> int:
+        return weight_bytes_per_stage(replace(LEGAL, types=GemmTypes(*types), group_size=group_size))
+
+    codes = 128 * 256 // 2  # bytes of 4-bit codes; 128 scales for each group
+    assert weights(128, BF16, U4B8, BF16, BF16) == codes + 128 * 2 * 2
+    assert weights(128, BF16, U4, BF16, BF16) == codes + 128 * 2 * 4
+    assert weights(-1, BF16, U4, BF16, BF16) == codes + 128 * 2
+    assert weights(-1, BF16, U8B128, BF16, BF16) == 2 * codes
+    assert weights(16, BF16, E2M1F, E4M3FN, BF16) == codes + 128 * 16
+
+
+def test_exact_products_are_not_said_to_be_rounded() -> None:
+    tile = Tile(64, 128, 256, 2)
+    for types, group_size, rounds in (
+        (GemmTypes(BF16, U4B8, BF16, BF16), 128, True),
+        (GemmTypes(BF16, E4M3FN, E8M0FNU, BF16), 32, True),  # below bf16's smallest subnormal
+        (GemmTypes(BF16, E2M1F, E8M0FNU, BF16), 32, False),
+        (GemmTypes(F16, E2M1F, E4M3FN, F16), 16, False),
+    ):
+        config = replace(LEGAL, types=types, group_size=group_size, tile=tile)
+        assert families.rounds_weights(config) is rounds
 
 
 def test_workspace_holds_two_tiles_for_each_cta() -> None:

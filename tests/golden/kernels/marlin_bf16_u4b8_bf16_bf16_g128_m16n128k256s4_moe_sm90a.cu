@@ -2,7 +2,7 @@
 #include "billhook/kernel/marlin.cuh"
 
 using Config = billhook::marlin::Config<
-    billhook::bf16, billhook::u4b8,
+    billhook::bf16, billhook::u4b8, billhook::bf16,
     /*tile_m*/ 16, /*tile_n*/ 128, /*tile_k*/ 256,
     /*stages*/ 4, /*group_size*/ 128, /*indexed*/ true>;
 

@@ -2,7 +2,7 @@
 #include "billhook/kernel/marlin.cuh"
 
 using Config = billhook::marlin::Config<
-    billhook::f16, billhook::u4b8,
+    billhook::f16, billhook::u4b8, billhook::f16,
     /*tile_m*/ 64, /*tile_n*/ 256, /*tile_k*/ 128,
     /*stages*/ 3, /*group_size*/ -1, /*indexed*/ false>;
 
