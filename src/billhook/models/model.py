@@ -238,7 +238,8 @@ def _experts(fields: Fields, architecture: str, num_layers: int) -> Experts | No
         return None
     shared = architecture == "Qwen2MoeForCausalLM"
     return Experts(
-        *_routing(fields, "num_experts"),
+        # transformers 5 writes the name that Mixtral has for it
+        *_routing(fields, "num_local_experts" if fields.has("num_local_experts") else "num_experts"),
         intermediate_size=fields.integer("moe_intermediate_size"),
         shared_intermediate_size=fields.integer("shared_expert_intermediate_size") if shared else 0,
         layers=sparse,

@@ -83,6 +83,12 @@ def test_moe_layers_ask_for_the_rows_that_engines_do() -> None:
     assert found["w13"].problem(5).rows_per_expert == found["w2"].problem(5).rows_per_expert
 
 
+def test_experts_may_be_counted_by_their_name_in_transformers_5(tmp_path: Path) -> None:
+    config = example("qwen3-30b-a3b-gptq-int4")
+    renamed = {name: value for name, value in config.items() if name != "num_experts"}
+    assert read(tmp_path, renamed | {"num_local_experts": config["num_experts"]}) == read(tmp_path, config)
+
+
 def test_activations_can_be_chosen() -> None:
     model = load_model(EXAMPLES / "llama-3.1-8b-gptq-int4")
     assert {layer.types for layer in layers(model, act=BF16)} == {"bf16_u4b8_bf16_bf16"}
