@@ -166,6 +166,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Build, compare, time, print, and record if asked."""
     options = parse(arguments)
     device = torch.device(options.device)
+    torch.manual_seed(0)
     start = time.perf_counter()
     models = build(options, device)
     seconds = time.perf_counter() - start

@@ -1,0 +1,93 @@
+"""Load a quantized checkpoint as a transformers model whose quantized layers are packed ones.
+
+The model is built from its config without memory. Then its layers are read one after the other, packed if the
+folder does not hold them packed, and put on the device.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..checkpoint.packed import METHOD
+from ..errors import ConfigError, ToolchainError, UnsupportedError
+from .place import Placer
+from .source import open_packed_source, open_source
+
+
+def load(model_dir: str | Path, device: torch.device | str = "cuda", dtype: torch.dtype | None = None) -> Any:
+    """Load a quantized checkpoint as a transformers model that runs on packed weights.
+
+    Args:
+        model_dir: A folder that `billhook pack` wrote, which is read as it is; or a quantized checkpoint,
+            each layer of which is packed on the way.
+        device: Where the model shall be.
+        dtype: Type of the activations, float16 or bfloat16; by default what the folder was packed for, or
+            the config's.
+
+    Returns:
+        The model (`transformers.PreTrainedModel`) in evaluation mode.
+
+    Raises:
+        ConfigError: A config that cannot be read or makes no sense, or a folder not packed to the end.
+        WeightError: A tensor is missing, extra, damaged or does not fit.
+        UnsupportedError: A format or an architecture that is not built.
+        ToolchainError: transformers is not installed.
+    """
+    folder, place = Path(model_dir), torch.device(device)
+    config = _read_config(folder)
+    # Without it, transformers does not take the model for one that it quantizes itself.
+    section = config.__dict__.pop("quantization_config", None) or {}
+    if section.get("quant_method") == METHOD:
+        source = open_packed_source(folder, place, dtype)
+    else:
+        source = open_source(folder, place, dtype or config.dtype)
+    model = _build(config, source.dtype)
+    placer = Placer(model, place)
+    placer.fill_buffers()
+    for name in source.modules:
+        placer.place_module(name, source)
+    for name in source.plain:
+        placer.place_tensor(name, source)
+    placer.finish(folder)
+    _read_generation_config(model, folder)
+    return model.eval()
+
+
+def _read_config(folder: Path) -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise ToolchainError(
+            "billhook.load builds models with transformers, which is not installed: "
+            "pip install 'billhook[transformers]'"
+        ) from error
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ConfigError(f"{folder} has no config.json; give a checkpoint's folder")
+    try:
+        return transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file}: transformers cannot read it: {error}") from error
+
+
+def _build(config: Any, dtype: torch.dtype) -> Any:
+    """Return the model without memory."""
+    import transformers
+
+    try:
+        with torch.device("meta"):
+            return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except ValueError as error:
+        raise UnsupportedError(
+            f"transformers builds no language model of type {config.model_type!r}: {error}"
+        ) from error
+
+
+def _read_generation_config(model: Any, folder: Path) -> None:
+    import transformers
+
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
