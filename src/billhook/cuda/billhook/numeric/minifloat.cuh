@@ -23,13 +23,21 @@ __device__ __forceinline__ u32 select(u32 inside, u32 outside) {
   return out;
 }
 
+// The signs of codes that are `mask` apart. Spelled as an instruction, for the compiler would mask anew behind each shift.
+template <u32 mask>
+__device__ __forceinline__ u32 signs(u32 v) {
+  u32 out;
+  asm("and.b32 %0, %1, %2;" : "=r"(out) : "r"(v), "n"(mask));
+  return out;
+}
+
 // In fp16 a code fills the upper byte alone (s000eem0), so four codes are rearranged at a time.
 template <>
 struct Dequantize<f16, e2m1f> {
   static __device__ __forceinline__ Fragment run(const u32* words, u32) {
     const u32 w = words[0];
-    const u32 low = select<0x0e0e0e0eu>(w << 1, (w << 4) & 0x80808080u);  // registers 0 and 2: lower nibbles
-    const u32 high = select<0x0e0e0e0eu>(w >> 3, w & 0x80808080u);        // registers 1 and 3
+    const u32 low = select<0x0e0e0e0eu>(w << 1, signs<0x80808080u>(w << 4));  // registers 0 and 2: lower nibbles
+    const u32 high = select<0x0e0e0e0eu>(w >> 3, signs<0x80808080u>(w));        // 1 and 3
     const u32 raw[4] = {__byte_perm(low, 0, 0x2404), __byte_perm(high, 0, 0x2404), low & 0xff00ff00u, high & 0xff00ff00u};
     Fragment f;
 #pragma unroll
@@ -42,7 +50,7 @@ template <>
 struct Dequantize<bf16, e2m1f> {
   static __device__ __forceinline__ Fragment run(const u32* words, u32) {
     constexpr u32 kMagnitude = 0x01c001c0u;
-    const u32 w = words[0], even = w & 0x08080808u, odd = w & 0x80808080u;  // the signs, far enough apart
+    const u32 w = words[0], even = signs<0x08080808u>(w), odd = signs<0x80808080u>(w);
     const u32 raw[4] = {select<kMagnitude>(w << 6, even << 12), select<kMagnitude>(w << 2, odd << 8),
                         select<kMagnitude>(w >> 2, even << 4), select<kMagnitude>(w >> 6, odd)};
     Fragment f;
@@ -60,7 +68,7 @@ struct Dequantize<f16, e4m3fn> {
     Fragment f;
 #pragma unroll
     for (i32 h = 0; h < 2; ++h) {
-      const u32 w = words[h], sign = w & 0x80808080u;
+      const u32 w = words[h], sign = signs<0x80808080u>(w);
       const u32 v = select<0x80808080u>(w - sign + 0x01010101u, w);  // the carry, and the seven bits
       f.r[h] = multiply<f16>(select<kMagnitude>(v << 7, sign << 8), 0x5c005c00u);  // * 2^8
       f.r[2 + h] = multiply<f16>(select<kMagnitude>(v >> 1, sign), 0x5c005c00u);
@@ -81,7 +89,7 @@ struct Dequantize<bf16, e4m3fn> {
     Fragment f;
 #pragma unroll
     for (i32 h = 0; h < 2; ++h) {
-      const u32 w = words[h], sign = w & 0x80808080u;
+      const u32 w = words[h], sign = signs<0x80808080u>(w);
       f.r[h] = value(select<kMagnitude>(w << 4, sign << 8));
       f.r[2 + h] = value(select<kMagnitude>(w >> 4, sign));
     }
@@ -90,7 +98,7 @@ struct Dequantize<bf16, e4m3fn> {
 };
 
 // The scales of rows g and g + 8 as a pair of T, from a word as it is stored: 16-bit scales fill it, of 8-bit ones it holds
-// two pairs, of which `half` says which. Scales are positive, and none is NaN.
+// two pairs, of which `half` says which. Those have no sign, and none is NaN.
 template <class T, class Scale>
 struct ScalePair {
   static __device__ __forceinline__ u32 of(u32 word, i32) { return word; }
