@@ -15,7 +15,7 @@ class Unit:
 
     Args:
         name: Kernel or module name, also the stem of its files.
-        kind: "gemm" (one kernel called `name`) or "support" (routing kernels).
+        kind: "gemm" (one kernel called `name`) or "support" (kernels that route or pack).
         arch: The GPU target.
         source: The generated text.
         threads: Threads of one CTA; 0 where each launch decides.

@@ -32,9 +32,14 @@ def kernel_unit(config: KernelConfig) -> Unit:
     )
 
 
-def support_unit(arch: Arch) -> Unit:
-    """Return what must be compiled so that MoE layers can be routed on `arch`."""
-    return Unit(name=support_name(arch), kind="support", arch=arch, source=emit_support(arch))
+def support_unit(part: str, arch: Arch) -> Unit:
+    """Return what must be compiled so that MoE layers can be routed, or weights packed, on `arch`.
+
+    Args:
+        part: A name of `emit.SUPPORT`.
+        arch: The GPU target.
+    """
+    return Unit(name=support_name(part, arch), kind="support", arch=arch, source=emit_support(part, arch))
 
 
 def compile_kernel(config: KernelConfig, cache: Cache | None = None) -> Artifact:
@@ -52,12 +57,17 @@ def compile_kernel(config: KernelConfig, cache: Cache | None = None) -> Artifact
     return compile_unit(kernel_unit(config), cache or Cache(cache_folder()))
 
 
-def compile_support(arch: Arch, cache: Cache | None = None) -> Artifact:
-    """Compile the MoE routing kernels for `arch`, or take them from the cache.
+def compile_support(part: str, arch: Arch, cache: Cache | None = None) -> Artifact:
+    """Compile the kernels that route MoE layers, or pack weights, for `arch`, or take them from the cache.
+
+    Args:
+        part: A name of `emit.SUPPORT`.
+        arch: The GPU target.
+        cache: As in `compile_kernel`.
 
     Raises: As `compile_kernel`.
     """
-    return compile_unit(support_unit(arch), cache or Cache(cache_folder()))
+    return compile_unit(support_unit(part, arch), cache or Cache(cache_folder()))
 
 
 def compile_unit(unit: Unit, cache: Cache) -> Artifact:

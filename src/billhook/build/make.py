@@ -32,10 +32,12 @@ class Outcome:
 
 
 def plan_units(plan: Plan) -> list[Unit]:
-    """Return what must be compiled for a plan: its kernels, then routing for targets with MoE layers."""
+    """Return what must be compiled for a plan: its kernels, then routing for MoE layers, then packing."""
     kernels = [kernel_unit(kernel.config) for kernel in plan.kernels]
     routed = dict.fromkeys(entry.arch for entry in plan.dispatch if entry.num_experts)
-    return kernels + [support_unit(parse(arch)) for arch in routed]
+    packed = dict.fromkeys(entry.arch for entry in plan.dispatch)
+    routing = [support_unit("route", parse(arch)) for arch in routed]
+    return kernels + routing + [support_unit("pack", parse(arch)) for arch in packed]
 
 
 def build_plan(

@@ -129,7 +129,9 @@ def _needed_by(plan: Plan) -> dict[tuple[str, str], list[str]]:
 
 def _layers(unit: Unit, needed_by: dict[tuple[str, str], list[str]], *, one_model: bool) -> str:
     if unit.kind == "support":
-        return "MoE routing"
+        from ..emit import SUPPORT
+
+        return SUPPORT[unit.name.partition("_")[0]]
     ids = needed_by.get((unit.name, str(unit.arch)), [])
     return " ".join(layer_name(one, one_model=one_model) for one in ids)
 

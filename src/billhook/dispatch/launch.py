@@ -127,7 +127,7 @@ def launch_gemm(
         top_k,
         split_k,
     )
-    _launch(kernel, ctas, stream, _arguments.gemm_pointers)
+    launch_kernel(kernel, ctas, stream, _arguments.gemm_pointers)
 
 
 def launch_route(
@@ -169,10 +169,21 @@ def launch_route(
         expert_ids,
         num_tokens_padded,
     )
-    _launch(kernel, num_experts, stream, _arguments.route_pointers)
+    launch_kernel(kernel, num_experts, stream, _arguments.route_pointers)
 
 
-def _launch(kernel: LoadedKernel, ctas: int, stream: int, pointers: int) -> None:
+def launch_kernel(kernel: LoadedKernel, ctas: int, stream: int, pointers: int) -> None:
+    """Launch a kernel.
+
+    Args:
+        kernel: The kernel.
+        ctas: CTAs of the grid.
+        stream: Stream handle.
+        pointers: Address of an array of pointers to its arguments; they are copied during the call.
+
+    Raises:
+        CudaError: The driver refused; the message names the kernel.
+    """
     cuda.bind_thread(kernel.device)
     description = kernel.launches.get((ctas, stream))
     if description is None:

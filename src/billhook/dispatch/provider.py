@@ -17,6 +17,7 @@ from ..dtypes import dtype
 from . import cuda
 from .launch import ROUTE_THREADS
 from .loader import GemmKernel, LoadedKernel, load_gemm, load_kernel
+from .packing import PACK_THREADS
 from .source import BundleSource, Compiler, Source
 
 _MOST_CHOICES = 1 << 16
@@ -74,7 +75,7 @@ class Kernels:
         self.source = source
         self._chosen: dict[Request, GemmKernel] = {}
         self._gemms: dict[tuple[int, KernelConfig], GemmKernel] = {}
-        self._routes: dict[int, LoadedKernel] = {}
+        self._support: dict[tuple[int, str], LoadedKernel] = {}
         self._lock = threading.RLock()
 
     def gemm(self, request: Request) -> GemmKernel:
@@ -117,12 +118,26 @@ class Kernels:
 
         Raises: As `gemm`.
         """
-        found = self._routes.get(device)
+        return self._load_support("route", "route_tokens", device, ROUTE_THREADS)
+
+    def pack(self, name: str, device: int) -> LoadedKernel:
+        """Return a kernel that packs weights, loaded.
+
+        Args:
+            name: Its symbol, as `dispatch.packing` names it.
+            device: GPU number.
+
+        Raises: As `gemm`.
+        """
+        return self._load_support("pack", name, device, PACK_THREADS)
+
+    def _load_support(self, part: str, name: str, device: int, threads: int) -> LoadedKernel:
+        found = self._support.get((device, name))
         if found is None:
             with self._lock:
-                arch, cubin = self.source.support(cuda.capability(device))
-                found = load_kernel(cubin, "route_tokens", arch, device, threads=ROUTE_THREADS)
-                self._routes[device] = found
+                arch, cubin = self.source.support(part, cuda.capability(device))
+                found = load_kernel(cubin, name, arch, device, threads=threads)
+                self._support[device, name] = found
         return found
 
 

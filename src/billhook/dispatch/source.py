@@ -11,7 +11,7 @@ from ..build.bundle import Bundle
 from ..build.compile import compile_kernel, compile_support
 from ..config import KernelConfig, Problem
 from ..driver import native_arch
-from ..emit import support_name
+from ..emit import SUPPORT, support_name
 from ..errors import BundleError, UnsupportedError
 from ..families import illegal, unserved
 from ..select import candidates, select
@@ -35,8 +35,13 @@ class Source(Protocol):
     def cubin(self, config: KernelConfig) -> bytes:
         """Return a kernel's machine code."""
 
-    def support(self, capability: tuple[int, int]) -> tuple[Arch, bytes]:
-        """Return the machine code of the MoE routing kernels, and its target."""
+    def support(self, part: str, capability: tuple[int, int]) -> tuple[Arch, bytes]:
+        """Return the machine code of kernels that route or pack, and its target.
+
+        Args:
+            part: A name of `emit.SUPPORT`.
+            capability: The GPU's compute capability.
+        """
 
 
 class Compiler:
@@ -58,10 +63,10 @@ class Compiler:
             raise UnsupportedError(f"no such kernel as {config}: {why_not}")
         return compile_kernel(config).cubin
 
-    def support(self, capability: tuple[int, int]) -> tuple[Arch, bytes]:
+    def support(self, part: str, capability: tuple[int, int]) -> tuple[Arch, bytes]:
         """As `Source.support`."""
         arch = native_arch(capability)
-        return arch, compile_support(arch).cubin
+        return arch, compile_support(part, arch).cubin
 
 
 class BundleSource:
@@ -104,19 +109,21 @@ class BundleSource:
         """As `Source.cubin`."""
         return self.bundle.cubin(config.name)
 
-    def support(self, capability: tuple[int, int]) -> tuple[Arch, bytes]:
+    def support(self, part: str, capability: tuple[int, int]) -> tuple[Arch, bytes]:
         """As `Source.support`."""
         held = [
-            archs.parse(kernel.arch) for kernel in self.bundle.manifest.kernels if kernel.kind == "support"
+            archs.parse(kernel.arch)
+            for kernel in self.bundle.manifest.kernels
+            if kernel.name == support_name(part, archs.parse(kernel.arch))
         ]
         fitting = [arch for arch in held if arch.runs_on(capability)]
         if not fitting:
             raise BundleError(
-                f"bundle {self.bundle.folder} holds no MoE routing kernel for a GPU of "
-                f"{capability[0]}.{capability[1]}; build it with a Mixture-of-Experts model for that target"
+                f"bundle {self.bundle.folder} holds no {SUPPORT[part]} kernel for a GPU of "
+                f"{capability[0]}.{capability[1]}; build it again for the models and targets that need it"
             )
         arch = max(fitting)
-        return arch, self.bundle.cubin(support_name(arch))
+        return arch, self.bundle.cubin(support_name(part, arch))
 
 
 def _with_rows(configs: list[KernelConfig], like: KernelConfig, block_m: int, where: str) -> KernelConfig:

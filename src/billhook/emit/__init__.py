@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .native import emit, emit_support, support_name
+from .native import SUPPORT, emit, emit_support, support_name
 from .source import SourceFile
 
-__all__ = ["SourceFile", "emit", "emit_support", "support_name"]
+__all__ = ["SUPPORT", "SourceFile", "emit", "emit_support", "support_name"]

@@ -91,7 +91,7 @@ def emit_cpp(plan: Plan, headers: Mapping[str, str]) -> list[SourceFile]:
 def kernel_sources(plan: Plan) -> list[SourceFile]:
     """Write the kernels of a plan, and the routing kernel of its targets."""
     sources = emit(kernel.config for kernel in plan.kernels)
-    routing = emit_support(parse(plan.archs[0])).text  # the same for all targets
+    routing = emit_support("route", parse(plan.archs[0])).text  # the same for all targets
     return [SourceFile(f"kernels/{one.path}", one.text) for one in sources] + [
         SourceFile("kernels/route.cu", routing)
     ]

@@ -9,6 +9,20 @@ from ..config import KernelConfig
 from .environment import templates
 from .source import SourceFile
 
+SUPPORT = {"route": "MoE routing", "pack": "packing"}  # modules beside GEMMs: name -> what they are for
+
+# Kernels that pack codes: symbol, source of kernel/pack.cuh, bits of a code there and when packed.
+_CODE_PACKERS = (
+    ("pack_bytes_kn_4", "BytesKn", 8, 4),
+    ("pack_bytes_kn_8", "BytesKn", 8, 8),
+    ("pack_bytes_nk_4", "BytesNk", 8, 4),
+    ("pack_bytes_nk_8", "BytesNk", 8, 8),
+    ("pack_nibbles_nk_4", "NibblesNk", 4, 4),
+    ("pack_gptq_4", "Gptq<4>", 4, 4),
+    ("pack_gptq_8", "Gptq<8>", 8, 8),
+    ("pack_awq_4", "Awq", 4, 4),
+)
+
 
 def emit(configs: Iterable[KernelConfig]) -> list[SourceFile]:
     """Write the source of each kernel, in the order given.
@@ -25,11 +39,22 @@ def emit(configs: Iterable[KernelConfig]) -> list[SourceFile]:
     ]
 
 
-def support_name(arch: Arch) -> str:
-    """Return the name of the MoE routing kernels compiled for `arch`."""
-    return f"route_{arch.sm}"
+def support_name(part: str, arch: Arch) -> str:
+    """Return the name of the module of kernels that stand beside GEMMs, compiled for `arch`.
+
+    Args:
+        part: A name of `SUPPORT`.
+        arch: The GPU target.
+    """
+    return f"{part}_{arch.sm}"
 
 
-def emit_support(arch: Arch) -> SourceFile:
-    """Write the source of the kernels that MoE layers need beside their GEMMs."""
-    return SourceFile(f"{support_name(arch)}.cu", templates().get_template("route.cu.jinja").render())
+def emit_support(part: str, arch: Arch) -> SourceFile:
+    """Write the source of the kernels that stand beside GEMMs.
+
+    Args:
+        part: A name of `SUPPORT`.
+        arch: The GPU target.
+    """
+    template = templates().get_template(f"{part}.cu.jinja")
+    return SourceFile(f"{support_name(part, arch)}.cu", template.render(code_packers=_CODE_PACKERS))

@@ -130,7 +130,7 @@ def join(parts: Parts) -> HostWeight:
         ("global_scales", parts.global_scales, held.global_scale),
     ):
         if (extra is None) == wanted:
-            raise WeightError(f"{held.name} weights have {'' if wanted else 'no '}{name}")
+            raise WeightError(f"{held.name} weights {'need' if wanted else 'have no'} {name}")
     if held.weight == U4B8:
         return u4b8.Quantized(parts.codes, parts.scales, parts.group_size)
     if held.weight in affine.ELEMENTS:

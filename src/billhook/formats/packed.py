@@ -220,7 +220,7 @@ def check_array(
         WeightError: It is missing, too many, or of another dtype or shape.
     """
     if (array is None) != (shape is None):
-        raise WeightError(f"{held} weights have {'no ' if shape is None else ''}{name}")
+        raise WeightError(f"{held} weights {'have no' if shape is None else 'need'} {name}")
     if array is None:
         return
     if array.dtype not in dtypes or tuple(array.shape) != shape:

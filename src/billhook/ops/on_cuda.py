@@ -14,6 +14,7 @@ from ..dispatch.routing import capacity
 from ..errors import InputError
 from .arguments import Gemm, MoeGemm, MoeGemmTopk
 from .kinds import KINDS
+from .tensors import current_stream
 
 
 def gemm_out(p: Gemm, out: torch.Tensor) -> None:
@@ -73,7 +74,7 @@ def route(
     device = ids.device.index
     launch.launch_route(
         kernels().route(device),
-        _stream(device),
+        current_stream(device),
         topk_ids=ids.data_ptr(),
         count=rows,
         num_experts=num_experts,
@@ -83,11 +84,6 @@ def route(
         num_tokens_padded=num_tokens_padded.data_ptr(),
     )
     return sorted_token_ids, expert_ids, num_tokens_padded
-
-
-def _stream(device: int) -> int:
-    """As torch.cuda.current_stream(device).cuda_stream, without a microsecond for making a Stream."""
-    return int(torch._C._cuda_getCurrentRawStream(device))
 
 
 def _request(p: Gemm | MoeGemm | MoeGemmTopk, experts: int = 0, top_k: int = 0, block_m: int = 0) -> Request:
@@ -120,7 +116,7 @@ def _launch(kernel: GemmKernel, tiles_m: int, p: Gemm | MoeGemm, out: torch.Tens
     m, k = a.shape
     launch.launch_gemm(
         kernel,
-        _stream(kernel.kernel.device),
+        current_stream(kernel.kernel.device),
         torch.cuda.is_current_stream_capturing(),
         tiles_m,
         a=a.data_ptr(),

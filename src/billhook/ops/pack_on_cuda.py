@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import NoReturn
 
 import torch
 
+from ..dispatch import packing
+from ..dispatch.provider import kernels
 from ..dtypes import E4M3FN, E8M0FNU, DType
 from ..errors import WeightError
-from ..formats import pack as order
 from ..formats.blocks import count_groups
 from ..formats.packed import PackedFormat, tensor_shapes
-from .tensors import DTYPES, ELEMENTS
+from .tensors import DTYPES, ELEMENTS, current_stream
 from .weight import PackedWeight
 
+_ALIGNMENT = 16  # bytes that a kernel loads at a time
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 _LARGEST_SCALE = {E8M0FNU: 0xFE, E4M3FN: 0x7E}  # above are NaN, and negative numbers
 
@@ -41,10 +44,12 @@ def pack(
     dtype = _check_scales(kind, scales, groups, activations)
     _check_zeros(kind, zeros, groups)
     _check_global_scales(kind, global_scales, math.prod(experts))
-    words = _pack_codes(codes, kind, stored, shapes["codes"])
-    factors = _pack_groups(scales.to(device, dtype), shapes["scales"])
-    offsets = None if zeros is None else _pack_groups(zeros.to(device, dtype), shapes["scales"])
-    torch.cuda.current_stream(device).synchronize()
+    with torch.cuda.device(device):
+        words, refused = _pack_codes(codes, kind, stored, (math.prod(experts), k, n), shapes["codes"])
+        factors = _pack_groups(scales.to(device, dtype), shapes["scales"])
+        offsets = None if zeros is None else _pack_groups(zeros.to(device, dtype), shapes["scales"])
+        if refused.item():  # waits until everything is packed
+            _refuse_codes(codes, kind)
     return PackedWeight(
         words,
         factors,
@@ -104,7 +109,7 @@ def _check_scales(
 
 def _check_zeros(held: PackedFormat, zeros: torch.Tensor | None, want: tuple[int, ...]) -> None:
     if (zeros is not None) != held.weight.zero_point:
-        raise WeightError(f"{held.name} weights have {'' if held.weight.zero_point else 'no '}zeros")
+        raise WeightError(f"{held.name} weights {'need' if held.weight.zero_point else 'have no'} zeros")
     if zeros is None:
         return
     if zeros.dtype != torch.uint8 or tuple(zeros.shape) != want:
@@ -116,7 +121,7 @@ def _check_zeros(held: PackedFormat, zeros: torch.Tensor | None, want: tuple[int
 
 def _check_global_scales(held: PackedFormat, scales: torch.Tensor | None, count: int) -> None:
     if (scales is not None) != held.global_scale:
-        raise WeightError(f"{held.name} weights have {'' if held.global_scale else 'no '}global_scales")
+        raise WeightError(f"{held.name} weights {'need' if held.global_scale else 'have no'} global_scales")
     if scales is None:
         return
     if scales.dtype != torch.float32 or scales.numel() != count:
@@ -127,30 +132,59 @@ def _check_global_scales(held: PackedFormat, scales: torch.Tensor | None, count:
         raise WeightError(f"global_scales must be finite and positive (got {scales.tolist()})")
 
 
-def _pack_codes(codes: torch.Tensor, held: PackedFormat, stored: str, shape: tuple[int, ...]) -> torch.Tensor:
-    if stored != "codes":
-        raise WeightError(f"codes stored as {stored} are packed on the CPU only")
-    if int(codes.max()) >= 2**held.weight.bits:
-        raise WeightError(
-            f"{held.weight} codes must be 0 to {2**held.weight.bits - 1} (got {int(codes.max())})"
-        )
-    if held.weight == E4M3FN and bool(((codes & 0x7F) == 0x7F).any()):
-        raise WeightError("codes must not be NaN")
-    if codes.dim() == 3:
-        return torch.stack([_pack_codes(one, held, stored, shape[1:]) for one in codes])
-    k, n = codes.shape
-    padded = codes.new_full((shape[0] * 64, shape[1] * 64), held.weight.bias)
-    padded[:n, :k] = codes.t()
-    parts = padded.reshape(shape[0], *order._N_SPLIT, shape[1], *order._K_SPLIT)
-    parts = parts.permute(order._CODE_AXES[held.weight.bits])
-    joined = parts[..., 0] | parts[..., 1] << 4 if held.weight.bits == 4 else parts
-    return joined.reshape(-1).view(torch.int32).reshape(shape)
+def _pack_codes(
+    codes: torch.Tensor, kind: PackedFormat, stored: str, size: tuple[int, int, int], shape: tuple[int, ...]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the packed codes, and a number that becomes 1 on the GPU if a code is out of range."""
+    experts, k, n = size
+    bits, device = kind.weight.bits, codes.device.index
+    if stored == "codes":
+        by_column = not codes.is_contiguous() and codes.mT.is_contiguous()
+        source, codes = ("bytes_nk", codes.mT) if by_column else ("bytes_kn", codes)
+    elif stored == "compressed_tensors":
+        source = "nibbles_nk" if bits == 4 else "bytes_nk"
+    else:
+        source = stored
+    codes = codes.contiguous()
+    if codes.data_ptr() % _ALIGNMENT:
+        codes = codes.clone()
+    words = codes.new_empty(shape, dtype=torch.int32)
+    refused = codes.new_zeros(1, dtype=torch.int32)
+    packing.launch_pack_codes(
+        kernels().pack(f"pack_{source}_{bits}", device),
+        current_stream(device),
+        source=codes.data_ptr(),
+        packed=words.data_ptr(),
+        refused=refused.data_ptr(),
+        experts=experts,
+        n=n,
+        k=k,
+        zero=kind.weight.bias,
+        refuse_nan=kind.weight == E4M3FN,
+    )
+    return words, refused
+
+
+def _refuse_codes(codes: torch.Tensor, kind: PackedFormat) -> NoReturn:
+    if kind.weight == E4M3FN:
+        raise WeightError("codes must not be NaN (0x7f or 0xff of e4m3fn)")
+    raise WeightError(f"codes must be 0 to {2**kind.weight.bits - 1} (got {int(codes.max())})")
 
 
 def _pack_groups(scales: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    if scales.dim() == 3:
-        return torch.stack([_pack_groups(one, shape[1:]) for one in scales])
-    groups, n = scales.shape
-    padded = scales.new_zeros((shape[0] * 64, shape[1]))
-    padded[:n, :groups] = scales.t()
-    return padded.reshape(shape[0], *order._N_SPLIT, shape[1]).permute(order._SCALE_AXES).reshape(shape)
+    """Pack scales or zero points [.., groups, n], however they lie in memory."""
+    packed = scales.new_empty(shape)
+    device, every = scales.device.index, scales if scales.dim() == 3 else scales[None]
+    experts, groups, n = every.shape
+    packing.launch_pack_scales(
+        kernels().pack(f"pack_scales_{8 * scales.itemsize}", device),
+        current_stream(device),
+        source=every.data_ptr(),
+        packed=packed.data_ptr(),
+        experts=experts,
+        strides=every.stride(),
+        n=n,
+        groups=groups,
+        packed_groups=shape[-2],
+    )
+    return packed

@@ -36,6 +36,7 @@ def test_a_bundle_comes_back_as_it_was_written(bundle: Bundle) -> None:
     assert [kernel.name for kernel in loaded.manifest.kernels] == [
         *(kernel.name for kernel in PLAN.kernels),
         "route_sm90a",
+        "pack_sm90a",
     ]
     for kernel in loaded.manifest.kernels:
         assert loaded.cubin(kernel.name) == f"machine code of {kernel.name}".encode()

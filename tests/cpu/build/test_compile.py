@@ -153,7 +153,7 @@ def test_kernels_know_their_launch(tmp_path: Path) -> None:
     one = kernel_unit(config)
     assert (one.name, one.kind, one.threads) == (config.name, "gemm", 256)
     assert one.dynamic_shared == shared_memory(config)
-    assert support_unit(config.arch).name == "route_sm90a"
+    assert support_unit("route", config.arch).name == "route_sm90a"
 
 
 def test_nothing_of_the_machine_enters_the_options() -> None:

@@ -36,7 +36,9 @@ def small_kernels(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return Unit(config.name, "gemm", config.arch, unit(config.name).source, threads(config))
 
     monkeypatch.setattr(make, "kernel_unit", small)
-    monkeypatch.setattr(make, "support_unit", lambda arch: unit(support_name(arch), target=str(arch)))
+    monkeypatch.setattr(
+        make, "support_unit", lambda part, arch: unit(support_name(part, arch), target=str(arch))
+    )
     monkeypatch.setenv("BILLHOOK_CACHE_DIR", str(cache))
 
 
@@ -91,7 +93,9 @@ def test_json_tells_programs_the_same(tmp_path: Path, capsys: pytest.CaptureFixt
 def break_routing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the routing kernels fail to compile."""
 
-    def broken(arch: Arch) -> Unit:
+    def broken(part: str, arch: Arch) -> Unit:
+        if part != "route":
+            return unit(support_name(part, arch), target=str(arch))
         return Unit("route_broken", "support", arch, SourceFile("route_broken.cu", "oops;\n"))
 
     monkeypatch.setattr(make, "support_unit", broken)

@@ -82,14 +82,15 @@ def test_what_a_bundle_does_not_hold_is_named(bundle: Bundle) -> None:
     with pytest.raises(UnsupportedError, match=r"a GPU of 8\.0"):
         source.choose(MOE, A100, 0)
     with pytest.raises(BundleError, match=r"no MoE routing kernel for a GPU of 8\.0"):
-        source.support(A100)
+        source.support("route", A100)
     with pytest.raises(BundleError, match="holds no kernel"):
         source.cubin(replace(source.choose(MOE, H100, 0), group_size=32))
 
 
-def test_a_bundle_holds_the_routing_kernel(bundle: Bundle) -> None:
-    arch, cubin = BundleSource(bundle).support(H100)
-    assert (arch.sm, cubin) == ("sm90a", b"machine code of route_sm90a")
+@pytest.mark.parametrize("part", ["route", "pack"])
+def test_a_bundle_holds_the_kernels_that_route_and_pack(bundle: Bundle, part: str) -> None:
+    arch, cubin = BundleSource(bundle).support(part, H100)
+    assert (arch.sm, cubin) == ("sm90a", f"machine code of {part}_sm90a".encode())
 
 
 def test_the_environment_names_the_bundle(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

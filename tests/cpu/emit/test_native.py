@@ -6,7 +6,7 @@ import pytest
 
 from billhook import arch
 from billhook.config import parse_name
-from billhook.emit import emit, emit_support, support_name
+from billhook.emit import SUPPORT, emit, emit_support, support_name
 
 GOLDEN = Path(__file__).parents[2] / "golden/kernels"
 NAMES = [
@@ -29,7 +29,8 @@ def test_sources_come_in_the_order_asked_for_and_once_each() -> None:
 
 
 def test_support_is_named_after_its_target_and_has_the_same_text_for_all() -> None:
-    assert support_name(arch.parse("9.0a")) == "route_sm90a"
-    sources = [emit_support(arch.parse(target)) for target in ("8.0", "9.0a")]
-    assert [source.path for source in sources] == ["route_sm80.cu", "route_sm90a.cu"]
-    assert sources[0].text == sources[1].text
+    assert support_name("route", arch.parse("9.0a")) == "route_sm90a"
+    for part in SUPPORT:
+        sources = [emit_support(part, arch.parse(target)) for target in ("8.0", "9.0a")]
+        assert [source.path for source in sources] == [f"{part}_sm80.cu", f"{part}_sm90a.cu"]
+        assert sources[0].text == sources[1].text
