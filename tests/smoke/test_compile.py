@@ -11,7 +11,7 @@ import pytest
 from billhook import arch
 from billhook.build import Artifact, Cache, Unit, compile_kernel, compile_support, compile_unit
 from billhook.config import GemmTypes, parse_name
-from billhook.emit import SourceFile
+from billhook.emit import SUPPORT, SourceFile
 from billhook.families import illegal
 from billhook.families.base import FORMATS
 
@@ -60,8 +60,9 @@ def test_kernel_fits_its_registers(kernel: dict[str, Any], tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_routing_fits_its_registers(target: str, tmp_path: Path) -> None:
-    assert faults(compile_support(arch.parse(target), Cache(tmp_path)), MOST_REGISTERS) == []
+@pytest.mark.parametrize("part", SUPPORT)
+def test_support_fits_its_registers(part: str, target: str, tmp_path: Path) -> None:
+    assert faults(compile_support(part, arch.parse(target), Cache(tmp_path)), MOST_REGISTERS) == []
 
 
 def test_the_gate_catches_what_it_is_for(tmp_path: Path) -> None:
