@@ -14,9 +14,10 @@ from billhook.build.compile import default_jobs
 from billhook.catalog import Shape, deepest, load
 from billhook.config import GemmTypes, KernelConfig, Tile
 from billhook.driver import native_arch
-from billhook.dtypes import BF16, F16, U4B8
+from billhook.dtypes import BF16, F16
 from billhook.families import rounds_weights
 from billhook.formats import reference, u4b8
+from billhook.formats.packed import find_format
 from billhook.ops import PackedWeight, unpack_weight
 
 ELEMENTS = {torch.float16: F16, torch.bfloat16: BF16}
@@ -28,19 +29,19 @@ OTHERS = tuple(
 )
 
 
-def tiles(dtype: torch.dtype, group: int, indexed: bool) -> list[KernelConfig]:
-    """Return the catalog's tiles, and some more, that are legal here, as kernels."""
-    element = ELEMENTS[dtype]
-    types = GemmTypes(element, U4B8, element, element)
+def tiles(dtype: torch.dtype, group: int, indexed: bool, weights: str = "u4b8") -> list[KernelConfig]:
+    """Return the catalog's tiles, and some more, that are legal here, as kernels for a format of weights."""
+    element, held = ELEMENTS[dtype], find_format(weights)
+    types = GemmTypes(element, held.weight, held.scale_type(element), element)
     arch = native_arch(torch.cuda.get_device_capability())
     found = [deepest(shape.kernel(types, group, indexed, arch)) for shape in (*load().shapes, *OTHERS)]
     return [config for config, why_not in found if why_not is None]
 
 
 @cache
-def compiled(dtype: torch.dtype, group: int, indexed: bool) -> list[KernelConfig]:
+def compiled(dtype: torch.dtype, group: int, indexed: bool, weights: str = "u4b8") -> list[KernelConfig]:
     """Return `tiles`, all compiled into the cache, in parallel."""
-    configs = tiles(dtype, group, indexed)
+    configs = tiles(dtype, group, indexed, weights)
     compile_all(configs)
     return configs
 
