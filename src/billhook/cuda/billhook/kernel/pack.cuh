@@ -223,7 +223,7 @@ __device__ __forceinline__ u32 write_tile(const u32* tile, u32* to, i32 strips, 
 // A grid of experts * ceil(n64 / 2) * ceil(k64 / 2) CTAs, strips fastest.
 template <class Source, i32 kSourceBits, i32 kBits>
 __device__ __forceinline__ void pack_codes(const Codes& p) {
-  __shared__ alignas(16) u32 tile[kTile * kWords];
+  alignas(16) __shared__ u32 tile[kTile * kWords];
   const i32 strips = (p.n + kStrip - 1) / kStrip, blocks = (p.k + kStrip - 1) / kStrip;
   const i32 tiles_n = (strips + kStrips - 1) / kStrips, tiles_k = (blocks + kStrips - 1) / kStrips;
   const i32 tile_n = blockIdx.x % tiles_n, tile_k = blockIdx.x / tiles_n % tiles_k;
