@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
 from ..errors import InputError, UnsupportedError
-from ..ops import quantize_weight
+from ..ops import quantize_weight, stack_weights
 from .linear import QuantLinear
 from .moe import Activation, QuantMoE, clamped_swiglu, silu_and_mul
 
 _MULTIPLE = 16  # kernels take no other sizes
+_MOST_WORKERS = 8  # each holds a few float32 copies of a weight
 # Classes of experts that make the inner features of gate and up in a way of their own.
 _ACTIVATIONS: dict[str, Activation] = {"GptOssExperts": clamped_swiglu}
 _PLAIN_GATE = "_default_apply_gate"  # what transformers gives the other classes: act_fn(gate) * up
@@ -28,8 +31,8 @@ def quantize_model(
 ) -> list[str]:
     """Quantize a model's linear layers and experts in place, rounding to nearest.
 
-    One layer at a time is held in both forms. Linear layers whose sizes are not multiples of 16, such as a
-    gate of one output, stay as they are.
+    A few layers at a time are held in both forms. Linear layers whose sizes are not multiples of 16, such as
+    a gate of one output, stay as they are.
 
     Args:
         model: A transformers model, or any module with linear layers.
@@ -48,21 +51,24 @@ def quantize_model(
         WeightError: The weights have no such format: types, or values that are not finite.
     """
     ignored = _matcher(ignore)
-    found = [(name, module) for name, module in quantizable(model) if not ignored(name)]
-    if not found:
+    names = [name for name, _ in quantizable(model) if not ignored(name)]
+    if not names:
         raise InputError(
             f"{type(model).__name__} has no linear layer or experts to quantize beside those to ignore"
         )
-    names = []
-    while found:
-        name, module = found.pop()  # drops the old weights as soon as the new ones are there
+
+    def quantize(name: str) -> None:
+        module = model.get_submodule(name)
         if isinstance(module, torch.nn.Linear):
-            quantized = QuantLinear.from_linear(module, format=format, group_size=group_size, dtype=dtype)
+            quantized = QuantLinear.from_linear(module, format, group_size, dtype=dtype)
         else:
             quantized = quantize_experts(module, format, group_size, dtype=dtype)
         model.set_submodule(name, quantized)
-        names.append(name)
-    return names[::-1]
+
+    with ThreadPoolExecutor(min(_MOST_WORKERS, os.cpu_count() or 1)) as pool:
+        for _ in pool.map(quantize, names):  # raises what a worker raised
+            pass
+    return names
 
 
 def quantizable(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
@@ -126,7 +132,9 @@ def quantize_experts(
         weight = stored if getattr(experts, "is_transposed", False) else stored.mT  # [experts, k, n]
         if name == "gate_up_proj" and not getattr(experts, "is_concatenated", True):
             weight, bias = _gate_first(weight), None if bias is None else _gate_first(bias)
-        weights.append(quantize_weight(weight, group_size, dtype, format=format))
+        weights.append(
+            stack_weights([quantize_weight(one, group_size, dtype, format=format) for one in weight])
+        )
         biases.append(None if bias is None else bias.to(dtype or stored.dtype))
     return QuantMoE(*weights, *biases, activation=activation, complete=True)
 

@@ -25,6 +25,7 @@ _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size":
 LLAMA = transformers.LlamaConfig(**_SMALL)
 MIXTRAL = transformers.MixtralConfig(**_SMALL, num_local_experts=4)
 QWEN3_MOE = transformers.Qwen3MoeConfig(**_SMALL, **_EXPERTS)
+GPT_OSS = transformers.GptOssConfig(**_SMALL, num_local_experts=4, num_experts_per_tok=2)
 CONFIGS = (
     LLAMA,
     transformers.MistralConfig(**_SMALL),
@@ -33,7 +34,7 @@ CONFIGS = (
     MIXTRAL,
     QWEN3_MOE,
     transformers.Qwen2MoeConfig(**_SMALL, **_EXPERTS, shared_expert_intermediate_size=64),
-    transformers.GptOssConfig(**_SMALL, num_local_experts=4, num_experts_per_tok=2),
+    GPT_OSS,
 )
 
 

@@ -70,6 +70,18 @@ def test_inputs_in_activation_order_are_brought_into_it(packed: bool, tmp_path: 
     check(model, reference)
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["checkpoint", "packed"])
+def test_experts_in_one_tensor_load(packed: bool, tmp_path: Path) -> None:
+    reference = models.build(models.GPT_OSS)
+    folder = written.write_gpt_oss(tmp_path / "given", reference)
+    if packed:
+        pack_checkpoint(folder, tmp_path / "packed")
+        folder = tmp_path / "packed"
+    model = billhook.load(folder, "cpu")
+    assert model.model.layers[1].mlp.experts.w13.weight.format == "mxfp4"
+    check(model, reference)
+
+
 def edit(folder: Path, change: Any) -> None:
     file = folder / "model.safetensors"
     tensors = safetensors.load_file(file)

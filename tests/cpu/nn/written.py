@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from billhook.dtypes import BF16
-from billhook.formats import u4b8
+from billhook.dtypes import BF16, E2M1F
+from billhook.formats import mx, u4b8
 
 GROUP = 32
 _WEIGHTS = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": GROUP}
@@ -43,6 +43,26 @@ def write(folder: Path, model: Any, section: dict[str, Any]) -> Path:
     model.load_state_dict(reference.state_dict())
     save_file(tensors, folder / "model.safetensors")
     config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": section}))
+    return folder
+
+
+def write_gpt_oss(folder: Path, model: Any) -> Path:
+    """Write gpt-oss with its experts in MXFP4, and give it the weights that they stand for."""
+    model.save_pretrained(folder)
+    tensors = dict(load_file(folder / "model.safetensors"))
+    exact = model.state_dict()
+    for name in [name for name in tensors if name.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+        value = mx.quantize(tensors.pop(name).float().numpy(), E2M1F)  # [experts, k, n]
+        codes = np.moveaxis(value.codes, 1, 2)
+        blocks = (codes[..., ::2] | codes[..., 1::2] << 4).reshape(*codes.shape[:2], -1, 16)
+        tensors[f"{name}_blocks"] = torch.from_numpy(np.ascontiguousarray(blocks))
+        tensors[f"{name}_scales"] = torch.from_numpy(np.moveaxis(value.scales, 1, 2).copy())
+        exact[name] = torch.from_numpy(mx.dequantize(value)).bfloat16()
+    model.load_state_dict(exact)
+    save_file(tensors, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    section = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]}
     (folder / "config.json").write_text(json.dumps(config | {"quantization_config": section}))
     return folder
 
