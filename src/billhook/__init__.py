@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import nn
     from .dispatch.provider import use_bundle
-    from .nn import quantize_model
+    from .nn import load, quantize_model
     from .ops import (
         PackedWeight,
         Routing,
@@ -30,6 +30,7 @@ __all__ = [
     "gemm",
     "import_compressed_tensors",
     "import_gptq",
+    "load",
     "moe_block_m",
     "moe_gemm",
     "nn",
@@ -41,7 +42,11 @@ __all__ = [
 ]
 
 
-_ELSEWHERE = {"quantize_model": ".nn", "use_bundle": ".dispatch.provider"}  # the others: ".ops"
+_ELSEWHERE = {  # the others: ".ops"
+    "load": ".nn",
+    "quantize_model": ".nn",
+    "use_bundle": ".dispatch.provider",
+}
 
 
 def __getattr__(name: str) -> Any:
