@@ -176,7 +176,8 @@ def _check(problem: Problem, catalog: Catalog) -> None:
         raise InputError(f"top_k must be 0 for a dense layer (got {problem.top_k}); give num_experts too")
     formats = [one for one in catalog.formats if problem.types in one.types()]
     if not formats:
-        known = ", ".join(str(types) for one in catalog.formats for types in one.types())
+        every = [types for one in catalog.formats for types in one.types()]
+        known = ", ".join(map(str, [types for types in every if types.b == problem.types.b] or every))
         raise UnsupportedError(
             f"no kernel family serves the types {problem.types} (A_B_scales_D); served: {known}"
         )

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from billhook.arch import Arch, parse
 from billhook.catalog import Catalog, deepest, load, shape_name
 from billhook.config import GemmTypes, Problem
-from billhook.dtypes import BF16, F16, S8, U4B8
+from billhook.dtypes import BF16, E2M1F, E8M0FNU, F16, S8, U4B8
 from billhook.errors import InputError, UnsupportedError
 from billhook.families import illegal, unserved
 from billhook.select import candidates, select, spans
@@ -120,6 +120,11 @@ def test_the_reason_tells_a_shallower_pipeline(catalog: Catalog) -> None:
         (replace(DENSE, group_size=16), "9.0a", ["group_size", "16", "-1"]),
         (replace(DENSE, types=GemmTypes(BF16, S8, BF16, BF16)), "9.0a", ["bf16_s8_bf16_bf16", str(TYPES)]),
         (replace(DENSE, types=GemmTypes(BF16, U4B8, F16, BF16)), "9.0a", ["bf16_u4b8_f16_bf16"]),
+        (
+            replace(DENSE, types=GemmTypes(F16, E2M1F, E8M0FNU, F16), group_size=32),
+            "9.0a",
+            ["f16_e2m1f_e8m0fnu_f16", "served: bf16_e2m1f_e8m0fnu_bf16, f16_e2m1f_e4m3fn_f16"],
+        ),
     ],
 )
 def test_what_no_kernel_serves_is_refused(problem: Problem, arch: str, words: list[str]) -> None:
