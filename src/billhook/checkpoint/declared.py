@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..dtypes import E2M1F, E4M3FN, E8M0FNU
 from ..errors import UnsupportedError, WeightError
 from ..models import MODELOPT_FILE, Fields, Quantization, WeightFormat, read_quantization
 from .stored import UNQUANTIZED, Packing, Stored
@@ -20,6 +21,13 @@ _FORMATS = {
     "modelopt": ("nvfp4", "fp8"),
     "modelopt_fp4": ("nvfp4",),
     _PACKED: ("pack-quantized", "int-quantized", "fp8", "mxfp8", "nvfp4", "mxfp4"),
+}
+# Types of weights and scales of the formats of floats; None: scales of a type of their own.
+_FLOATS = {
+    (E4M3FN, None): "fp8",
+    (E4M3FN, E8M0FNU): "mxfp8",
+    (E2M1F, E8M0FNU): "mxfp4",
+    (E2M1F, E4M3FN): "nvfp4",
 }
 # Formats with zero points exactly if their tensors are there; GPTQ has them for symmetric weights too.
 _ZERO_POINTS_TOLD = ("pack-quantized", "int-quantized")
@@ -122,6 +130,9 @@ def _check_built(declared: Declared, quantization: Quantization, module: str, st
         return  # told where its GEMM is; what it should look like is not known
     if wanted is None:
         raise _differ(declared, module, stored.format, "not quantized")
+    kind = _FLOATS.get((wanted.weight, wanted.scale))
+    if kind != (stored.format if stored.format in _FLOATS.values() else None):
+        raise _differ(declared, module, f"{stored} weights", kind or f"{wanted.weight}")
     _compare(declared, module, stored, wanted.weight.bits, wanted.group_size)
     if stored.format in _ZERO_POINTS_TOLD and stored.zero_points != wanted.weight.zero_point:
         kinds = ("symmetric weights", "zero points")
