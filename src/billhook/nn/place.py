@@ -88,6 +88,7 @@ class Placer:
                 f"the checkpoint has {name} of {weight.n} x {weight.k} weights; "
                 f"by its config the model has there {found or 'nothing'}"
             )
+        _check_bias(name, found.bias is not None, layer)
         self._model.set_submodule(self._own(name), QuantLinear(*layer))
 
     def _place_experts(self, name: str, w13: Layer, w2: Layer) -> None:
@@ -101,6 +102,8 @@ class Placer:
             raise WeightError(
                 f"{name} has {w13.weight}; by its config the model has {shape[0]} experts of other sizes"
             )
+        for projection, layer in (("w13", w13), ("w2", w2)):
+            _check_bias(f"{name}.{projection}", getattr(found, "has_bias", False), layer)
         experts = QuantMoE(
             w13.weight,
             w2.weight,
@@ -196,3 +199,9 @@ class Placer:
     def _is_needless(self, own: str) -> bool:
         patterns = getattr(self._model, "_keys_to_ignore_on_load_unexpected", None) or ()
         return own.endswith(_NEEDLESS) or any(re.search(pattern, own) for pattern in patterns)
+
+
+def _check_bias(name: str, wanted: bool, layer: Layer) -> None:
+    """Refuse a layer without the bias that the model has there; one that the model lacks is added."""
+    if wanted and layer.bias is None:
+        raise WeightError(f"the checkpoint has no bias of {name}; by its config the model has one there")

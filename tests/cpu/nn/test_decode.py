@@ -29,7 +29,10 @@ def decode() -> Iterator[Any]:
     del sys.modules[spec.name]
 
 
-def test_both_models_are_as_near_to_the_truth(decode: Any, tmp_path: Path) -> None:
+def test_both_models_are_as_near_to_the_truth(
+    decode: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BILLHOOK_COMMIT", "abc1234")
     file = tmp_path / "records.jsonl"
     found = decode.main(["--device", "cpu", "--steps", "6", "--format", "mxfp4", "--record", str(file)])
     distance = {name: found[f"{name}_to_f32"]["relative_rms"] for name in ("packed", "bf16")}
@@ -37,7 +40,7 @@ def test_both_models_are_as_near_to_the_truth(decode: Any, tmp_path: Path) -> No
     assert found["layers_gib"]["packed"] < found["layers_gib"]["bf16"] < found["layers_gib"]["f32"]
     written = json.loads(file.read_text())
     assert written["packed_to_bf16"] == found["packed_to_bf16"]
-    assert written["commit"]
+    assert written["commit"] == "abc1234"
 
 
 def test_the_first_step_that_differs_is_found(decode: Any) -> None:

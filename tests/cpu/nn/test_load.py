@@ -163,6 +163,13 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
         billhook.load(folder, "cpu")
 
 
+def test_biases_that_the_model_has_are_asked_for(tmp_path: Path) -> None:
+    folder = written.write_gpt_oss(tmp_path, models.build(models.GPT_OSS))
+    edit(folder, lambda tensors: tensors.pop("model.layers.0.mlp.experts.down_proj_bias"))
+    with pytest.raises(WeightError, match=r"no bias of model\.layers\.0\.mlp\.experts\.w2"):
+        billhook.load(folder, "cpu")
+
+
 def test_a_folder_that_cannot_be_loaded_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no config\.json"):
         billhook.load(tmp_path, "cpu")
