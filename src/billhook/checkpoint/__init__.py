@@ -18,7 +18,7 @@ from .stored import UNQUANTIZED, Stored
 if TYPE_CHECKING:
     from .fuse import Fused
     from .pack import Packed, pack_checkpoint
-    from .packed import PackedFolder, PackedModule, open_packed
+    from .packed import PackedFolder, PackedModule, list_linears, open_packed
     from .read import Weight
     from .source import Source, open_checkpoint
 
@@ -41,6 +41,7 @@ __all__ = [
     "Weight",
     "check_sizes",
     "fold",
+    "list_linears",
     "open_checkpoint",
     "open_packed",
     "pack_checkpoint",
@@ -59,6 +60,7 @@ _ELSEWHERE = {
     "Packed": "pack",
     "Source": "source",
     "Weight": "read",
+    "list_linears": "packed",
     "open_checkpoint": "source",
     "open_packed": "packed",
     "pack_checkpoint": "pack",

@@ -82,7 +82,7 @@ def read_linears(tensors: Iterable[Tensor], declared: Declared) -> dict[str, Lin
         found.append(Linear(module, stored, sum(tensor.bytes for tensor in parts.values()), parts))
     for one in found:
         check_module(declared, one.name, one.stored)
-    return {one.name: one for one in sorted(found, key=lambda one: _natural(one.name))}
+    return {one.name: one for one in sorted(found, key=lambda one: natural_order(one.name))}
 
 
 def _read_fused(module: str, name: str, parts: Mapping[str, Tensor]) -> Linear:
@@ -104,7 +104,7 @@ def _is_embedding(module: str, stored: Stored) -> bool:
     return stored.format == UNQUANTIZED and module.rpartition(".")[2] in _EMBEDDINGS
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
+def natural_order(name: str) -> list[tuple[int, str]]:
     """Return a sort key that puts layer 2 before layer 10."""
     return [(int(part), "") if _NUMBER.fullmatch(part) else (-1, part) for part in name.split(".")]
 

@@ -20,6 +20,8 @@ from .folder import read_checkpoint
 from .fuse import Fused, Part
 from .header import Tensor
 from .manifest import MANIFEST
+from .modules import Linear, natural_order
+from .stored import Stored
 
 CONFIG = "config.json"
 METHOD = "billhook"
@@ -132,6 +134,32 @@ def open_packed(folder: Path) -> PackedFolder:
             used.add(planned.name)
     plain = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in used}
     return PackedFolder(folder, activations, modules, plain, checkpoint.tensors)
+
+
+def list_linears(packed: PackedFolder) -> dict[str, Linear]:
+    """Return the modules that a packed folder's GEMMs were made of, by name, in order; they share its bytes by size."""
+    found: dict[str, Linear] = {}
+    for fused in packed.modules.values():
+        size = sum(packed.tensors[one.name].bytes for one in plan_module(fused, packed.activations))
+        spread = any("*" in part.name for part in fused.parts)
+        numbers = range(fused.num_experts) if spread else range(1)
+        names = [(part.name.replace("*", str(number)), part.n) for number in numbers for part in fused.parts]
+        done, total = 0, fused.n * len(numbers)
+        group = fused.k if fused.group_size == -1 else fused.group_size
+        for name, n in names:
+            stored = Stored(
+                f"packed {fused.format}",
+                fused.stored.weight.bits,
+                n,
+                fused.k,
+                (1, min(group, fused.k)),
+                fused.stored.weight.zero_point,
+                fused.bias,
+                0 if spread else fused.num_experts,
+            )
+            found[name] = Linear(name, stored, size * (done + n) // total - size * done // total)
+            done += n
+    return {name: found[name] for name in sorted(found, key=natural_order)}
 
 
 def write_section(

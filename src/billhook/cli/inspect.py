@@ -84,7 +84,10 @@ def _inspect(folder: Path, archs: Sequence[Arch], tp: int, act: str | None) -> _
 
     checkpoint = checkpoints.read_checkpoint(folder)
     declared = checkpoints.read_declared(checkpoint.config)
-    linears = checkpoints.read_linears(checkpoint.tensors.values(), declared)
+    if declared.method == "billhook":
+        linears = checkpoints.list_linears(checkpoints.open_packed(folder))
+    else:
+        linears = checkpoints.read_linears(checkpoint.tensors.values(), declared)
     model, why = checkpoints.read_model(checkpoint, declared)
     names: dict[str, str] = {}
     uses: list[Use] = []

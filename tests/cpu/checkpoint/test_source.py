@@ -36,8 +36,16 @@ def check(source: Source, expected: dict[str, Array]) -> None:
             assert (one == wanted).all(), (name, expert)
 
 
-@pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("config", [ONE, ONE_MOE])
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        *((name, ONE) for name in ALL),
+        *(
+            (name, ONE_MOE)
+            for name in ("gptq", "awq", "packed-8bit-asymmetric", "fp8-tensor", "mxfp4", "nvfp4")
+        ),
+    ],
+)
 def test_reads_every_format(tmp_path: Path, name: str, config: dict[str, Any]) -> None:
     form, section, encode = ALL[name]
     written = write_model(tmp_path, config, section, encode, shards=2)
