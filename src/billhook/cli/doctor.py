@@ -177,6 +177,8 @@ _NEEDS = {
     "plan": (),
     "explain": (),
     "build": ("NVRTC", "kernel cache"),
+    "emit": (),
+    "pack": (),
     "verify": ("NVIDIA driver", "GPU", "torch"),
     "bench": ("NVRTC", "kernel cache", "NVIDIA driver", "GPU", "torch"),
     "generate": (),
