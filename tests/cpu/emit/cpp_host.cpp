@@ -32,8 +32,8 @@ void pack(char** numbers) {
   int v[7];
   for (int i = 0; i < 7; ++i) v[i] = std::atoi(numbers[i]);
   test::Random random(1);
-  const test::Weight weight(static_cast<BillhookType>(v[0]), static_cast<BillhookType>(v[1]), static_cast<BillhookType>(v[2]),
-                            v[3], v[4], v[5], v[6], random);
+  const auto type = [&](int i) { return static_cast<BillhookType>(v[i]); };
+  const test::Weight weight(type(0), type(1), type(2), v[3], v[4], v[5], v[6], random);
   std::vector<double> values;
   for (int expert = 0; expert < weight.experts; ++expert)
     for (int k = 0; k < weight.k; ++k)

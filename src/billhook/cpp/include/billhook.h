@@ -1,11 +1,11 @@
 /* The C interface of a library of GEMM kernels that `billhook emit` wrote.
  *
- *     D = (A @ W * channel_scales * token_scales * global_scale + bias) * topk_weight
+ *     D = (A @ W * channel_scales * token_scales * global_scales + bias) * topk_weights
  *
- * A [m, k] activations, row-major. W [k, n] quantized and packed weights (docs/layout.md of Billhook). Which kernel serves which
- * problem was decided when the library was emitted; a problem that it was not emitted for is refused. Every call checks its
- * arguments first and launches nothing if one is wrong. Calls are thread-safe and work on the current GPU; pointers in the
- * structs are device pointers; optional ones are null when absent, so a zeroed struct is a good start.
+ * A [m, k] activations, row-major. W [k, n] quantized and packed weights (docs/layout.md of Billhook). Which kernel serves
+ * which problem was decided when the library was emitted; a problem that it was not emitted for is refused. Every call
+ * checks its arguments first and launches nothing if one is wrong. Calls are thread-safe and work on the current GPU;
+ * pointers in the structs are device pointers; optional ones are null when absent, so a zeroed struct is a good start.
  */
 #ifndef BILLHOOK_H_
 #define BILLHOOK_H_
@@ -54,9 +54,9 @@ typedef struct BillhookGemm {
   const void* codes;           /* packed weights; this and the next two aligned to 16 bytes */
   const void* scales;          /* packed scales */
   const void* zeros;           /* packed zero points; for u4 and u8 weights, null for all others */
-  const float* channel_scales; /* [n]; optional */
+  const float* channel_scales; /* [n]; for 8-bit activations, optional; null for all others */
   const float* token_scales;   /* [m]; for 8-bit activations, null for all others */
-  const float* global_scales;  /* [1]; optional */
+  const float* global_scales;  /* [1]; for e4m3fn scales, optional; null for all others */
   const void* bias;            /* [n] in D's type, aligned to 8 bytes; optional */
   void* d;                     /* output: rows of ldd elements, each beginning at a multiple of 16 bytes */
   int32_t m, n, k;             /* m >= 1; n and k multiples of 16 */
@@ -66,9 +66,10 @@ typedef struct BillhookGemm {
   int32_t whole_tiles; /* 1: no two CTAs share an output tile, so that a row's bits do not depend on the rows beside it */
 } BillhookGemm;
 
-/* One GEMM of a Mixture-of-Experts layer: every row of A visits top_k experts, and D has a row for each (row, slot) pair. For the
- * second GEMM of a layer, whose A has those rows already, top_k is 1 and the routing is the same. Weights, bias and
- * channel_scales have a leading axis of experts, global_scales is [num_experts]. Rows of D without an expert are not written. */
+/* One GEMM of a Mixture-of-Experts layer: every row of A visits top_k experts, and D has a row for each (row, slot) pair.
+ * For the second GEMM of a layer, whose A has those rows already, top_k is 1 and the routing is the same. Weights, bias and
+ * channel_scales have a leading axis of experts, global_scales is [num_experts]. Rows of D without an expert are not
+ * written. */
 typedef struct BillhookMoeGemm {
   BillhookGemm gemm; /* m: rows of A */
   int32_t num_experts, top_k;
@@ -79,7 +80,7 @@ typedef struct BillhookMoeGemm {
   const float* topk_weights;        /* [m * top_k]; optional */
 } BillhookMoeGemm;
 
-/* The routing of a Mixture-of-Experts layer: (row, slot) pairs sorted by expert, in blocks that each belong to one expert. */
+/* The routing of a Mixture-of-Experts layer: (row, slot) pairs sorted by expert, in blocks that each belong to one. */
 typedef struct BillhookRoute {
   const int32_t* topk_ids; /* [rows]: the expert of each pair; aligned to 16 bytes; ids outside the experts are dropped */
   int32_t rows, num_experts, block_m;

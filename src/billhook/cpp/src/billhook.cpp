@@ -56,10 +56,11 @@ BillhookStatus check_strides(const BillhookGemm& p) {
 }
 
 BillhookStatus check_pointers(const BillhookGemm& p, const BillhookMoeGemm* moe) {
-  const bool zeros = has_zeros(p.b_type), tokens = is_eight_bit_activation(p.a_type);
-  if (!p.a || !p.codes || !p.scales || !p.d || (zeros && !p.zeros) || (tokens && !p.token_scales))
+  const bool zeros = has_zeros(p.b_type), eight_bit = is_eight_bit_activation(p.a_type);
+  if (!p.a || !p.codes || !p.scales || !p.d || (zeros && !p.zeros) || (eight_bit && !p.token_scales))
     return BILLHOOK_NULL_POINTER;
-  if ((!zeros && p.zeros) || (!tokens && p.token_scales)) return BILLHOOK_UNEXPECTED_POINTER;
+  if ((!zeros && p.zeros) || (!eight_bit && (p.token_scales || p.channel_scales))) return BILLHOOK_UNEXPECTED_POINTER;
+  if (p.global_scales && p.s_type != BILLHOOK_E4M3FN) return BILLHOOK_UNEXPECTED_POINTER;
   if (moe && (!moe->sorted_token_ids || !moe->expert_ids || !moe->num_tokens_padded)) return BILLHOOK_NULL_POINTER;
   for (const void* pointer : {p.a, p.codes, p.scales, p.zeros, static_cast<const void*>(p.d)})
     if (!is_aligned(pointer, 16)) return BILLHOOK_MISALIGNED;
@@ -166,23 +167,25 @@ const char* billhook_status_string(BillhookStatus status) {
     case BILLHOOK_OK: return "success";
     case BILLHOOK_NULL_POINTER: return "a pointer that these types need is null";
     case BILLHOOK_UNEXPECTED_POINTER:
-      return "zeros or token_scales are given, and these types have none: pass null (zeros are for u4 and u8 weights, "
-             "token_scales for 8-bit activations)";
+      return "a pointer is given that these types have no use for: pass null (zeros are for u4 and u8 weights, "
+             "token_scales and channel_scales for 8-bit activations, global_scales for e4m3fn scales)";
     case BILLHOOK_INVALID_SIZE:
       return "m, num_experts and top_k must be at least 1, n and k positive multiples of 16, group_size positive or -1, "
              "num_experts at most 1024";
     case BILLHOOK_INVALID_STRIDE: return "lda and ldd must be at least k and n, and multiples of 16 bytes";
     case BILLHOOK_MISALIGNED:
-      return "a, codes, scales, zeros, d, topk_ids and the workspace must be aligned to 16 bytes, bias to 8, all others to 4";
+      return "a, codes, scales, zeros, d, topk_ids and the workspace must be aligned to 16 bytes, bias to 8, all others "
+             "to 4";
     case BILLHOOK_UNSUPPORTED_PROBLEM:
       return "this library holds no kernel for these types, group_size, n, k, num_experts and top_k: emit it for a model "
              "that has them";
-    case BILLHOOK_UNSUPPORTED_GPU: return "this library holds no kernel for this GPU: emit it for that architecture (--arch)";
+    case BILLHOOK_UNSUPPORTED_GPU:
+      return "this library holds no kernel for this GPU: emit it for that architecture (--arch)";
     case BILLHOOK_INVALID_BLOCK_M:
       return "this library holds no kernel for blocks of block_m rows: route with what billhook_moe_block_m says";
     case BILLHOOK_WORKSPACE_TOO_SMALL:
-      return "the workspace is smaller than billhook_gemm_workspace or billhook_moe_gemm_workspace says; billhook_load tells what is "
-             "enough for all";
+      return "the workspace is smaller than billhook_gemm_workspace or billhook_moe_gemm_workspace says; billhook_load "
+             "tells what is enough for all calls";
     case BILLHOOK_CUDA_ERROR: return "CUDA refused a call: cudaGetLastError tells which error";
   }
   return "no such status";

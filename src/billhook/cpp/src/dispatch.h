@@ -12,7 +12,7 @@ struct Kernel {
   bool indexed;        // for Mixture-of-Experts layers
   int32_t target;      // index into kTargets
   int32_t tile_m, tile_n, tile_k;
-  int32_t cluster;  // CTAs of a cluster
+  int32_t cluster;  // CTAs of a cluster, compiled into the kernel: the grid is a multiple
   int32_t threads;  // of a CTA
   int32_t shared_bytes, workspace_bytes;  // of a CTA: dynamic shared memory, partial sums
   bool tensor_map;      // A comes through a tensor map, the second argument

@@ -82,24 +82,19 @@ cudaError_t make_tensor_map(const Kernel& kernel, const GemmParams& params, CUte
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
-cudaError_t launch(const void* function, int32_t ctas, int32_t threads, int32_t shared_bytes, int32_t cluster, bool overlaps,
-                   void** arguments, cudaStream_t stream) {
-  cudaLaunchAttribute attributes[2];
+cudaError_t launch(const void* function, int32_t ctas, int32_t threads, int32_t shared_bytes, bool overlaps, void** arguments,
+                   cudaStream_t stream) {
+  cudaLaunchAttribute attribute;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(ctas);
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
-  config.attrs = attributes;
   if (overlaps) {  // the kernel may start before the one ahead of it has ended; it waits for it itself
-    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;
-  }
-  if (cluster > 1) {
-    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+    config.attrs = &attribute;
+    config.numAttrs = 1;
   }
   return cudaLaunchKernelExC(&config, function, arguments);
 }
@@ -142,18 +137,18 @@ cudaError_t find_grid(const Gpu& gpu, const Kernel& kernel, const GemmParams& pa
   return cudaSuccess;
 }
 
-cudaError_t launch_gemm(const Gpu& gpu, const Kernel& kernel, const GemmParams& params, int32_t ctas, cudaStream_t stream) {
+cudaError_t launch_gemm(const Gpu& gpu, const Kernel& kernel, const GemmParams& params, int32_t ctas,
+                        cudaStream_t stream) {
   CUtensorMap map;
-  void* arguments[] = {const_cast<GemmParams*>(&params), &map};
+  void* arguments[] = {const_cast<GemmParams*>(&params), &map};  // a kernel reads as many as it has parameters
   if (kernel.tensor_map)
     if (const cudaError_t error = make_tensor_map(kernel, params, &map)) return error;
   const bool overlaps = gpu.major >= 9 && kTargets[kernel.target].major >= 9;
-  return launch(kFunctions[&kernel - kKernels], ctas, kernel.threads, kernel.shared_bytes, kernel.cluster, overlaps, arguments,
-                stream);
+  return launch(kFunctions[&kernel - kKernels], ctas, kernel.threads, kernel.shared_bytes, overlaps, arguments, stream);
 }
 
 cudaError_t launch_route(const Gpu& gpu, int32_t num_experts, void** arguments, cudaStream_t stream) {
-  return launch(kRouteFunction, num_experts, kRouteThreads, 0, 1, gpu.major >= 9, arguments, stream);
+  return launch(kRouteFunction, num_experts, kRouteThreads, 0, gpu.major >= 9, arguments, stream);
 }
 
 }  // namespace billhook

@@ -1,8 +1,8 @@
 // Runs every kernel of the library that this GPU can run on random problems, and compares with a reference in double.
 //
-// Usage: billhook_test [SEED]. One line per problem; the error is a fraction of the bound that docs/numerics.md derives. Outputs
-// begin as NaN, with rows and columns behind them that must stay so. Every output must have been written; a sample of rows and
-// columns is compared. Exit code: 0 all within bounds, 1 some not, 2 nothing could be run.
+// Usage: billhook_test [SEED]. One line per problem; the error is a fraction of the bound that docs/numerics.md derives.
+// Outputs begin as NaN, with rows and columns behind them that must stay so. Every output must have been written; a sample
+// of rows and columns is compared. Exit code: 0 all within bounds, 1 some not, 2 nothing could be run.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -105,7 +105,8 @@ void multiply(const Gemm& gemm, BillhookStatus (*find_kernel)(const Gemm*, const
   require(find_kernel(&gemm, &result->kernel), "finding the kernel");
   size_t bytes = 0;
   require(find_workspace(&gemm, &bytes), result->kernel);
-  if (bytes > largest_workspace) throw std::runtime_error(std::string(result->kernel) + " needs more than billhook_load said");
+  if (bytes > largest_workspace)
+    throw std::runtime_error(std::string(result->kernel) + " needs more than billhook_load said");
   const Device<uint8_t> workspace(bytes);
   require(billhook_clear_workspace(workspace.data(), bytes, nullptr), "billhook_clear_workspace");
   require(start(&gemm, workspace.data(), bytes, nullptr), result->kernel);
@@ -137,7 +138,8 @@ Result run(const Problem& problem) {
   moe.num_experts = of.num_experts, moe.top_k = of.top_k, moe.topk_weights = topk_weights.data();
   require(billhook_moe_block_m(&moe, &moe.block_m), "billhook_moe_block_m");
   const int blocks = billhook_route_blocks(problem.rows, of.num_experts, moe.block_m);
-  const Device<int32_t> topk_ids(problem.experts), ids(static_cast<size_t>(blocks) * moe.block_m), experts(blocks), length(1);
+  const Device<int32_t> topk_ids(problem.experts), ids(static_cast<size_t>(blocks) * moe.block_m);
+  const Device<int32_t> experts(blocks), length(1);
   const BillhookRoute route{topk_ids.data(), problem.rows,   of.num_experts, moe.block_m,
                             ids.data(),      experts.data(), length.data()};
   require(billhook_route(&route, nullptr), "billhook_route");

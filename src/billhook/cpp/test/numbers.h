@@ -66,12 +66,12 @@ class Random {
 
   uint32_t below(uint32_t end) { return static_cast<uint32_t>((engine_() >> 32) * end >> 32); }
 
-  // A number of magnitude 2^-4 to 2, of either sign, as bits of its type.
-  uint32_t number(BillhookType type) {
+  // A number of magnitude 2^-4 to 2, as bits of its type.
+  uint32_t number(BillhookType type, bool positive = false) {
     if (type == BILLHOOK_E8M0FNU) return 127 - below(5);
     const Float f = float_of(type);
     const uint32_t exponent = f.bias() - below(5);
-    return ((below(2) << f.exponent_bits | exponent) << f.mantissa_bits) | below(1u << f.mantissa_bits);
+    return (((positive ? 0 : below(2)) << f.exponent_bits | exponent) << f.mantissa_bits) | below(1u << f.mantissa_bits);
   }
 
   // Any code of a weight type that stands for a number.

@@ -24,7 +24,8 @@ struct Weight {
     codes.resize(static_cast<size_t>(experts) * k * n);
     for (uint8_t& code : codes) code = random.code(b);
     scales.resize(static_cast<size_t>(experts) * groups() * n);
-    for (uint16_t& scale : scales) scale = static_cast<uint16_t>(random.number(s));
+    const bool positive = s == BILLHOOK_E4M3FN || b == BILLHOOK_E4M3FN;  // these formats have no other scales
+    for (uint16_t& scale : scales) scale = static_cast<uint16_t>(random.number(s, positive));
     if (has_zeros(b)) {
       zeros.resize(scales.size());
       for (uint8_t& zero : zeros) zero = random.code(b);
@@ -105,7 +106,8 @@ std::vector<uint8_t> bytes_of(const std::vector<T>& values) {
 
 inline std::vector<uint8_t> pack_scales(const Weight& w) {
   if (bits_of(w.s) == 8)
-    return pack_groups<uint8_t, uint16_t>(w, w.scales, [](const Weight&, uint16_t bits) { return static_cast<uint8_t>(bits); });
+    return pack_groups<uint8_t, uint16_t>(w, w.scales,
+                                          [](const Weight&, uint16_t bits) { return static_cast<uint8_t>(bits); });
   return bytes_of(pack_groups<uint16_t, uint16_t>(w, w.scales, [](const Weight&, uint16_t bits) { return bits; }));
 }
 
