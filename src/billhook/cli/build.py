@@ -35,6 +35,7 @@ def command(
     tp: tuple[str, ...],
     max_tokens: int | None,
     act: str | None,
+    rules: str,
     as_json: bool,
 ) -> None:
     """Compile every kernel that MODEL needs into a bundle.
@@ -47,12 +48,13 @@ def command(
     from .outcome import Progress, print_outcome, summary
 
     check_target(out)
-    loaded, plan = plan_request(models, arch, tp, max_tokens, act)
+    loaded, plan = plan_request(models, arch, tp, max_tokens, act, rules=rules)
     options = {
         "arch": ",".join(plan.archs),
         "tp": ",".join(map(str, parse_sizes(tp))),
         "max_tokens": str(plan.max_tokens),
         "act": act or "the model's",
+        "rules": rules,
     }
     started = time.perf_counter()
     with Progress(len(plan_units(plan))) as progress:

@@ -21,6 +21,7 @@ def command(
     tp: tuple[str, ...],
     max_tokens: int | None,
     act: str | None,
+    rules: str,
 ) -> None:
     """Write every kernel that MODEL needs as a C++ library with a C interface and a test program.
 
@@ -32,7 +33,7 @@ def command(
     from ..emit.writer import require_writable, write
 
     require_writable(out)
-    loaded, plan = plan_request(models, arch, tp, max_tokens, act)
+    loaded, plan = plan_request(models, arch, tp, max_tokens, act, rules=rules)
     headers = included_headers(f'#include "{HOST_INCLUDE}"\n')
     for source in kernel_sources(plan):
         headers |= included_headers(source.text)
@@ -41,6 +42,7 @@ def command(
         "tp": parse_sizes(tp),
         "max_tokens": plan.max_tokens,
         "act": act,
+        "rules": rules,
     }
     inputs = {model.file.name: hashlib.sha256(model.file.read_bytes()).hexdigest() for model in loaded}
     changes = write(out, emit_cpp(plan, headers), request, inputs)

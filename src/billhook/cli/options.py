@@ -34,6 +34,12 @@ _REQUEST = (
     click.option(
         "--act", type=click.Choice(["f16", "bf16"]), help="Activations' type.  [default: the model's]"
     ),
+    click.option(
+        "--rules",
+        default="native",
+        show_default=True,
+        help="What chooses kernels: native, machete-0.20 (vLLM's heuristic), or a file of rules.",
+    ),
 )
 
 
@@ -45,7 +51,13 @@ def request_options(command: Command) -> Command:
 
 
 def plan_request(
-    models: Iterable[Path], arch: Iterable[str], tp: Iterable[str], max_tokens: int | None, act: str | None
+    models: Iterable[Path],
+    arch: Iterable[str],
+    tp: Iterable[str],
+    max_tokens: int | None,
+    act: str | None,
+    *,
+    rules: str,
 ) -> tuple[list[Model], Plan]:
     """Read models and plan the kernels for them.
 
@@ -55,6 +67,7 @@ def plan_request(
         tp: Tensor-parallel sizes, as `parse_sizes` reads them.
         max_tokens: Serve 1 to this many tokens; the planner's default if None.
         act: "f16" or "bf16"; the models' own if None.
+        rules: As `vllm.machete.native.find_catalog` takes them.
 
     Raises:
         InputError: A value is wrong, a config cannot be read, or no kernel serves a layer.
@@ -64,12 +77,14 @@ def plan_request(
     from ..dtypes import dtype
     from ..models import load_model
     from ..plan import DEFAULT_MAX_TOKENS, make_plan
+    from ..vllm.machete.native import find_catalog
 
     sizes = parse_sizes(tp)
     loaded = [load_model(model) for model in models]
     targets = parse_list(arch, native_archs)
     tokens = max_tokens or DEFAULT_MAX_TOKENS
-    return loaded, make_plan(loaded, targets, tokens, sizes, dtype(act) if act else None)
+    element = dtype(act) if act else None
+    return loaded, make_plan(loaded, targets, tokens, sizes, element, catalog=find_catalog(rules))
 
 
 def parse_sizes(texts: Iterable[str], option: str = "--tp") -> list[int]:

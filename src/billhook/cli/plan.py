@@ -39,6 +39,7 @@ def command(
     tp: tuple[str, ...],
     max_tokens: int | None,
     act: str | None,
+    rules: str,
     as_json: bool,
 ) -> None:
     """Show which kernels MODEL needs for every token count, and why.
@@ -50,7 +51,7 @@ def command(
     from ..plan import to_json
     from .columns import fold
 
-    _, plan = plan_request(models, arch, tp, max_tokens, act)
+    _, plan = plan_request(models, arch, tp, max_tokens, act, rules=rules)
     click.echo(to_json(plan) if as_json else "\n\n".join("\n".join(fold(part)) for part in _show(plan)))
 
 

@@ -1,7 +1,8 @@
 """The kernels that this process uses, loaded per GPU.
 
 They come from a bundle if one is given (`use_bundle(path)`, else the environment variable
-`BILLHOOK_BUNDLE`), else they are compiled on first use into the cache.
+`BILLHOOK_BUNDLE`), else they are compiled on first use into the cache, as our rules choose or those
+that were named (`use_rules`).
 """
 
 from __future__ import annotations
@@ -155,6 +156,26 @@ def use_bundle(path: str | Path | None) -> None:
     source = Compiler() if path is None else BundleSource(Bundle.load(path))
     with _lock:
         _current = Kernels(source)
+
+
+def use_rules(rules: str | Path) -> None:
+    """Compile kernels on first use from now on, chosen by the rules that have a name or that a file holds.
+
+    Args:
+        rules: "native" for ours; "machete-0.20", or another release, for the schedule heuristic of vLLM's
+            Machete where it applies (dense layers on 9.0) and ours elsewhere; or a file of such rules
+            (docs/machete-heuristics.md).
+
+    Raises:
+        InputError: No such rules.
+        ConfigError: The file cannot be read or makes no sense.
+    """
+    from ..vllm.machete.native import find_catalog
+
+    global _current  # noqa: PLW0603 - the process's one choice
+    chosen = Kernels(Compiler(find_catalog(rules)))
+    with _lock:
+        _current = chosen
 
 
 def kernels() -> Kernels:

@@ -9,6 +9,7 @@ from .. import arch as archs
 from ..arch import Arch
 from ..build.bundle import Bundle
 from ..build.compile import compile_kernel, compile_support
+from ..catalog import Catalog
 from ..config import KernelConfig, Problem
 from ..driver import native_arch
 from ..emit import SUPPORT, support_name
@@ -45,15 +46,22 @@ class Source(Protocol):
 
 
 class Compiler:
-    """Compiles kernels on first use, through the content-addressed cache; the catalog's rules choose."""
+    """Compiles kernels on first use, through the content-addressed cache; a catalog's rules choose.
+
+    Args:
+        catalog: The installed one if None.
+    """
+
+    def __init__(self, catalog: Catalog | None = None) -> None:
+        self.catalog = catalog
 
     def choose(self, problem: Problem, capability: tuple[int, int], block_m: int) -> KernelConfig:
         """As `Source.choose`."""
         arch = native_arch(capability)
-        chosen = select(problem, arch).config
+        chosen = select(problem, arch, self.catalog).config
         if block_m in (0, chosen.tile.tile_m):
             return chosen
-        legal = [config for config, why_not in candidates(problem, arch) if why_not is None]
+        legal = [config for config, why_not in candidates(problem, arch, self.catalog) if why_not is None]
         return _with_rows(legal, chosen, block_m, "the catalog")
 
     def cubin(self, config: KernelConfig) -> bytes:

@@ -23,6 +23,7 @@ from billhook.emit.cpp import HOST, HOST_INCLUDE, TYPES, emit_cpp, kernel_source
 from billhook.formats import pack, reference
 from billhook.plan import Plan, plan_problems
 from billhook.select import select
+from billhook.vllm.machete.native import find_catalog
 
 MODELS = Path(__file__).parents[3] / "examples/models"
 QWEN = str(MODELS / "qwen3-30b-a3b-gptq-int4")
@@ -125,6 +126,17 @@ def test_dispatch_chooses_as_select_does(host: Host) -> None:
 
 
 @needs_gxx
+def test_dispatch_chooses_by_the_rules_of_the_plan(tmp_path: Path) -> None:
+    documented, target = find_catalog("machete-0.20"), arch.parse("9.0a")
+    shapes = SHAPES[:3]
+    host = Host(plan_problems(shapes, [target], MAX_TOKENS, documented), tmp_path)
+    asked = [replace(one, m=m) for one in shapes for m in range(1, MAX_TOKENS + 1)]
+    got = host.select([(one, target.capability, 0) for one in asked])
+    assert got == [select(one, target, documented).config.name for one in asked]
+    assert {name.split("_")[0] for name in got} == {"machete"}
+
+
+@needs_gxx
 def test_dispatch_answers_for_what_was_not_planned_as_bundles_do(host: Host, plan: Plan) -> None:
     beyond = replace(SHAPES[0], m=100 * MAX_TOKENS)
     last = select(replace(beyond, m=MAX_TOKENS), arch.parse("9.0a")).config.name
@@ -159,6 +171,7 @@ FORMATS = [
     (F16, U4, F16, 32, 144, 80),
     (BF16, U8, BF16, 64, 80, 144),
     (F16, U8B128, F16, 128, 64, 144),
+    (F16, E4M3FN, F16, 128, 80, 144),
     (BF16, E4M3FN, E8M0FNU, 32, 80, 80),
     (BF16, E2M1F, E8M0FNU, 32, 16, 64),
     (F16, E2M1F, E4M3FN, 16, 80, 80),

@@ -147,7 +147,7 @@ def make_plan(job: Job) -> Plan:
         _impl(catalog, types, one, rules)
         for one in catalog.types
         if job.qqq or not one.qqq
-        for types in _types(one)
+        for types in type_configs(one)
     ]
     if not job.narrowing:
         return Plan(tuple(everything), (), catalog.parts)
@@ -195,7 +195,8 @@ def deal(impls: Sequence[Impl], parts: int) -> list[list[ImplConfig]]:
     return files
 
 
-def _types(one: TypeSet) -> Iterable[TypeConfig]:
+def type_configs(one: TypeSet) -> Iterable[TypeConfig]:
+    """Yield the types of kernels that an entry of the data file stands for."""
     for a in one.a:
         for scale in one.b_group_scale:
             yield TypeConfig(
