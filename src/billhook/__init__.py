@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import nn
-    from .dispatch.provider import use_bundle
+    from .dispatch.provider import use_bundle, use_rules
     from .nn import load, quantize_model
     from .ops import (
         PackedWeight,
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
         gemm,
         import_compressed_tensors,
         import_gptq,
+        machete_mm,
+        machete_prepack_B,
+        machete_supported_schedules,
         moe_block_m,
         moe_gemm,
         pack_weight,
@@ -31,6 +34,9 @@ __all__ = [
     "import_compressed_tensors",
     "import_gptq",
     "load",
+    "machete_mm",
+    "machete_prepack_B",
+    "machete_supported_schedules",
     "moe_block_m",
     "moe_gemm",
     "nn",
@@ -39,6 +45,7 @@ __all__ = [
     "quantize_weight",
     "route",
     "use_bundle",
+    "use_rules",
 ]
 
 
@@ -46,6 +53,7 @@ _ELSEWHERE = {  # the others: ".ops"
     "load": ".nn",
     "quantize_model": ".nn",
     "use_bundle": ".dispatch.provider",
+    "use_rules": ".dispatch.provider",
 }
 
 

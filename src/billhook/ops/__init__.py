@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .imports import import_compressed_tensors, import_gptq
+from .machete import machete_mm, machete_prepack_B, machete_supported_schedules
 from .operators import Routing, gemm, moe_block_m, moe_gemm, route
 from .packing import pack_quantized, pack_weight, quantize_weight, unpack_weight
 from .weight import PackedWeight, from_arrays, stack_weights, to_arrays
@@ -14,6 +15,9 @@ __all__ = [
     "gemm",
     "import_compressed_tensors",
     "import_gptq",
+    "machete_mm",
+    "machete_prepack_B",
+    "machete_supported_schedules",
     "moe_block_m",
     "moe_gemm",
     "pack_quantized",

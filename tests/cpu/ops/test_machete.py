@@ -1,0 +1,199 @@
+"""The documented Machete operators on CPU tensors: results, schedules, and every refusal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs torch (a CPU build will do)")
+
+import billhook  # noqa: E402
+from billhook.dtypes import ALL  # noqa: E402
+from billhook.errors import InputError, UnsupportedError, WeightError  # noqa: E402
+from billhook.formats.blocks import count_groups  # noqa: E402
+from billhook.ops import machete  # noqa: E402
+
+WEIGHTS = {"u4b8": "uint4b8", "u4": "uint4", "u8b128": "uint8b128", "u8": "uint8"}
+SCHEDULE = "128x128_2x1x1_TmaMI__TmaCoop_streamK"
+
+
+class Operands:
+    """Random operands of `machete_mm`, with their product in float64."""
+
+    def __init__(self, name: str, dtype: Any, group: int) -> None:
+        m, n, k = 5, 80, 144
+        weight, generator = ALL[name], torch.Generator().manual_seed(7)
+        codes = torch.randint(0, 2**weight.bits, (k, n), generator=generator)
+        groups = count_groups(k, group)
+        self.a = torch.randn(m, k, generator=generator).to(dtype)
+        self.scales = (torch.rand(groups, n, generator=generator) / 8 + 0.01).to(dtype)
+        self.zeros, points = None, torch.full((groups, n), weight.bias)
+        if weight.zero_point:
+            points = torch.randint(0, 2**weight.bits, (groups, n), generator=generator)
+            self.zeros = -1 * self.scales * points.to(dtype)
+        each = 32 // weight.bits
+        words = codes.reshape(k // each, each, n) << (torch.arange(each) * weight.bits)[:, None]
+        self.words = words.sum(1).to(torch.int64).numpy().astype(np.uint32).view(np.int32)
+        of_row = torch.arange(k) // (k if group == -1 else group)
+        values = (codes - points[of_row]).double() * self.scales[of_row].double()
+        self.exact, self.magnitude = self.a.double() @ values, self.a.double().abs() @ values.abs()
+
+    def prepack(self, name: str) -> Any:
+        return billhook.machete_prepack_B(torch.from_numpy(self.words), self.a.dtype, name, self.a.dtype)
+
+    def mm(self, b: Any, name: str, group: int | None, **others: Any) -> Any:
+        given = {"b_group_scales": self.scales, "b_group_zeros": self.zeros, "b_group_size": group, **others}
+        return billhook.machete_mm(self.a, b, name, **given)
+
+
+@pytest.mark.parametrize("group", [-1, 32, 64, 128])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_multiplies_what_checkpoints_hold(name: str, dtype: Any, group: int) -> None:
+    one = Operands(name, dtype, group)
+    for spelling in (name, WEIGHTS[name], ALL[name]):
+        out = one.mm(one.prepack(name), spelling, group, schedule=SCHEDULE)
+    unit = torch.finfo(dtype).eps / 2
+    # Zero points that come as rounded products are off by half a code where the type is coarse.
+    points = 2 ** ALL[name].bits * unit if one.zeros is not None else 0
+    slack = one.a.double().abs().sum(1, keepdim=True) * one.scales.double().max() * points
+    assert out.dtype == dtype
+    assert bool(((out.double() - one.exact).abs() <= 4 * unit * one.magnitude + slack).all())
+
+
+def test_words_in_column_major_order_are_packed_alike() -> None:
+    one = Operands("u4b8", torch.float16, 32)
+    rows = torch.from_numpy(one.words)
+    columns = rows.t().contiguous().t()
+    packed = [
+        billhook.machete_prepack_B(words, torch.float16, "u4b8", torch.float16) for words in (rows, columns)
+    ]
+    assert torch.equal(*packed)
+
+
+def test_a_group_size_of_none_is_one_group() -> None:
+    one = Operands("u4b8", torch.float16, -1)
+    b = one.prepack("u4b8")
+    assert torch.equal(one.mm(b, "u4b8", None), one.mm(b, "u4b8", -1))
+
+
+def test_scales_are_packed_once_and_again_when_they_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, count = Operands("u4", torch.bfloat16, 64), 0
+    original = machete._pack_groups
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal count
+        count += 1
+        return original(*arguments)
+
+    monkeypatch.setattr(machete, "_pack_groups", counted)
+    b = one.prepack("u4")
+    first = one.mm(b, "u4", 64)
+    assert torch.equal(first, one.mm(b, "u4", 64))
+    assert count == 1
+    one.scales *= 2
+    assert one.zeros is not None
+    one.zeros *= 2
+    assert torch.equal(2 * first, one.mm(b, "u4", 64))
+    assert count == 2
+    one.zeros = one.zeros.clone()
+    one.mm(b, "u4", 64)
+    assert count == 3
+
+
+def test_every_documented_type_has_every_documented_schedule() -> None:
+    for dtype in (torch.float16, torch.bfloat16):
+        for name, spelling in WEIGHTS.items():
+            zeros = dtype if ALL[name].zero_point else None
+            found = billhook.machete_supported_schedules(dtype, spelling, dtype, zeros, out_type=dtype)
+            assert len(found) == 9
+            assert SCHEDULE in found
+
+
+def test_types_without_kernels_have_no_schedules() -> None:
+    supported = billhook.machete_supported_schedules
+    assert supported(torch.float16, "uint4b8", None) == []
+    assert supported(torch.float16, "uint4b8", torch.float16, torch.float16) == []
+    assert supported(torch.float16, "uint4", torch.float16) == []
+    assert supported(torch.float16, "uint4b8", torch.bfloat16) == []
+    assert supported(torch.float16, "uint4b8", torch.float16, out_type=torch.bfloat16) == []
+    assert (
+        supported(torch.int8, "uint4b8", torch.float16, None, torch.float32, torch.float32, torch.float16)
+        == []
+    )
+
+
+def test_types_without_kernels_are_refused_with_those_that_have_them() -> None:
+    one = Operands("u4b8", torch.float16, 64)
+    b = one.prepack("u4b8")
+    known = "a_type=bf16, b_type=u8, with_group_scale_type=bf16, with_group_zeropoint_type=bf16"
+    for wrong in (
+        {"out_type": torch.bfloat16},
+        {"b_group_scales": None},
+        {"b_group_zeros": one.scales},
+        {"b_channel_scales": torch.ones(80)},
+        {"a_token_scales": torch.ones(5)},
+    ):
+        with pytest.raises(UnsupportedError, match="not implemented for a_type=f16") as error:
+            one.mm(b, "u4b8", 64, **wrong)
+        assert known in str(error.value)
+    with pytest.raises(UnsupportedError, match="weights of type float6; implemented: uint4 or u4, uint4b8"):
+        one.mm(b, "float6", 64)
+    with pytest.raises(UnsupportedError, match=r"takes torch\.float64"):
+        one.mm(b, "u4b8", 64, out_type=torch.float64)
+    with pytest.raises(
+        UnsupportedError, match=r"multiplies u4b8 weights with torch\.bfloat16 scales"
+    ) as error:
+        billhook.machete_prepack_B(torch.from_numpy(one.words), torch.float16, "u4b8", torch.bfloat16)
+    assert known in str(error.value)
+
+
+def test_schedules_that_do_not_exist_are_refused_with_those_that_do() -> None:
+    one = Operands("u4b8", torch.float16, 64)
+    b = one.prepack("u4b8")
+    with pytest.raises(
+        UnsupportedError, match=r"'64x64' does not exist; for .*group_size 64 there are: .*"
+    ) as error:
+        one.mm(b, "u4b8", 64, schedule="64x64")
+    assert SCHEDULE in str(error.value)
+
+
+def test_tensors_that_do_not_fit_are_refused() -> None:
+    one = Operands("u4b8", torch.float16, 64)
+    b = one.prepack("u4b8")
+    with pytest.raises(InputError, match=r"m at least 1 \(got \(0, 144\)\)"):
+        billhook.machete_mm(one.a[:0], b, "u4b8", b_group_scales=one.scales, b_group_size=64)
+    with pytest.raises(WeightError, match="machete_prepack_B makes it"):
+        one.mm(torch.from_numpy(one.words), "u4b8", 64)
+    with pytest.raises(WeightError, match="for u8b128 weights of k=144, n=80"):
+        one.mm(b, "u8b128", 64)
+    with pytest.raises(WeightError, match=r"b_group_scales must be \(5, 80\) for group_size 32"):
+        one.mm(b, "u4b8", 32)
+    with pytest.raises(WeightError, match="b_group_size must be None or one of"):
+        one.mm(b, "u4b8", 48)
+    with pytest.raises(WeightError, match="b_group_scales must be finite"):
+        one.mm(b, "u4b8", 64, b_group_scales=one.scales * torch.nan)
+    with pytest.raises(WeightError, match="int32"):
+        billhook.machete_prepack_B(torch.zeros(18, 80), torch.float16, "u4b8", torch.float16)
+
+
+def test_zeros_that_are_no_zero_points_are_refused() -> None:
+    one = Operands("u4", torch.float16, 64)
+    b = one.prepack("u4")
+    assert one.zeros is not None
+    for value in (-0.5, -16.0, 1.0, torch.nan):
+        zeros = one.zeros.clone()
+        zeros[1, 2] = one.scales[1, 2] * value
+        with pytest.raises(
+            WeightError, match=r"b_group_zeros\[1, 2\] = .* is not -scale times a zero point 0 to 15"
+        ):
+            one.mm(b, "u4", 64, b_group_zeros=zeros)
+
+
+def test_a_zero_point_of_a_zero_scale_is_zero() -> None:
+    one = Operands("u4", torch.float16, 64)
+    assert one.zeros is not None
+    one.scales[0, 0] = one.zeros[0, 0] = 0
+    assert torch.isfinite(one.mm(one.prepack("u4"), "u4", 64)).all()
