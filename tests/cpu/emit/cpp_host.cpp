@@ -1,5 +1,6 @@
-// The parts of an emitted library that need no GPU, asked from a test: `select` answers lines on stdin with kernel names;
-// `pack ...` prints a random weight, its packed form and an error bound as named lines of numbers.
+// The parts of an emitted library that need no GPU, asked from a test: `select` answers lines on stdin with kernel names,
+// `grid` with numbers of CTAs; `pack ...` prints a random weight, its packed form and an error bound as named lines of
+// numbers.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -18,6 +19,16 @@ void select() {
     const billhook::Kernel* const kernel =
         block_m ? billhook::select_kernel_of(block_m, p, major, minor) : billhook::select_kernel(p, major, minor);
     std::puts(kernel ? kernel->name : "-");
+  }
+}
+
+void grid() {
+  billhook::Work work;
+  int kernel, multiprocessors, resident, split_k;
+  while (std::scanf("%d %d %d %d %d %d %d", &kernel, &multiprocessors, &resident, &work.tiles_m, &work.strips, &work.blocks,
+                    &split_k) == 7) {
+    work.split_k = split_k;
+    std::printf("%d\n", billhook::count_ctas(billhook::kKernels[kernel], work, multiprocessors, resident));
   }
 }
 
@@ -60,6 +71,10 @@ void pack(char** numbers) {
 int main(int argc, char** argv) {
   if (argc == 2 && !std::strcmp(argv[1], "select")) {
     select();
+    return 0;
+  }
+  if (argc == 2 && !std::strcmp(argv[1], "grid")) {
+    grid();
     return 0;
   }
   if (argc != 9 || std::strcmp(argv[1], "pack")) return 2;

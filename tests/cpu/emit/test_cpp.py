@@ -8,6 +8,8 @@ import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import ml_dtypes
 import numpy as np
@@ -17,7 +19,8 @@ from billhook import arch
 from billhook.build.headers import included_headers
 from billhook.cli import main
 from billhook.config import Problem, parse_types
-from billhook.dispatch.launch import MAX_EXPERTS, ROUTE_THREADS
+from billhook.dispatch.launch import MAX_EXPERTS, ROUTE_THREADS, grid
+from billhook.dispatch.loader import GemmKernel
 from billhook.dtypes import ALL, BF16, E2M1F, E4M3FN, E8M0FNU, F16, U4, U4B8, U8, U8B128, VOID, DType
 from billhook.emit.cpp import HOST, HOST_INCLUDE, TYPES, emit_cpp, kernel_sources
 from billhook.formats import pack, reference
@@ -80,6 +83,12 @@ class Host:
             lines.append(" ".join(map(str, (major, minor, *types, *sizes))))
         return self._run("select", text="\n".join(lines)).splitlines()
 
+    def grid(self, asked: list[tuple[int, ...]]) -> list[int]:
+        """Ask for the CTAs of each (kernel, multiprocessors, resident, tiles_m, strips, blocks, split_k)."""
+        return list(
+            map(int, self._run("grid", text="\n".join(" ".join(map(str, one)) for one in asked)).split())
+        )
+
     def pack(self, *numbers: int) -> dict[str, np.ndarray]:
         lines = self._run("pack", *map(str, numbers)).splitlines()
         return {name: np.array(rest, np.float64) for name, *rest in map(str.split, lines)}
@@ -134,6 +143,22 @@ def test_dispatch_chooses_by_the_rules_of_the_plan(tmp_path: Path) -> None:
     got = host.select([(one, target.capability, 0) for one in asked])
     assert got == [select(one, target, documented).config.name for one in asked]
     assert {name.split("_")[0] for name in got} == {"machete"}
+
+
+@needs_gxx
+def test_grids_are_those_of_the_python_launcher(tmp_path: Path) -> None:
+    documented = find_catalog("machete-0.20")
+    plan = plan_problems(SHAPES[:2], [arch.parse("9.0a")], MAX_TOKENS, documented)
+    configs, draw = [kernel.config for kernel in plan.kernels], random.Random(0)
+    assert {config.tile.cluster for config in configs} == {1, 2}
+    ranges = ((0, len(configs) - 1), (1, 160), (1, 4), (1, 65), (1, 500), (1, 500), (0, 1))
+    asked = [tuple(draw.randint(*one) for one in ranges) for _ in range(3000)]
+    want = []
+    for kernel, multiprocessors, resident, *work in asked:
+        loaded = SimpleNamespace(sms=multiprocessors, ctas_per_sm=resident)
+        gemm = cast(GemmKernel, SimpleNamespace(config=configs[kernel], kernel=loaded))
+        want.append(grid(gemm, *work))
+    assert Host(plan, tmp_path).grid(asked) == want
 
 
 @needs_gxx

@@ -66,4 +66,13 @@ const Kernel* select_kernel(const Problem& problem, int32_t major, int32_t minor
 // As `select_kernel`, but one that takes `block_m` rows at a time: the nearest to what would be selected.
 const Kernel* select_kernel_of(int32_t block_m, const Problem& problem, int32_t major, int32_t minor);
 
+// What a grid is for.
+struct Work {
+  int32_t tiles_m, strips, blocks;  // tiles along m; blocks of 64 output features and of 64 input features
+  bool split_k;                     // CTAs may share an output tile
+};
+
+// How many CTAs share the work on a GPU of so many multiprocessors, each of which holds `resident` CTAs of the kernel.
+int32_t count_ctas(const Kernel& kernel, const Work& work, int32_t multiprocessors, int32_t resident);
+
 }  // namespace billhook

@@ -41,8 +41,6 @@ std::vector<Device>& devices() {
   return all;
 }
 
-int32_t divide_up(int32_t a, int32_t b) { return (a + b - 1) / b; }
-
 // Loads a kernel; racing threads do the same thing twice.
 cudaError_t find_resident(const Gpu& gpu, const Kernel& kernel, int32_t* resident) {
   std::atomic<int32_t>& known = devices()[gpu.index].resident[&kernel - kKernels];
@@ -126,14 +124,8 @@ cudaError_t load_all(const Gpu& gpu, size_t* workspace_bytes) {
 cudaError_t find_grid(const Gpu& gpu, const Kernel& kernel, const GemmParams& params, int32_t tiles_m, int32_t* ctas) {
   int32_t resident = 0;
   if (const cudaError_t error = find_resident(gpu, kernel, &resident)) return error;
-  // CTAs of a cluster lie side by side along n and work as one.
-  const int32_t tiles = tiles_m * divide_up(params.strips, kernel.tile_n / 64 * kernel.cluster);
-  const int32_t stages = tiles * divide_up(params.blocks, kernel.tile_k / 64);
-  // No more than run at once or than there are pieces; fewer where each would compute less than four stages
-  // (families.ctas_per_sm).
-  const int32_t per_sm = std::min(resident, std::max(1, stages / (4 * gpu.multiprocessors)));
-  const int32_t workers = std::min(params.split_k ? stages : tiles, per_sm * gpu.multiprocessors / kernel.cluster);
-  *ctas = workers * kernel.cluster;
+  const Work work{tiles_m, params.strips, params.blocks, params.split_k != 0};
+  *ctas = count_ctas(kernel, work, gpu.multiprocessors, resident);
   return cudaSuccess;
 }
 
