@@ -1,4 +1,7 @@
-"""The arguments of the operators, in the order of their schemas."""
+"""The arguments of the operators, in the order of their schemas.
+
+Those that most calls leave out come last: torch passes no defaults at the end on, which saves time.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,14 @@ class Gemm(NamedTuple):
     a: torch.Tensor
     codes: torch.Tensor
     scales: torch.Tensor
-    zeros: torch.Tensor | None
-    global_scales: torch.Tensor | None
-    bias: torch.Tensor | None
     n: int
     group_size: int
     format: str
-    split_k: bool
-    config: str
+    zeros: torch.Tensor | None = None
+    global_scales: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+    split_k: bool = True
+    config: str = ""
 
     @property
     def rows(self) -> int:
@@ -34,21 +37,21 @@ class MoeGemm(NamedTuple):
     a: torch.Tensor
     codes: torch.Tensor
     scales: torch.Tensor
-    zeros: torch.Tensor | None
-    global_scales: torch.Tensor | None
-    bias: torch.Tensor | None
     n: int
     group_size: int
     format: str
-    split_k: bool
-    config: str
-    topk_weights: torch.Tensor | None
     top_k: int
     sorted_token_ids: torch.Tensor
     expert_ids: torch.Tensor
     num_tokens_padded: torch.Tensor
     block_m: int
     complete: bool
+    topk_weights: torch.Tensor | None = None
+    zeros: torch.Tensor | None = None
+    global_scales: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+    split_k: bool = True
+    config: str = ""
 
     @property
     def experts(self) -> int:
@@ -67,16 +70,16 @@ class MoeGemmTopk(NamedTuple):
     a: torch.Tensor
     codes: torch.Tensor
     scales: torch.Tensor
-    zeros: torch.Tensor | None
-    global_scales: torch.Tensor | None
-    bias: torch.Tensor | None
     n: int
     group_size: int
     format: str
-    split_k: bool
-    config: str
-    topk_weights: torch.Tensor | None
     topk_ids: torch.Tensor
+    topk_weights: torch.Tensor | None = None
+    zeros: torch.Tensor | None = None
+    global_scales: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+    split_k: bool = True
+    config: str = ""
 
     @property
     def top_k(self) -> int:
@@ -90,5 +93,5 @@ class MoeGemmTopk(NamedTuple):
 
     def routed(self, sorting: tuple[torch.Tensor, torch.Tensor, torch.Tensor], block_m: int) -> MoeGemm:
         """Return the same GEMM with its routing; rows without an expert may exist."""
-        gemm = self[: len(Gemm._fields)]
-        return MoeGemm._make((*gemm, self.topk_weights, self.top_k, *sorting, block_m, False))
+        weight, rest = self[: self._fields.index("topk_ids")], self[self._fields.index("topk_weights") :]
+        return MoeGemm._make((*weight, self.top_k, *sorting, block_m, False, *rest))

@@ -12,20 +12,21 @@ from ..dispatch.routing import capacity
 from . import checks, on_cpu, on_cuda
 from .arguments import Gemm, MoeGemm, MoeGemmTopk
 
-_GEMM = (
-    "Tensor a, Tensor codes, Tensor scales, Tensor? zeros, Tensor? global_scales, Tensor? bias, "
-    "int n, int group_size, str format, bool split_k, str config"
+_WEIGHT = "Tensor a, Tensor codes, Tensor scales, int n, int group_size, str format"
+_OPTIONS = (
+    "Tensor? zeros=None, Tensor? global_scales=None, Tensor? bias=None, bool split_k=True, str config=''"
 )
+_GEMM = f"{_WEIGHT}, {_OPTIONS}"
 _MOE_GEMM = (
-    f"{_GEMM}, Tensor? topk_weights, int top_k, Tensor sorted_token_ids, Tensor expert_ids, "
-    "Tensor num_tokens_padded, int block_m, bool complete"
+    f"{_WEIGHT}, int top_k, Tensor sorted_token_ids, Tensor expert_ids, Tensor num_tokens_padded, "
+    f"int block_m, bool complete, Tensor? topk_weights=None, {_OPTIONS}"
 )
 _SCHEMAS = (
     f"gemm({_GEMM}) -> Tensor",
-    f"gemm_out({_GEMM}, Tensor(x!) out) -> ()",
+    f"gemm_out(Tensor(x!) out, {_GEMM}) -> ()",
     f"moe_gemm({_MOE_GEMM}) -> Tensor",
-    f"moe_gemm_out({_MOE_GEMM}, Tensor(x!) out) -> ()",
-    f"moe_gemm_topk({_GEMM}, Tensor? topk_weights, Tensor topk_ids) -> Tensor",
+    f"moe_gemm_out(Tensor(x!) out, {_MOE_GEMM}) -> ()",
+    f"moe_gemm_topk({_WEIGHT}, Tensor topk_ids, Tensor? topk_weights=None, {_OPTIONS}) -> Tensor",
     "route(Tensor topk_ids, int num_experts, int block_m) -> (Tensor, Tensor, Tensor)",
 )
 
@@ -42,8 +43,8 @@ def _implementations(device: ModuleType) -> dict[str, Callable[..., Any]]:
         device.gemm_out(p, out)
         return out
 
-    def gemm_out(*arguments: Any) -> None:
-        p, out = Gemm(*arguments[:-1]), arguments[-1]
+    def gemm_out(out: torch.Tensor, *arguments: Any) -> None:
+        p = Gemm(*arguments)
         checks.check_gemm(p)
         checks.check_output(p, out)
         device.gemm_out(p, out)
@@ -55,8 +56,8 @@ def _implementations(device: ModuleType) -> dict[str, Callable[..., Any]]:
         device.moe_gemm_out(p, out)
         return out
 
-    def moe_gemm_out(*arguments: Any) -> None:
-        p, out = MoeGemm(*arguments[:-1]), arguments[-1]
+    def moe_gemm_out(out: torch.Tensor, *arguments: Any) -> None:
+        p = MoeGemm(*arguments)
         checks.check_moe_gemm(p)
         checks.check_output(p, out)
         device.moe_gemm_out(p, out)

@@ -19,22 +19,25 @@ from .tensors import current_stream
 
 def gemm_out(p: Gemm, out: torch.Tensor) -> None:
     """Compute a dense GEMM."""
-    if p.rows == 0:
+    rows = p.rows
+    if rows == 0:
         return
     kernel = _kernel(p.config, _request(p))
-    _launch(kernel, -(-p.rows // kernel.config.tile.tile_m), p, out)
+    _launch(kernel, -(-rows // kernel.config.tile.tile_m), p, rows, out)
 
 
 def moe_gemm_out(p: MoeGemm, out: torch.Tensor) -> None:
     """Compute an MoE GEMM with a given routing."""
     if not p.complete:
         out.zero_()
-    if p.rows == 0:
+    rows, experts = p.rows, p.experts
+    if rows == 0:
         return
     _launch(
-        _kernel(p.config, _request(p, p.experts, p.top_k, p.block_m)),
-        capacity(p.rows, p.experts, p.block_m),
+        _kernel(p.config, _request(p, experts, p.top_k, p.block_m)),
+        capacity(rows, experts, p.block_m),
         p,
+        rows,
         out,
         sorted_token_ids=p.sorted_token_ids.data_ptr(),
         expert_ids=p.expert_ids.data_ptr(),
@@ -111,8 +114,10 @@ def _parse(name: str) -> KernelConfig:
     return parse_name(name)
 
 
-def _launch(kernel: GemmKernel, tiles_m: int, p: Gemm | MoeGemm, out: torch.Tensor, **moe: int) -> None:
-    a = p.a
+def _launch(
+    kernel: GemmKernel, tiles_m: int, p: Gemm | MoeGemm, rows: int, out: torch.Tensor, **moe: int
+) -> None:
+    a, bias, zeros, global_scales = p.a, p.bias, p.zeros, p.global_scales
     m, k = a.shape
     launch.launch_gemm(
         kernel,
@@ -122,15 +127,15 @@ def _launch(kernel: GemmKernel, tiles_m: int, p: Gemm | MoeGemm, out: torch.Tens
         a=a.data_ptr(),
         codes=p.codes.data_ptr(),
         scales=p.scales.data_ptr(),
-        zeros=0 if p.zeros is None else p.zeros.data_ptr(),
-        global_scales=0 if p.global_scales is None else p.global_scales.data_ptr(),
-        bias=0 if p.bias is None else p.bias.data_ptr(),
+        zeros=0 if zeros is None else zeros.data_ptr(),
+        global_scales=0 if global_scales is None else global_scales.data_ptr(),
+        bias=0 if bias is None else bias.data_ptr(),
         d=out.data_ptr(),
-        m=p.rows,
+        m=rows,
         n=p.n,
         k=k,
         lda=a.stride(0) if m > 1 else k,
-        ldd=out.stride(0) if p.rows > 1 else p.n,
+        ldd=out.stride(0) if rows > 1 else p.n,
         groups=p.scales.shape[-2],
         split_k=p.split_k,
         **moe,

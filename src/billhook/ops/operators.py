@@ -76,10 +76,10 @@ def gemm(
         UnsupportedError: No kernel serves the problem on this GPU.
     """
     _check_operands(a, weight, moe=False)
-    arguments = _arguments(a, weight, bias, split_k, config)
+    arguments = (*_weight(a, weight), *_options(weight, bias, split_k, config))
     if out is None:
         return library.operators.gemm.default(*arguments)
-    library.operators.gemm_out.default(*arguments, out)
+    library.operators.gemm_out.default(out, *arguments)
     return out
 
 
@@ -119,11 +119,11 @@ def moe_gemm(
         InputError: `out` without a `Routing`, or a routing that does not fit.
     """
     _check_operands(a, weight, moe=True)
-    head = _arguments(a, weight, bias, split_k, config)
+    head, options = _weight(a, weight), _options(weight, bias, split_k, config)
     if not isinstance(routing, Routing):
         if out is not None:
             raise InputError("out needs a Routing; call billhook.route first")
-        return library.operators.moe_gemm_topk.default(*head, topk_weights, routing)
+        return library.operators.moe_gemm_topk.default(*head, routing, topk_weights, *options)
     if routing.num_experts != weight.num_experts:
         raise InputError(f"routing is for {routing.num_experts} experts, the weight has {weight.num_experts}")
     tokens = routing.rows // routing.top_k
@@ -134,10 +134,10 @@ def moe_gemm(
         )
     top_k = routing.top_k if a.shape[0] == tokens else 1
     sorting = (routing.sorted_token_ids, routing.expert_ids, routing.num_tokens_padded)
-    arguments = (*head, topk_weights, top_k, *sorting, routing.block_m, routing.complete)
+    arguments = (*head, top_k, *sorting, routing.block_m, routing.complete, topk_weights, *options)
     if out is None:
         return library.operators.moe_gemm.default(*arguments)
-    library.operators.moe_gemm_out.default(*arguments, out)
+    library.operators.moe_gemm_out.default(out, *arguments)
     return out
 
 
@@ -205,24 +205,17 @@ def _check_operands(a: torch.Tensor, weight: PackedWeight, moe: bool) -> None:
         raise WeightError(f"activations have k={a.shape[-1]}, the weight k={weight.k}")
 
 
-def _arguments(
-    a: torch.Tensor,
-    weight: PackedWeight,
-    bias: torch.Tensor | None,
-    split_k: bool,
-    config: KernelConfig | str | None,
+def _weight(a: torch.Tensor, weight: PackedWeight) -> tuple[Any, ...]:
+    """Return the arguments that every operator takes first."""
+    return a, weight.codes, weight.scales, weight.n, weight.group_size, weight.format
+
+
+def _options(
+    weight: PackedWeight, bias: torch.Tensor | None, split_k: bool, config: KernelConfig | str | None
 ) -> tuple[Any, ...]:
-    """Return what all operators take, in the order of their schemas."""
-    return (
-        a,
-        weight.codes,
-        weight.scales,
-        weight.zeros,
-        weight.global_scales,
-        bias,
-        weight.n,
-        weight.group_size,
-        weight.format,
-        split_k,
-        config.name if isinstance(config, KernelConfig) else config or "",
-    )
+    """Return the arguments that every operator takes last, none if all of them have their defaults."""
+    zeros, global_scales = weight.zeros, weight.global_scales
+    name = config.name if isinstance(config, KernelConfig) else config or ""
+    if zeros is None and global_scales is None and bias is None and split_k and not name:
+        return ()
+    return zeros, global_scales, bias, split_k, name

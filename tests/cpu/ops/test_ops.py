@@ -107,14 +107,17 @@ def test_the_operators_pass_torch_s_own_checks() -> None:
     dense, moe = draw(64, 48), draw(64, 48, experts=3)
     a, ids = torch.randn(4, 64, dtype=torch.bfloat16), torch.randint(0, 3, (4, 2))
     operators = torch.ops.billhook
-    head = (a, dense.codes, dense.scales, None, None, None, 48, 32, "u4b8", True, "")
+    zeroed, bias = draw(64, 48, name="u4"), torch.randn(48, dtype=torch.bfloat16)
+    head = (a, dense.codes, dense.scales, 48, 32, "u4b8")
     torch.library.opcheck(operators.gemm.default, head)
-    torch.library.opcheck(operators.gemm_out.default, (*head, a.new_empty(4, 48)))
-    head = (a, moe.codes, moe.scales, None, None, None, 48, 32, "u4b8", True, "", torch.rand(4, 2))
-    torch.library.opcheck(operators.moe_gemm_topk.default, (*head, ids))
-    sorting = operators.route(ids, 3, 8)
-    torch.library.opcheck(operators.moe_gemm.default, (*head, 2, *sorting, 8, False))
-    torch.library.opcheck(operators.moe_gemm_out.default, (*head, 2, *sorting, 8, False, a.new_empty(8, 48)))
+    torch.library.opcheck(operators.gemm_out.default, (a.new_empty(4, 48), *head))
+    head = (a, zeroed.codes, zeroed.scales, 48, 32, "u4", zeroed.zeros, None, bias, False, "")
+    torch.library.opcheck(operators.gemm.default, head)
+    head, factors = (a, moe.codes, moe.scales, 48, 32, "u4b8"), torch.rand(4, 2)
+    torch.library.opcheck(operators.moe_gemm_topk.default, (*head, ids, factors))
+    sorting = (*head, 2, *operators.route(ids, 3, 8), 8, False, factors)
+    torch.library.opcheck(operators.moe_gemm.default, sorting)
+    torch.library.opcheck(operators.moe_gemm_out.default, (a.new_empty(8, 48), *sorting))
     torch.library.opcheck(operators.route.default, (ids, 3, 8))
 
 
@@ -206,11 +209,11 @@ def test_activations_of_another_type_than_the_format_s_are_refused() -> None:
         billhook.moe_block_m(mx, 4, 2, torch.float16)
     a = a.bfloat16()
     for arguments in (
-        (a, u4.codes, u4.scales, None, None, None, 48, 32, "u4", True, ""),
-        (a, nv.codes, nv.scales, None, None, None, 48, 16, "nvfp4", True, ""),
-        (a, mx.codes, mx.scales, mx.scales, None, None, 48, 32, "mxfp4", True, ""),
+        (a, u4.codes, u4.scales, 48, 32, "u4"),
+        (a, nv.codes, nv.scales, 48, 16, "nvfp4"),
+        (a, mx.codes, mx.scales, 48, 32, "mxfp4", mx.scales),
     ):
         with pytest.raises(WeightError, match="lack or have too many"):
             torch.ops.billhook.gemm(*arguments)
     with pytest.raises(WeightError, match="no kernel reads weights of format 'u5'"):
-        torch.ops.billhook.gemm(a, u4.codes, u4.scales, u4.zeros, None, None, 48, 32, "u5", True, "")
+        torch.ops.billhook.gemm(a, u4.codes, u4.scales, 48, 32, "u5", u4.zeros)
