@@ -55,7 +55,7 @@ def check_numbers(codes: npt.NDArray[np.uint8], name: str) -> None:
     Raises:
         WeightError: A code is NaN; the message says where.
     """
-    wrong = np.argwhere((codes & 0x7F) == 0x7F)
-    if len(wrong):
-        at = tuple(int(index) for index in wrong[0])
+    wrong = (codes & 0x7F) == 0x7F
+    if wrong.any():
+        at = tuple(int(index) for index in np.argwhere(wrong)[0])
         raise WeightError(f"{name} must not be NaN (got code {codes[at]:#x} at {at})")

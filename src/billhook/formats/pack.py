@@ -35,6 +35,8 @@ _CODE_AXES = {
         7,
     ),  # half u of the row, word 2 v + h of the lane, byte 2 o + q of the word
 }
+# Where whole words' parts go: (s, i, g, b, u, v, t) of 4 bits, (s, i, h, g, b, u, v, t) of 8 bits.
+_WORD_AXES = {4: (0, 3, 1, 2, 6, 4, 5), 8: (0, 4, 1, 5, 3, 7, 6, 2)}
 # (s, i, h, g, group) -> (s, group, g, i, h).
 _SCALE_AXES = (0, 4, 3, 1, 2)
 CODE_BLOCK = {
@@ -81,11 +83,26 @@ def pack_codes(codes: npt.NDArray[np.uint8], element: DType) -> npt.NDArray[np.u
         return _stack([pack_codes(one, element) for one in codes])
     k, n = codes.shape
     strips, blocks = count_strips(n), count_strips(k)
-    padded = np.full((strips * STRIP, blocks * STRIP), element.bias, np.uint8)
-    padded[:n, :k] = codes.T
-    parts = padded.reshape(strips, *_N_SPLIT, blocks, *_K_SPLIT).transpose(_CODE_AXES[element.bits])
-    joined = parts[..., 0] | parts[..., 1] << 4 if element.bits == 4 else parts
-    return np.ascontiguousarray(joined).reshape(-1).view("<u4").reshape(code_shape(n, k, element.bits))
+    rows = codes.T
+    if rows.shape != (strips * STRIP, blocks * STRIP):
+        rows = np.full((strips * STRIP, blocks * STRIP), element.bias, np.uint8)
+        rows[:n, :k] = codes.T
+    # Neighbours are joined before anything is moved: whole words move, whichever order codes have in memory.
+    parts = rows.reshape(strips, *_N_SPLIT, blocks, *_K_SPLIT)
+    if element.bits == 4:
+        parts = _join(parts, 2, np.uint8, 4)  # h; then s i g b u v q t o
+    pairs = _join(parts, -3, np.uint16, 8)  # q
+    words = _join(pairs, -1, np.uint32, 16)  # o
+    ordered = np.ascontiguousarray(words.transpose(_WORD_AXES[element.bits]))
+    return ordered.reshape(code_shape(n, k, element.bits))
+
+
+def _join(parts: npt.NDArray[Any], axis: int, dtype: type, bits: int) -> npt.NDArray[Any]:
+    """Return what two neighbours along an axis are together, the first in the lower bits."""
+    low, high = np.moveaxis(parts, axis, 0)
+    joined: npt.NDArray[Any] = np.left_shift(high, bits, dtype=dtype)
+    joined |= low
+    return joined
 
 
 def unpack_codes(packed: npt.NDArray[np.uint32], k: int, n: int, element: DType) -> npt.NDArray[np.uint8]:

@@ -42,10 +42,11 @@ def read_codes(stored: npt.NDArray[Any], form: str, bits: int) -> npt.NDArray[np
         names = " or ".join(np.dtype(one).name for one in allowed)
         raise WeightError(f"{form} codes must be {names}, 2 or 3 axes (got {stored.dtype} {stored.shape})")
     if form == "gptq":
-        return np.ascontiguousarray(_spread(stored.swapaxes(-1, -2), bits).swapaxes(-1, -2))
+        return _spread_rows(stored, bits)
     if form == "awq":
-        return _reorder(_spread(stored, bits))
-    return np.ascontiguousarray(_spread(stored, bits).swapaxes(-1, -2))
+        return _spread_awq(stored)
+    codes: npt.NDArray[np.uint8] = _spread(stored, bits).swapaxes(-1, -2)
+    return codes
 
 
 def read_zeros(stored: npt.NDArray[np.int32], form: str, bits: int) -> npt.NDArray[np.uint8]:
@@ -65,7 +66,7 @@ def read_zeros(stored: npt.NDArray[np.int32], form: str, bits: int) -> npt.NDArr
             f"{form} zero points must be int32, 2 or 3 axes (got {stored.dtype} {stored.shape})"
         )
     if form == "awq":
-        return _reorder(_spread(stored, bits))
+        return _spread_awq(stored)
     return _spread(stored.swapaxes(-1, -2) if form == "compressed_tensors" else stored, bits)
 
 
@@ -87,7 +88,23 @@ def _spread(words: npt.NDArray[Any], bits: int) -> npt.NDArray[np.uint8]:
     return held if bits == 8 else np.stack([held & 15, held >> 4], axis=-1).reshape(*held.shape[:-1], -1)
 
 
-def _reorder(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Put each eight codes of an AWQ word into the order of their columns."""
-    eights = codes.reshape(*codes.shape[:-1], -1, len(AWQ_ORDER))
-    return np.ascontiguousarray(eights[..., np.argsort(AWQ_ORDER)]).reshape(codes.shape)
+def _spread_rows(words: npt.NDArray[np.int32], bits: int) -> npt.NDArray[np.uint8]:
+    """Return the codes of words along the last axis but one, lowest bits first."""
+    *experts, rows, n = words.shape
+    codes = np.empty((*experts, rows, _WORD_BITS // bits, n), np.uint8)
+    for place in range(_WORD_BITS // bits):
+        _take(words, bits * place, bits, codes[..., place, :])
+    return codes.reshape(*experts, -1, n)
+
+
+def _spread_awq(words: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8]:
+    """Return the 4-bit codes of words along the last axis, each in the column that it belongs to."""
+    codes = np.empty((*words.shape, len(AWQ_ORDER)), np.uint8)
+    for place, column in enumerate(AWQ_ORDER):
+        _take(words, 4 * place, 4, codes[..., column])
+    return codes.reshape(*words.shape[:-1], -1)
+
+
+def _take(words: npt.NDArray[np.int32], shift: int, bits: int, out: npt.NDArray[np.uint8]) -> None:
+    """Put `bits` bits of each word, from bit `shift` on, into `out`."""
+    np.copyto(out, words.view(np.uint32) >> np.uint32(shift) & np.uint32(2**bits - 1), casting="unsafe")
