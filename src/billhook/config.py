@@ -80,12 +80,14 @@ class Tile:
         tile_n: Output features: a multiple of 64.
         tile_k: Input features of one pipeline stage: a multiple of 64.
         stages: Depth of the shared-memory pipeline.
+        cluster: CTAs side by side along n that fetch their activations together.
     """
 
     tile_m: int
     tile_n: int
     tile_k: int
     stages: int
+    cluster: int = 1
 
     @property
     def strips(self) -> int:
@@ -98,7 +100,8 @@ class Tile:
         return self.tile_k // STRIP
 
     def __str__(self) -> str:
-        return f"m{self.tile_m}n{self.tile_n}k{self.tile_k}s{self.stages}"
+        cluster = "" if self.cluster == 1 else f"c{self.cluster}"
+        return f"m{self.tile_m}n{self.tile_n}k{self.tile_k}s{self.stages}{cluster}"
 
 
 @dataclass(frozen=True, order=True)
@@ -106,7 +109,7 @@ class KernelConfig:
     """One kernel: everything that is a compile-time constant of it.
 
     Args:
-        family: "marlin".
+        family: "marlin" or "machete".
         types: Element types.
         group_size: Weights along k that share one scale: 16, 32, 64, 128; -1 for channel scales.
         tile: CTA tile and pipeline depth.
@@ -125,8 +128,8 @@ class KernelConfig:
     def name(self) -> str:
         """The kernel's name: symbol, file stem and key; `parse_name` reads it back.
 
-        Grammar: FAMILY_A_B_S_C_gGROUP_mMnNkKsSTAGES_(dense|moe)_ARCH, GROUP `ch` for
-        channel scales. Example: `marlin_bf16_u4b8_bf16_bf16_g128_m16n128k256s4_moe_sm90a`.
+        Grammar: FAMILY_A_B_S_C_gGROUP_mMnNkKsSTAGES[cCLUSTER]_(dense|moe)_ARCH, GROUP `ch` for
+        channel scales, no cluster for one CTA. Example: `marlin_bf16_u4b8_bf16_bf16_g128_m16n128k256s4_moe_sm90a`.
         """
         group = "ch" if self.group_size == -1 else str(self.group_size)
         kind = "moe" if self.indexed else "dense"
@@ -151,6 +154,7 @@ def parse_types(text: str) -> GemmTypes:
 _NAME = re.compile(
     r"(?P<family>[a-z]+)_(?P<a>[a-z0-9]+)_(?P<b>[a-z0-9]+)_(?P<s>[a-z0-9]+)_(?P<c>[a-z0-9]+)"
     r"_g(?P<group>ch|[1-9]\d*)_m(?P<m>[1-9]\d*)n(?P<n>[1-9]\d*)k(?P<k>[1-9]\d*)s(?P<stages>[1-9]\d*)"
+    r"(?:c(?P<cluster>[2-9]|[1-9]\d+))?"
     r"_(?P<kind>dense|moe)_(?P<arch>sm\d+[af]?)"
 )
 
@@ -171,7 +175,7 @@ def parse_name(name: str) -> KernelConfig:
         family=match["family"],
         types=GemmTypes(*(ALL[match[field]] for field in "absc")),
         group_size=-1 if match["group"] == "ch" else int(match["group"]),
-        tile=Tile(int(match["m"]), int(match["n"]), int(match["k"]), int(match["stages"])),
+        tile=Tile(*(int(match[field]) for field in ("m", "n", "k", "stages")), int(match["cluster"] or 1)),
         indexed=match["kind"] == "moe",
         arch=archs.parse(match["arch"]),
     )

@@ -32,6 +32,7 @@ class _TileRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     n: int
     k: int
     stages: int
+    cluster: int = 1
 
 
 class _CatalogFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -110,7 +111,7 @@ def _expand(rows: tuple[_TileRow, ...], path: Path, text: str) -> tuple[Shape, .
         if row.family not in FAMILIES:
             raise ConfigError(f"{place}: unknown family {row.family!r}; there are {', '.join(FAMILIES)}")
         for tile_m in row.m:
-            shape = Shape(row.family, Tile(tile_m, row.n, row.k, row.stages))
+            shape = Shape(row.family, Tile(tile_m, row.n, row.k, row.stages, row.cluster))
             if shape.name in shapes:
                 raise ConfigError(f"{place}: tile {shape.name} is listed twice; drop one")
             shapes[shape.name] = shape

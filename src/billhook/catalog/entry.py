@@ -51,7 +51,7 @@ class Shape:
 
     @property
     def name(self) -> str:
-        """As rules write it: `m16n128k256`, before it `FAMILY-` unless that is Marlin; without the stages."""
+        """As rules write it: `m16n128k256`, `FAMILY-` before it unless that is Marlin; without the stages."""
         return shape_name(self.family, self.tile)
 
     def __str__(self) -> str:
@@ -86,7 +86,8 @@ class Catalog(msgspec.Struct, frozen=True, dict=True):
 def shape_name(family: str, tile: Tile) -> str:
     """Return a shape's name; see `Shape.name`."""
     prefix = "" if family == marlin.FAMILY else f"{family}-"
-    return f"{prefix}m{tile.tile_m}n{tile.tile_n}k{tile.tile_k}"
+    suffix = "" if tile.cluster == 1 else f"c{tile.cluster}"
+    return f"{prefix}m{tile.tile_m}n{tile.tile_n}k{tile.tile_k}{suffix}"
 
 
 def deepest(config: KernelConfig) -> tuple[KernelConfig, str | None]:

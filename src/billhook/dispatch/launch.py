@@ -14,6 +14,8 @@ from typing import Any
 from .. import families
 from . import cuda, params
 from .loader import GemmKernel, LoadedKernel
+from .tensor_map import SIZE as TENSOR_MAP_SIZE
+from .tensor_map import tensor_map
 from .workspace import workspace
 
 ROUTE_THREADS = 1024  # kThreads of cuda/billhook/kernel/route.cuh
@@ -23,14 +25,18 @@ _ROUTE_OFFSETS = (0, 8, 12, 16, 24, 32, 40)
 
 
 class _Arguments(threading.local):
-    """Memory for the arguments of this thread's next launch, and the array of pointers to them."""
+    """Memory for the arguments of this thread's next launch, and the array of pointers to them.
+
+    A kernel reads as many pointers as it has arguments: those without a tensor map leave it alone.
+    """
 
     def __init__(self) -> None:
         self.gemm = ctypes.create_string_buffer(params.LAYOUT.size)
+        self.tensor_map = ctypes.create_string_buffer(TENSOR_MAP_SIZE)
         self.route = ctypes.create_string_buffer(_ROUTE_LAYOUT.size)
         gemm, route = ctypes.addressof(self.gemm), ctypes.addressof(self.route)
         self._arrays = (
-            (ctypes.c_void_p * 1)(gemm),
+            (ctypes.c_void_p * 2)(gemm, ctypes.addressof(self.tensor_map)),
             (ctypes.c_void_p * len(_ROUTE_OFFSETS))(*(route + offset for offset in _ROUTE_OFFSETS)),
         )
         self.gemm_pointers, self.route_pointers = map(ctypes.addressof, self._arrays)
@@ -40,7 +46,7 @@ _arguments = _Arguments()
 
 
 def grid(gemm: GemmKernel, tiles_m: int, strips: int, blocks: int, split_k: bool) -> int:
-    """Return how many CTAs share the work: no more than run at once, and no more than there are pieces.
+    """Return how many CTAs share the work, in whole clusters: no more than run at once, and no more than there are pieces.
 
     Args:
         gemm: The kernel.
@@ -50,10 +56,10 @@ def grid(gemm: GemmKernel, tiles_m: int, strips: int, blocks: int, split_k: bool
         split_k: Whether CTAs may share an output tile: then one stage is a piece, else one tile.
     """
     tile, kernel = gemm.config.tile, gemm.kernel
-    tiles = tiles_m * -(-strips // tile.strips)
+    tiles = tiles_m * -(-strips // (tile.strips * tile.cluster))
     stages = tiles * -(-blocks // tile.blocks)
     per_sm = families.ctas_per_sm(stages, kernel.sms, kernel.ctas_per_sm)
-    return min(stages if split_k else tiles, per_sm * kernel.sms)
+    return min(stages if split_k else tiles, per_sm * kernel.sms // tile.cluster) * tile.cluster
 
 
 def launch_gemm(
@@ -127,6 +133,10 @@ def launch_gemm(
         top_k,
         split_k,
     )
+    if families.takes_tensor_map(gemm.config):
+        tile = gemm.config.tile
+        encoded = tensor_map(gemm.config.types.a.name, a, m, k, lda, tile.tile_m // tile.cluster)
+        ctypes.memmove(_arguments.tensor_map, encoded, TENSOR_MAP_SIZE)
     launch_kernel(kernel, ctas, stream, _arguments.gemm_pointers)
 
 

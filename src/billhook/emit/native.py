@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from .. import families
 from ..arch import Arch
 from ..config import KernelConfig
 from .environment import templates
@@ -35,7 +36,10 @@ def emit(configs: Iterable[KernelConfig]) -> list[SourceFile]:
     """
     template = templates().get_template("kernel.cu.jinja")
     return [
-        SourceFile(f"{config.name}.cu", template.render(kernel=config)) for config in dict.fromkeys(configs)
+        SourceFile(
+            f"{config.name}.cu", template.render(kernel=config, tensor_map=families.takes_tensor_map(config))
+        )
+        for config in dict.fromkeys(configs)
     ]
 
 

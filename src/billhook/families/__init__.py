@@ -9,7 +9,7 @@ from typing import Protocol
 
 from ..config import KernelConfig
 from . import machete, marlin
-from .base import ctas_per_sm, unserved, workspace
+from .base import ctas_per_sm, unserved
 
 __all__ = [
     "FAMILIES",
@@ -18,6 +18,7 @@ __all__ = [
     "illegal",
     "rounds_weights",
     "shared_memory",
+    "takes_tensor_map",
     "threads",
     "unserved",
     "workspace",
@@ -28,11 +29,13 @@ class Family(Protocol):
     """What the module of a family answers; each function is described below."""
 
     FEWEST_STAGES: int
+    PARTIALS_PER_CTA: int
 
     def illegal(self, config: KernelConfig) -> str | None: ...
     def threads(self, config: KernelConfig) -> int: ...
     def shared_memory(self, config: KernelConfig) -> int: ...
     def rounds_weights(self, config: KernelConfig) -> bool: ...
+    def takes_tensor_map(self, config: KernelConfig) -> bool: ...
 
 
 FAMILIES: dict[str, Family] = {marlin.FAMILY: marlin, machete.FAMILY: machete}
@@ -63,3 +66,17 @@ def shared_memory(config: KernelConfig) -> int:
 def rounds_weights(config: KernelConfig) -> bool:
     """Return whether a weight's product with its scale is rounded to 16 bits before the MMA."""
     return FAMILIES[config.family].rounds_weights(config)
+
+
+def takes_tensor_map(config: KernelConfig) -> bool:
+    """Return whether the kernel's second argument is a tensor map of the activations."""
+    return FAMILIES[config.family].takes_tensor_map(config)
+
+
+def workspace(config: KernelConfig, ctas: int) -> int:
+    """Return the bytes of partial sums that a launch of `ctas` CTAs needs.
+
+    Every bit must be one before the first launch (a partial sum is its own flag); every
+    launch leaves it so.
+    """
+    return ctas * FAMILIES[config.family].PARTIALS_PER_CTA * config.tile.tile_m * config.tile.tile_n * 4

@@ -68,8 +68,10 @@ def wrong_tile(config: KernelConfig, largest_m: int, fewest_stages: int) -> str 
         return f"tile_m must be a multiple of 8, at most {largest_m} (got {tile.tile_m})"
     if tile.tile_n % STRIP or tile.tile_k % STRIP:
         return f"tile_n and tile_k must be multiples of {STRIP} (got {tile.tile_n}, {tile.tile_k})"
-    if config.group_size > tile.tile_k:
-        return f"tile_k must cover a group of {config.group_size} (got {tile.tile_k})"
+    if config.group_size != -1 and tile.tile_k % config.group_size and config.group_size % tile.tile_k:
+        return (
+            f"tile_k must divide a group of {config.group_size}, or be a multiple of it (got {tile.tile_k})"
+        )
     if not fewest_stages <= tile.stages <= 8:
         return f"stages must be {fewest_stages} to 8 (got {tile.stages})"
     return None
@@ -112,16 +114,6 @@ def unserved(config: KernelConfig, problem: Problem) -> str | None:
     if problem.moe != config.indexed:
         return "is for MoE layers" if config.indexed else "is for dense layers"
     return None
-
-
-def workspace(config: KernelConfig, ctas: int) -> int:
-    """Return the bytes of partial sums that a launch of `ctas` CTAs needs.
-
-    A CTA's share of the work begins and ends in at most two output tiles that it shares
-    with others: two slots each. Every bit must be one before the first launch (a slot is
-    its own flag); every launch leaves it so.
-    """
-    return 2 * ctas * config.tile.tile_m * config.tile.tile_n * 4
 
 
 def ctas_per_sm(stages: int, sms: int, fitting: int) -> int:

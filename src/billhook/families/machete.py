@@ -5,18 +5,35 @@ What is computed here mirrors `cuda/billhook/kernel/machete.cuh`.
 
 from __future__ import annotations
 
-from ..config import KernelConfig
-from ..dtypes import U4B8
+from ..config import STRIP, KernelConfig
+from ..dtypes import E2M1F
 from . import base
 
 FAMILY = "machete"
-FEWEST_STAGES = 3  # wgmma may still read one while the next is computed and another filled
+FEWEST_STAGES = 2  # one to compute while the other is filled
+PARTIALS_PER_CTA = (
+    1  # it begins in the middle of one output tile at most; the part of one it ends in stays in registers
+)
+CLUSTERS = (1, 2, 4)
+_WARPGROUP = 128
 _ALIGNMENT = 1024  # of a stage: what wgmma's 128-byte swizzle repeats after
+_WAVES_BYTES = 64  # which tiles the CTA computes
+_MOST_SUMS = 128  # registers of a consumer for float32 sums; it needs about as many for all else
+
+
+def consumers(config: KernelConfig) -> int:
+    """Return the warpgroups of a CTA that multiply; few tokens leave registers for four."""
+    return 4 if config.tile.tile_n == 256 and config.tile.tile_m <= 64 else 2
 
 
 def threads(config: KernelConfig) -> int:
-    """Return the threads of one CTA: a warpgroup for each strip of 64 output features."""
-    return 128 * config.tile.strips
+    """Return the threads of one CTA: the consumers' and one producer warpgroup's."""
+    return _WARPGROUP * (consumers(config) + 1)
+
+
+def sums(config: KernelConfig) -> int:
+    """Return the float32 sums that a thread holds: a warpgroup shares strips of 64 features x tile_m tokens."""
+    return config.tile.strips * STRIP * config.tile.tile_m // (consumers(config) * _WARPGROUP)
 
 
 def shared_memory(config: KernelConfig) -> int:
@@ -24,24 +41,42 @@ def shared_memory(config: KernelConfig) -> int:
     tile = config.tile
     stage = tile.tile_m * tile.tile_k * 2 + base.weight_bytes_per_stage(config)
     stage = -(-stage // _ALIGNMENT) * _ALIGNMENT
-    return tile.stages * stage + tile.strips * base.SCRATCH_BYTES + base.BARRIER_BYTES
+    tokens = 32 if tile.tile_m % 32 == 0 and sums(config) > 16 else 16  # in the epilogue's scratch at a time
+    batches = tile.strips // consumers(config) * tile.tile_m // tokens
+    scratch = min(batches, 2) * tokens * STRIP * 2
+    rows = tile.tile_m * 4 if config.indexed else 0
+    return tile.stages * stage + consumers(config) * (scratch + rows) + base.BARRIER_BYTES + _WAVES_BYTES
 
 
 def illegal(config: KernelConfig) -> str | None:
     """Return why this kernel cannot exist, in words with the value; None if it can."""
+    tile = config.tile
     if (config.arch.capability, config.arch.suffix) != ((9, 0), "a"):
         return f"needs the target 9.0a, where wgmma is (got {config.arch})"
     why = base.wrong_types(config) or base.wrong_tile(config, largest_m=256, fewest_stages=FEWEST_STAGES)
-    if why is None and config.types.b != U4B8:
-        why = f"weights must be u4b8 (got {config.types.b}): other formats are served by the Marlin family"
-    if why is None and threads(config) > 512:
-        why = f"tile_n must be at most 256: four warpgroups (got {config.tile.tile_n})"
-    # Accumulators: half a register per token and thread; 512 threads have 128 registers each.
-    if why is None and config.tile.tile_m > 128 and threads(config) > 256:
-        why = f"tile_m must be at most 128 with tile_n = {config.tile.tile_n} (got {config.tile.tile_m})"
-    return why or base.too_large(config, shared_memory(config))
+    if why is not None:
+        return why
+    if tile.tile_n not in (128, 256):
+        return f"tile_n must be 128 or 256 (got {tile.tile_n})"
+    if tile.tile_m % 16:
+        return f"tile_m must be a multiple of 16 (got {tile.tile_m})"
+    if sums(config) > _MOST_SUMS:
+        return f"tile_m must be at most 128 with tile_n = {tile.tile_n} (got {tile.tile_m})"
+    if tile.cluster not in CLUSTERS or tile.tile_m % (8 * tile.cluster):
+        return f"cluster must be 1, 2 or 4 and divide tile_m / 8 = {tile.tile_m // 8} (got {tile.cluster})"
+    if config.indexed and tile.cluster > 1:
+        return f"cluster must be 1 for MoE: rows that are looked up are not shared (got {tile.cluster})"
+    return base.too_large(config, shared_memory(config))
 
 
 def rounds_weights(config: KernelConfig) -> bool:
-    """Return whether (code - 8) * scale is rounded to 16 bits before the MMA: for all group scales."""
-    return config.group_size != -1
+    """Return whether a weight's product with its scale is rounded to 16 bits before the MMA.
+
+    So for all group scales, but a product of e2m1 and a scale of 8 bits is exact.
+    """
+    return config.group_size != -1 and config.types.b != E2M1F
+
+
+def takes_tensor_map(config: KernelConfig) -> bool:
+    """Return whether the kernel's second argument is a tensor map of the activations: for dense layers."""
+    return not config.indexed

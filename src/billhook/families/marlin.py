@@ -11,6 +11,7 @@ from . import base
 
 FAMILY = "marlin"
 FEWEST_STAGES = 2  # one to compute while the other is filled
+PARTIALS_PER_CTA = 2  # its share of the work begins and ends in the middle of an output tile
 ROW_PADDING = 16  # bytes after a row of activations, against bank conflicts
 
 
@@ -33,6 +34,10 @@ def illegal(config: KernelConfig) -> str | None:
     if config.arch.capability < (8, 0):
         return f"needs compute capability 8.0 or later (got {config.arch})"
     why = base.wrong_types(config) or base.wrong_tile(config, largest_m=64, fewest_stages=FEWEST_STAGES)
+    if why is None and config.group_size > config.tile.tile_k:
+        why = f"tile_k must cover a group of {config.group_size} (got {config.tile.tile_k})"
+    if why is None and config.tile.cluster > 1:
+        why = f"cluster must be 1 for marlin (got {config.tile.cluster})"
     if why is None and not 64 <= threads(config) <= 512:
         why = f"tile_n / 64 * tile_k / 64 must give 2 to 16 warps (got {threads(config) // 32})"
     return why or base.too_large(config, shared_memory(config))
@@ -55,3 +60,8 @@ def scales_sums(config: KernelConfig) -> bool:
     if config.group_size == 32:
         return tile.tile_m <= 8
     return tile.tile_m <= 16 or (tile.tile_m == 32 and threads(config) <= 256)
+
+
+def takes_tensor_map(config: KernelConfig) -> bool:
+    """Return whether the kernel's second argument is a tensor map of the activations: never."""
+    return False

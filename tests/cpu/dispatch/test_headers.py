@@ -18,14 +18,16 @@ from billhook.config import GemmTypes, KernelConfig, Tile
 from billhook.dispatch import launch, params
 from billhook.dtypes import BF16, U4B8
 from billhook.errors import CompileError
-from billhook.families import marlin
+from billhook.families import machete, marlin
 from billhook.families.base import FORMATS
 from billhook.formats import packed
 
 HEADERS = Path(billhook.__file__).parent / "cuda/billhook/problem"
 ARCH = parse("9.0a")
 TYPES = GemmTypes(BF16, U4B8, BF16, BF16)
-LARGEST = Shape("machete", Tile(256, 128, 64, 5))  # beside what the catalog lists
+LARGEST = Shape(
+    "machete", Tile(64, 256, 128, 5, 4)
+)  # beside what the catalog lists: four consumers, four CTAs
 LEGAL = [
     config
     for shape in (*load().shapes, LARGEST)
@@ -62,12 +64,24 @@ def test_memory_threads_and_rounding_are_those_of_the_kernel() -> None:
     lines.append("using namespace billhook;")
     for config in LEGAL:
         tile = config.tile
-        sizes = (tile.tile_m, tile.tile_n, tile.tile_k, tile.stages, config.group_size, int(config.indexed))
-        kernel = f"{config.family}::Config<{_types(config)}, {', '.join(map(str, sizes))}>"
+        cluster = (tile.cluster,) if config.family == "machete" else ()
+        sizes = (
+            tile.tile_m,
+            tile.tile_n,
+            tile.tile_k,
+            tile.stages,
+            *cluster,
+            config.group_size,
+            int(config.indexed),
+        )
+        types = f"{config.types.a}, {config.types.b}, {config.types.s}"
+        kernel = f"{config.family}::Config<{types}, {', '.join(map(str, sizes))}>"
         lines += [
             f'static_assert({kernel}::shared_bytes == {families.shared_memory(config)}, "{config}");',
             f'static_assert({kernel}::threads == {families.threads(config)}, "{config}");',
         ]
+        if config.family == "machete":
+            lines.append(f'static_assert({kernel}::sums == {machete.sums(config)}, "{config}");')
         if config.types == TYPES:
             rounds = str(families.rounds_weights(config)).lower()
             lines.append(f"static_assert((!{kernel}::scale_sums && !{kernel}::channel_scales) == {rounds});")
@@ -75,11 +89,6 @@ def test_memory_threads_and_rounding_are_those_of_the_kernel() -> None:
             scales_sums = str(marlin.scales_sums(config)).lower()
             lines.append(f'static_assert({kernel}::scale_sums == {scales_sums}, "{config}");')
     agree("\n".join(lines))
-
-
-def _types(config: KernelConfig) -> str:
-    types = config.types
-    return f"{types.a}, {types.b}, {types.s}" if config.family == "marlin" else f"{types.a}, {types.b}"
 
 
 def test_what_is_known_of_element_types_is_what_headers_know() -> None:

@@ -14,7 +14,7 @@ from billhook.dispatch import cuda, loader
 from billhook.errors import ArchError
 
 MARLIN = parse_name("marlin_bf16_u4b8_bf16_bf16_g128_m16n128k256s3_moe_sm90a")
-MACHETE = parse_name("machete_bf16_u4b8_bf16_bf16_g128_m128n256k128s4_dense_sm90a")
+MACHETE = parse_name("machete_bf16_u4b8_bf16_bf16_g128_m128n256k128s3_dense_sm90a")
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Any, ...]]:
     return calls
 
 
-@pytest.mark.parametrize(("config", "threads"), [(MARLIN, 256), (MACHETE, 512)], ids=str)
+@pytest.mark.parametrize(("config", "threads"), [(MARLIN, 256), (MACHETE, 384)], ids=str)
 def test_a_kernel_gets_the_threads_and_memory_of_its_family(
     asked: dict[str, tuple[Any, ...]], config: Any, threads: int
 ) -> None:

@@ -19,7 +19,10 @@ def test_the_example_is_legal_and_rounds_group_scaled_weights() -> None:
     assert families.illegal(LEGAL) is None
     assert families.rounds_weights(LEGAL)
     assert not families.rounds_weights(replace(LEGAL, group_size=-1))
-    assert families.threads(LEGAL) == 256
+    assert families.threads(LEGAL) == 384  # two consumers and a producer
+    assert families.threads(replace(LEGAL, tile=Tile(64, 256, 128, 4))) == 640
+    assert families.takes_tensor_map(LEGAL)
+    assert not families.takes_tensor_map(replace(LEGAL, indexed=True))
 
 
 @pytest.mark.parametrize(
@@ -30,11 +33,16 @@ def test_the_example_is_legal_and_rounds_group_scaled_weights() -> None:
         ({"types": GemmTypes(E4M3FN, U4B8, BF16, BF16)}, "e4m3fn"),
         ({"group_size": 256}, "256"),
         ({"tile": Tile(264, 128, 128, 4)}, "264"),
-        ({"tile": Tile(64, 128, 64, 4)}, "128"),  # a group of 128 does not fit a stage of 64
-        ({"tile": Tile(64, 320, 128, 4)}, "320"),
-        ({"tile": Tile(64, 128, 128, 2)}, "stages"),
+        ({"tile": Tile(24, 128, 128, 4)}, "16 (got 24)"),
+        ({"tile": Tile(64, 128, 192, 4)}, "192"),  # neither divides nor covers a group of 128
+        ({"tile": Tile(64, 64, 128, 4)}, "64"),
+        ({"tile": Tile(64, 384, 128, 4)}, "384"),
+        ({"tile": Tile(64, 128, 128, 1)}, "stages"),
         ({"tile": Tile(256, 256, 128, 3)}, "256"),
         ({"tile": Tile(128, 256, 128, 5)}, "shared memory"),
+        ({"tile": Tile(64, 128, 128, 4, 3)}, "cluster"),
+        ({"tile": Tile(16, 128, 128, 4, 4)}, "cluster"),
+        ({"tile": Tile(64, 128, 128, 4, 2), "indexed": True}, "MoE"),
     ],
 )
 def test_each_limit_is_named(change: dict[str, object], word: str) -> None:

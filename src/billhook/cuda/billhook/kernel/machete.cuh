@@ -1,63 +1,149 @@
-// The Machete family: warpgroup-level tensor cores (wgmma), SM90a. Each warpgroup multiplies one strip of 64 output features.
+// The Machete family: warpgroup-level tensor cores (wgmma), SM90a.
 //
-// Here is what is fixed at compile time about one kernel, and where things lie in its shared memory; `families/machete.py`
-// computes the same sizes.
+// One producer warpgroup keeps a pipeline of stages filled, two consumer warpgroups multiply; a pair of barriers per stage
+// (`full`, `empty`) is all they exchange. A stage holds, for tile_k input features, the codes and scales of tile_n output
+// features and the activations of tile_m tokens. The grid is persistent: each worker, a CTA or a cluster of CTAs side by
+// side along n that share their activations, walks its share of the stream-K line.
+//
+// Here is also what is fixed at compile time about one kernel, and where things lie in its shared memory;
+// `families/machete.py` computes the same sizes.
 #pragma once
-#include "billhook/kernel/gemm.cuh"
+#include "billhook/epilogue/fragments.cuh"
+#include "billhook/mainloop/produce.cuh"
 #include "billhook/mainloop/wgmma.cuh"
+#include "billhook/ptx/grid.cuh"
+#include "billhook/ptx/warpgroup.cuh"
 
-namespace billhook::machete {
+namespace billhook {
 
-template <class Activation_, class Weight_, i32 tile_m_, i32 tile_n_, i32 tile_k_, i32 stages_, i32 group_size_,
-          bool indexed_>
+// A CUtensorMap: 2-D, boxes of 64 features x tile_m / cluster tokens of A, 128-byte swizzle.
+struct alignas(64) TensorMap {
+  u64 opaque[16];
+};
+
+namespace machete {
+
+template <class Activation_, class Weight_, class Scale_, i32 tile_m_, i32 tile_n_, i32 tile_k_, i32 stages_,
+          i32 cluster_, i32 group_size_, bool indexed_>
 struct Config {
   using Activation = Activation_;
   using Weight = Weight_;
-  using Scale = Activation_;
+  using Scale = Scale_;  // Activation, or of 8 bits
   static constexpr i32 tile_m = tile_m_, tile_n = tile_n_, tile_k = tile_k_, stages = stages_;
+  static constexpr i32 cluster = cluster_;        // CTAs along n that share activations
   static constexpr i32 group_size = group_size_;  // -1: one scale per output channel
   static constexpr bool indexed = indexed_;       // MoE: rows of A are found through sorted_token_ids
 
+  // Few tokens leave registers for four consumers, which hide more of each other's latency.
+  static constexpr i32 consumer_warpgroups = tile_n == 256 && tile_m <= 64 ? 4 : 2;
+  static constexpr i32 consumer_threads = 128 * consumer_warpgroups, threads = consumer_threads + 128;
   static constexpr i32 strips = tile_n / kStrip, blocks = tile_k / kStrip;
-  static constexpr i32 warps = 4 * strips, threads = 32 * warps;
-  static constexpr i32 k_parts = 1;           // no warps split k
+  static constexpr i32 sums = strips / consumer_warpgroups * tile_m / 2;  // registers of a consumer
   static constexpr i32 columns = tile_m / 8;  // 8-token columns of the MMA
   static constexpr bool channel_scales = group_size == -1;
-  static constexpr bool scale_sums = false;  // group scales multiply the weights, rounded once to 16 bits
+  static constexpr bool scale_sums = false;    // group scales multiply the weights, rounded once to 16 bits
+  static constexpr bool token_scales = false;  // for 8-bit activations
   static constexpr i32 groups_per_stage = channel_scales ? 0 : tile_k > group_size ? tile_k / group_size : 1;
-
-  static constexpr i32 zero_groups = 0;
-
+  static constexpr i32 zero_groups = !has_zeros<Weight> ? 0 : channel_scales ? 1 : groups_per_stage;
   // Offsets in a stage. Activations come in blocks of 64 features that wgmma reads: 128-byte rows, swizzled, 1024-aligned.
   static constexpr i32 activations_at = 0;
   static constexpr i32 codes_at = tile_m * tile_k * 2;
-  static constexpr i32 scales_at = codes_at + strips * blocks * kBlockBytes;
-  static constexpr i32 stage_bytes = (scales_at + strips * groups_per_stage * kScaleBytes + 1023) / 1024 * 1024;
-  static __device__ __forceinline__ u32 activation_at(i32 row, i32 chunk) {
-    return (chunk / 8 * tile_m + row) * 128 + (chunk % 8 ^ row % 8) * 16;
-  }
+  static constexpr i32 scales_at = codes_at + strips * blocks * block_bytes<Weight>;
+  static constexpr i32 zeros_at = scales_at + strips * groups_per_stage * row_bytes<Scale>;
+  static constexpr i32 stage_bytes = (zeros_at + strips * zero_groups * row_bytes<Activation> + 1023) / 1024 * 1024;
 
-  // Offsets in dynamic shared memory.
+  // Offsets in dynamic shared memory. Each consumer has a scratch for a batch of tokens of a strip, or two to take turns.
+  static constexpr i32 epilogue_tokens = tile_m % 32 == 0 && sums > 16 ? 32 : 16, scratch_bytes = epilogue_tokens * kStrip * 2;
+  static constexpr i32 batches = strips / consumer_warpgroups * tile_m / epilogue_tokens, scratches = batches > 1 ? 2 : 1;
   static constexpr i32 scratch_at = stages * stage_bytes;
-  static constexpr i32 barriers_at = scratch_at + strips * kScratchBytes;
-  static constexpr i32 shared_bytes = barriers_at + 128;
+  static constexpr i32 rows_at = scratch_at + consumer_warpgroups * scratches * scratch_bytes;
+  static constexpr i32 full_at = rows_at + (indexed ? consumer_warpgroups * tile_m * 4 : 0);
+  static constexpr i32 empty_at = full_at + 8 * stages;
+  static constexpr i32 waves_at = full_at + 128;
+  static constexpr i32 shared_bytes = waves_at + 64;
 
-  // Stages in flight while one is computed: all but that and the one before, which wgmma may still be reading.
-  static constexpr i32 ahead = stages - 2;
-  static constexpr bool async_reads = true;
+  // Small tiles leave room for a CTA of the next kernel, which requests its weights while this one ends. A CTA has the
+  // registers it is launched with (65536 / CTAs / threads, by eights, for each thread); the producer keeps what it needs and
+  // gives the rest to the consumers.
+  static constexpr i32 min_ctas = consumer_warpgroups == 2 && sums <= 32 ? fitting_ctas(2, shared_bytes) : 1;
+  static constexpr i32 producer_registers = min_ctas == 2 ? 64 : 56;
+  static constexpr i32 consumer_registers = consumer_warpgroups == 4 ? 104 : min_ctas == 2 ? 88 : 224;
 
-  static constexpr i32 resident_warps = tile_m <= 128 ? 16 : 8;
-  static constexpr i32 min_ctas = fitting_ctas(resident_warps > warps ? resident_warps / warps : 1, shared_bytes);
-
-#if __CUDA_ARCH_FEAT_SM90_ALL
-  using Warps = WarpgroupMma<Config>;
-#endif
-
-  static_assert(tile_m % 8 == 0 && tile_n % kStrip == 0 && tile_k % kStrip == 0, "tile does not divide");
-  static_assert(group_size == -1 || group_size == 32 || group_size % kStrip == 0, "group");
-  static_assert(stages >= 3 && stages <= 8, "stages");
+  static_assert(tile_m % 16 == 0 && tile_m / cluster % 8 == 0, "tile_m");
+  static_assert(tile_n % (kStrip * consumer_warpgroups) == 0 && tile_k % kStrip == 0, "tile does not divide");
+  static_assert(group_size == -1 || group_size == 16 || group_size == 32 || group_size % kStrip == 0, "group");
+  static_assert(sums <= 128, "more sums than registers");
+  static_assert(sizeof(Waves) <= 64, "waves");
+  static_assert(stages >= 2 && stages <= 8, "stages");
+  static_assert(!indexed || cluster == 1, "rows that are looked up are not shared");
 };
 
-using billhook::run;
+#if __CUDA_ARCH_FEAT_SM90_ALL
+template <class C>
+__device__ __forceinline__ void consume(const GemmParams& p, const Waves& waves, u32 shared, i32 rank) {
+  Consumer<C> consumer;
+  const FragmentEpilogue<C> epilogue{p, waves, shared, rank};
+  Walk walk{waves};
+  Segment at;
+  i32 slot = 0, before = 0;
+  u32 parity = 0;
+  while (walk.next(at)) {
+    for (i32 i = 0; i < at.count; ++i) {
+      ptx::mbarrier_wait(shared + C::full_at + 8 * slot, parity);
+      if constexpr (C::indexed) ptx::fence_proxy_async();  // cp.async wrote what wgmma reads
+      consumer.multiply(shared + slot * C::stage_bytes, p.blocks - (at.stage + i) * C::blocks, i > 0,
+                        shared + C::empty_at + 8 * before);
+      before = slot;
+      if (++slot == C::stages) {
+        slot = 0;
+        parity ^= 1;
+      }
+    }
+    consumer.finish(shared + C::empty_at + 8 * before);
+    epilogue.store(consumer.sums, at);
+  }
+}
 
-}  // namespace billhook::machete
+template <class C>
+__device__ __forceinline__ void run(const GemmParams& p, const TensorMap* map = nullptr) {
+  extern __shared__ __align__(1024) char memory[];
+  const u32 shared = ptx::shared_address(memory);
+  const i32 rank = C::cluster > 1 ? ptx::cluster_rank() : 0;
+
+  ptx::launch_dependents();
+  if (threadIdx.x == 0) {
+    if constexpr (!C::indexed) ptx::prefetch_tensor_map(map);
+    for (i32 s = 0; s < C::stages; ++s) {
+      ptx::mbarrier_init(shared + C::full_at + 8 * s, C::indexed ? 1 + 128 : 1);
+      ptx::mbarrier_init(shared + C::empty_at + 8 * s, C::consumer_threads / 32 * C::cluster);
+    }
+    ptx::fence_barrier_init();
+  }
+  if constexpr (C::indexed) ptx::wait_for_prerequisites();  // which experts to load is not known before
+  Waves& waves = *reinterpret_cast<Waves*>(memory + C::waves_at);
+  if (threadIdx.x == 0) {
+    const i32 tiles_m = C::indexed ? *p.num_tokens_padded / C::tile_m : (p.m + C::tile_m - 1) / C::tile_m;
+    constexpr i32 worker_strips = C::strips * C::cluster;
+    const i32 workers = gridDim.x / C::cluster;
+    waves.init(tiles_m, (p.strips + worker_strips - 1) / worker_strips, (p.blocks + C::blocks - 1) / C::blocks, C::tile_k,
+               C::tile_m * p.k * 2, p.split_k, workers, workers - 1 - static_cast<i32>(blockIdx.x) / C::cluster);
+  }
+  if constexpr (C::cluster > 1)
+    ptx::cluster_sync();
+  else
+    __syncthreads();
+
+  if (threadIdx.x >= C::consumer_threads) {
+    ptx::give_up_registers<C::producer_registers>();
+    Producer<C> producer{p, map, shared, rank, static_cast<i32>(threadIdx.x) - C::consumer_threads};
+    producer.run(Walk{waves});
+  } else {
+    ptx::take_registers<C::consumer_registers>();
+    consume<C>(p, waves, shared, rank);
+  }
+  if constexpr (C::cluster > 1) ptx::cluster_sync();  // others may still write here, or arrive at barriers of this CTA
+}
+#endif
+
+}  // namespace machete
+}  // namespace billhook

@@ -1,74 +1,121 @@
-// One warpgroup multiplies one strip of 64 output features with the tokens of the tile: codes from shared memory become
-// register fragments, activations are read from shared memory by wgmma itself. A block of 64 input features is issued in
-// two halves: while the tensor cores work on one, the next is dequantized. A strip past the end multiplies leftovers that
-// are never stored: a branch around it would serialise the wgmma (C7518). SM90a alone.
+// The consumer side of the Machete mainloop: a warpgroup multiplies its strips of 64 output features with the tokens of
+// the tile. Codes from shared memory become register fragments; activations are read from shared memory by wgmma itself.
+// A unit is one strip and 64 input features (32 if a stage would hold one unit only): while the tensor cores work on one,
+// the next is dequantized into other registers. SM90a alone.
+//
+// A strip past the end multiplies leftovers that are never stored: a branch around it would serialise the wgmma (C7518).
 #pragma once
-#include "billhook/mainloop/scratch.cuh"
 #include "billhook/mma/wgmma.cuh"
-#include "billhook/problem/params.cuh"
-#include "billhook/schedule/stream_k.cuh"
+#include "billhook/numeric/minifloat.cuh"
+#include "billhook/problem/layout.cuh"
+#include "billhook/ptx/async_copy.cuh"
+#include "billhook/ptx/memory.cuh"
 
 namespace billhook {
 
 #if __CUDA_ARCH_FEAT_SM90_ALL
-// All tokens of a tile: the widest instructions of 16, 8, 4, 2 and 1 columns of 8 that add up to them.
-template <class T, i32 columns>
-__device__ __forceinline__ void wgmma_columns(Accumulator* d, const Fragment& a, u64 b, bool add) {
-  constexpr i32 widest = columns >= 16 ? 16 : columns >= 8 ? 8 : columns >= 4 ? 4 : columns >= 2 ? 2 : 1;
-  Wgmma<T, widest>::run(d, a, b, add);
-  if constexpr (columns > widest) wgmma_columns<T, columns - widest>(d + widest, a, b + widest * (1024 >> 4), add);
-}
-
 template <class C>
-struct WarpgroupMma {
+struct Consumer {
   using T = typename C::Activation;
+  using Weight = typename C::Weight;
+  using Scale = typename C::Scale;
+  static constexpr i32 loads = bits<Weight> / 4;                     // of 16 bytes, for a lane's part of a block
+  static constexpr i32 strips = C::strips / C::consumer_warpgroups;  // of this warpgroup
+  static constexpr i32 steps = strips * C::blocks == 1 ? 2 : 4;      // of 16 features, of a unit
 
-  const i32 warp = threadIdx.x / 32 % 4, strip = threadIdx.x / 128;
-  Accumulator sums[C::columns];  // rows 16 warp + g and + 8
-  bool add;                      // to the sums, or start them anew
+  static constexpr i32 at_once = C::sums <= 64 ? C::blocks : 1;      // blocks whose codes are read ahead, as registers allow
 
-  // Zeros written here would make the compiler wait for wgmma in flight (C7517): the first one overwrites the sums instead.
-  __device__ __forceinline__ void start_tile() { add = false; }
+  const i32 lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
+  const i32 strip = threadIdx.x / 128 * strips;  // the first one
+  Accumulator sums[strips][C::columns];          // rows 16 warp + g and + 8 of a strip, by 8 tokens
 
-  __device__ __forceinline__ void multiply(const GemmParams& p, const Position& at, u32 stage) {
-    const i32 lane = threadIdx.x % 32;
-    const u32 codes = stage + C::codes_at + strip * (C::blocks * kBlockBytes) + warp * 512 + lane * 16;
-    const u32 scales = stage + C::scales_at + strip * (C::groups_per_stage * kScaleBytes) + lane / 4 * 16 + warp * 4;
+  // Multiplies a stage that holds `blocks` blocks. Without `add`, at the start of a tile, the sums begin anew; else the stage
+  // before is no longer read at some point: then its barrier `before` is told. Nothing but wgmma ever writes the sums: the
+  // compiler would wait for wgmma in flight (C7517).
+  __device__ __forceinline__ void multiply(u32 stage, i32 blocks, bool add, u32 before) {
+    Codes codes[at_once][strips];
 #pragma unroll
     for (i32 block = 0; block < C::blocks; ++block) {
-      if (at.stage * C::blocks + block >= p.blocks) break;
-      const u32x4 v = ptx::load_shared(codes + block * kBlockBytes);
-      const u32 words[4] = {v.x, v.y, v.z, v.w};
+      if (block % at_once == 0) {
+#pragma unroll
+        for (i32 b = 0; b < at_once; ++b)
+#pragma unroll
+          for (i32 s = 0; s < strips; ++s)
+            codes[b][s] = read_codes(stage, block + b, strip + s, block + b == 0 || block + b < blocks);
+      }
+      const bool exists = block == 0 || block < blocks;
       const u64 tokens = wgmma_descriptor(stage + C::activations_at + block * (C::tile_m * 128));
 #pragma unroll
-      for (i32 half = 0; half < 2; ++half) {
-        Fragment weights[2];
-        const i32 group = C::channel_scales ? 0 : (block * kStrip + half * 32) / C::group_size;
-        u32 pair = 0;
-        if constexpr (!C::channel_scales) pair = ptx::load_shared_u32(scales + group * kScaleBytes);
+      for (i32 s = 0; s < strips; ++s)
 #pragma unroll
-        for (i32 s = 0; s < 2; ++s) {
-          weights[s] = Dequantize<T, typename C::Weight>::run(words[half * 2 + s]);
-          if constexpr (!C::channel_scales) scale_rows<T>(weights[s], pair);
+        for (i32 first = 0; first < 4; first += steps) {
+          Fragment weights[steps];
+          dequantize(weights, codes[block % at_once][s], first, stage, block, strip + s, exists);
+          wgmma_fence();
+#pragma unroll
+          for (i32 i = 0; i < steps; ++i)
+            wgmma_columns<T, C::columns>(sums[s], weights[i], tokens + (first + i) * (32 >> 4),
+                                         add || block > 0 || first + i > 0);
+          wgmma_commit();
+          wgmma_wait<1>();  // the unit before is done, and its registers are free
+          if (block == 0 && s == 0 && first == 0) release(before, add);
         }
-        wgmma_fence();
-#pragma unroll
-        for (i32 s = 0; s < 2; ++s)
-          wgmma_columns<T, C::columns>(sums, weights[s], tokens + (half * 2 + s) * (32 >> 4),
-                                        add || block > 0 || half > 0 || s > 0);
-        wgmma_commit();
-        wgmma_wait<1>();  // the half before is done, and its registers are free
-      }
     }
-    add = true;
   }
 
-  __device__ __forceinline__ void end_tile() { wgmma_wait<0>(); }
+  // Waits for the last unit; its stage is free then.
+  __device__ __forceinline__ void finish(u32 empty) {
+    wgmma_wait<0>();
+    release(empty, true);
+  }
 
-  // Writes the sums of tokens 8 j .. 8 j + 7 for the rows of this warp.
-  __device__ __forceinline__ void write(u32 scratch, i32 j) const {
-    const i32 lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    write_result(scratch + strip * kScratchBytes + (2 * t * kScratchRow + 16 * warp + g) * 4, sums[j]);
+ private:
+  __device__ __forceinline__ void release(u32 empty, bool yes) {
+    ptx::mbarrier_arrive_cluster(empty, lane, yes && lane < C::cluster);
+  }
+
+  // 16 rows x 64 columns of codes: those of this warp.
+  struct Codes {
+    u32 words[4 * loads];
+  };
+
+  // A block past the end of k meets activations of zero; what it leaves over must only be finite. To skip it would leave the
+  // registers of one unit in flight or of the other, and serialise the wgmma (C7513).
+  __device__ __forceinline__ Codes read_codes(u32 stage, i32 block, i32 strip, bool exists) const {
+    const u32 from = stage + C::codes_at + (strip * C::blocks + block) * block_bytes<Weight> + warp * loads * 512 + lane * 16;
+    Codes codes;
+#pragma unroll
+    for (i32 i = 0; i < loads; ++i) {
+      const u32x4 v = ptx::load_shared(from + i * 512);
+      u32* const words = codes.words + 4 * i;
+      words[0] = exists ? v.x : 0, words[1] = exists ? v.y : 0, words[2] = exists ? v.z : 0, words[3] = exists ? v.w : 0;
+    }
+    return codes;
+  }
+
+  // The fragments of `steps` steps of 16 columns from step `first` of a block on.
+  __device__ __forceinline__ void dequantize(Fragment (&weights)[steps], const Codes& codes, i32 first, u32 stage, i32 block,
+                                             i32 strip, bool exists) const {
+    u32 scales = 0, zeros = 0;
+#pragma unroll
+    for (i32 i = 0; i < steps; ++i) {
+      const i32 column = (first + i) * 16, group = C::channel_scales ? 0 : (block * kStrip + column) / C::group_size;
+      if (i == 0 || (!C::channel_scales && column % C::group_size == 0)) {
+        if constexpr (!C::channel_scales)
+          scales = exists ? read_pair<Scale>(stage + C::scales_at + (strip * C::groups_per_stage + group) * row_bytes<Scale>) : 0;
+        if constexpr (has_zeros<Weight>)
+          zeros = exists ? read_pair<T>(stage + C::zeros_at + (strip * C::zero_groups + group) * row_bytes<T>) : 0;
+      }
+      weights[i] = Dequantize<T, Weight>::run(codes.words + (first + i) * loads, zeros);
+      if constexpr (!C::channel_scales) scale_rows<T>(weights[i], scales);
+    }
+  }
+
+  // Those of rows g and g + 8 of this warp, of a strip and group that lie at `from`.
+  template <class Element>
+  __device__ __forceinline__ u32 read_pair(u32 from) const {
+    if constexpr (bits<Element> == 16) return ptx::load_shared_u32(from + lane / 4 * 16 + warp * 4);
+    return ScalePair<T, Element>::of(ptx::load_shared_u32(from + lane / 4 * 8 + warp / 2 * 4), warp % 2);
   }
 };
 #endif

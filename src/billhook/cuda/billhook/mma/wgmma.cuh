@@ -29,65 +29,77 @@ template <class T, int columns>
 struct Wgmma;
 
 #define BILLHOOK_D(i) "+f"(d[i].v[0]), "+f"(d[i].v[1]), "+f"(d[i].v[2]), "+f"(d[i].v[3])
-#define BILLHOOK_WGMMA(T, NAME, COLUMNS, N, D, A, B, ADD, ...)                                                           \
-  template <>                                                                                                          \
-  struct Wgmma<T, COLUMNS> {                                                                                           \
-    static __device__ __forceinline__ void run(Accumulator* d, const Fragment& a, u64 b, bool add) {                   \
-      asm volatile("{ .reg .pred accumulate; setp.ne.s32 accumulate, %" ADD ", 0;\n"                                          \
-                   "wgmma.mma_async.sync.aligned.m64n" N "k16.f32." NAME "." NAME " {" D "}, {" A "}, " B              \
-                   ", accumulate, 1, 1, 0; }"                                                                          \
-                   : __VA_ARGS__                                                                                       \
-                   : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "l"(b), "r"(static_cast<i32>(add)));         \
-    }                                                                                                                  \
+#define BILLHOOK_D4(i) BILLHOOK_D(i), BILLHOOK_D(i + 1), BILLHOOK_D(i + 2), BILLHOOK_D(i + 3)
+#define BILLHOOK_D8(i) BILLHOOK_D4(i), BILLHOOK_D4(i + 4)
+
+// Registers of D by sixteens.
+#define BILLHOOK_R0 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+#define BILLHOOK_R1 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define BILLHOOK_R2 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define BILLHOOK_R3 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define BILLHOOK_R4 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
+#define BILLHOOK_R5 ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define BILLHOOK_R6 ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111"
+#define BILLHOOK_R7 ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+
+#define BILLHOOK_WGMMA(T, NAME, COLUMNS, N, D, A, B, ADD, ...)                                                 \
+  template <>                                                                                                  \
+  struct Wgmma<T, COLUMNS> {                                                                                   \
+    static __device__ __forceinline__ void run(Accumulator* d, const Fragment& a, u64 b, bool add) {           \
+      asm volatile("{ .reg .pred add; setp.ne.s32 add, " ADD ", 0;\n"                                          \
+                   "wgmma.mma_async.sync.aligned.m64n" N "k16.f32." NAME "." NAME " {" D "}, {" A "}, "        \
+                   B ", add, 1, 1, 0; }"                                                                       \
+                   : __VA_ARGS__                                                                               \
+                   : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "l"(b), "r"(static_cast<i32>(add))); \
+    }                                                                                                          \
   };
-#define BILLHOOK_D4 "%0, %1, %2, %3"
-#define BILLHOOK_D8 "%0, %1, %2, %3, %4, %5, %6, %7"
-#define BILLHOOK_D16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
-#define BILLHOOK_D32 \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
-  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define BILLHOOK_D64 \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
-  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
-  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
-  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 
-#define BILLHOOK_WGMMA_1(T, NAME) BILLHOOK_WGMMA(T, NAME, 1, "8", BILLHOOK_D4, "%4, %5, %6, %7", "%8", "9", \
-    BILLHOOK_D(0))
-#define BILLHOOK_WGMMA_2(T, NAME) BILLHOOK_WGMMA(T, NAME, 2, "16", BILLHOOK_D8, "%8, %9, %10, %11", "%12", "13", \
-    BILLHOOK_D(0), BILLHOOK_D(1))
-#define BILLHOOK_WGMMA_4(T, NAME) BILLHOOK_WGMMA(T, NAME, 4, "32", BILLHOOK_D16, "%16, %17, %18, %19", "%20", "21", \
-    BILLHOOK_D(0), BILLHOOK_D(1), BILLHOOK_D(2), BILLHOOK_D(3))
-#define BILLHOOK_WGMMA_8(T, NAME) BILLHOOK_WGMMA(T, NAME, 8, "64", BILLHOOK_D32, "%32, %33, %34, %35", "%36", "37", \
-    BILLHOOK_D(0), BILLHOOK_D(1), BILLHOOK_D(2), BILLHOOK_D(3), BILLHOOK_D(4), BILLHOOK_D(5), \
-    BILLHOOK_D(6), BILLHOOK_D(7))
-#define BILLHOOK_WGMMA_16(T, NAME) BILLHOOK_WGMMA(T, NAME, 16, "128", BILLHOOK_D64, "%64, %65, %66, %67", "%68", "69", \
-    BILLHOOK_D(0), BILLHOOK_D(1), BILLHOOK_D(2), BILLHOOK_D(3), BILLHOOK_D(4), BILLHOOK_D(5), \
-    BILLHOOK_D(6), BILLHOOK_D(7), BILLHOOK_D(8), BILLHOOK_D(9), BILLHOOK_D(10), BILLHOOK_D(11), \
-    BILLHOOK_D(12), BILLHOOK_D(13), BILLHOOK_D(14), BILLHOOK_D(15))
-BILLHOOK_WGMMA_1(f16, "f16")
-BILLHOOK_WGMMA_2(f16, "f16")
-BILLHOOK_WGMMA_4(f16, "f16")
-BILLHOOK_WGMMA_8(f16, "f16")
-BILLHOOK_WGMMA_16(f16, "f16")
-BILLHOOK_WGMMA_1(bf16, "bf16")
-BILLHOOK_WGMMA_2(bf16, "bf16")
-BILLHOOK_WGMMA_4(bf16, "bf16")
-BILLHOOK_WGMMA_8(bf16, "bf16")
-BILLHOOK_WGMMA_16(bf16, "bf16")
+// The widths that tiles are made of (below). Operands after those of D: four of A, B's descriptor, `add`.
+#define BILLHOOK_WGMMAS(T, NAME) \
+  BILLHOOK_WGMMA(T, NAME, 2, "16", "%0, %1, %2, %3, %4, %5, %6, %7", "%8, %9, %10, %11", "%12", "%13", \
+                 BILLHOOK_D(0), BILLHOOK_D(1)) \
+  BILLHOOK_WGMMA(T, NAME, 4, "32", BILLHOOK_R0, "%16, %17, %18, %19", "%20", "%21", \
+                 BILLHOOK_D4(0)) \
+  BILLHOOK_WGMMA(T, NAME, 8, "64", BILLHOOK_R0 BILLHOOK_R1, "%32, %33, %34, %35", "%36", "%37", \
+                 BILLHOOK_D8(0)) \
+  BILLHOOK_WGMMA(T, NAME, 12, "96", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2, "%48, %49, %50, %51", "%52", "%53", \
+                 BILLHOOK_D8(0), BILLHOOK_D4(8)) \
+  BILLHOOK_WGMMA(T, NAME, 16, "128", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2 BILLHOOK_R3, "%64, %65, %66, %67", "%68", "%69", \
+                 BILLHOOK_D8(0), BILLHOOK_D8(8)) \
+  BILLHOOK_WGMMA(T, NAME, 24, "192", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2 BILLHOOK_R3 BILLHOOK_R4 BILLHOOK_R5, "%96, %97, %98, %99", "%100", "%101", \
+                 BILLHOOK_D8(0), BILLHOOK_D8(8), BILLHOOK_D8(16)) \
+  BILLHOOK_WGMMA(T, NAME, 32, "256", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2 BILLHOOK_R3 BILLHOOK_R4 BILLHOOK_R5 BILLHOOK_R6 BILLHOOK_R7, "%128, %129, %130, %131", "%132", "%133", \
+                 BILLHOOK_D8(0), BILLHOOK_D8(8), BILLHOOK_D8(16), BILLHOOK_D8(24))
+BILLHOOK_WGMMAS(f16, "f16")
+BILLHOOK_WGMMAS(bf16, "bf16")
 
-#undef BILLHOOK_WGMMA_1
-#undef BILLHOOK_D4
-#undef BILLHOOK_WGMMA_2
-#undef BILLHOOK_D8
-#undef BILLHOOK_WGMMA_4
-#undef BILLHOOK_D16
-#undef BILLHOOK_WGMMA_8
-#undef BILLHOOK_D32
-#undef BILLHOOK_WGMMA_16
-#undef BILLHOOK_D64
+#undef BILLHOOK_WGMMAS
 #undef BILLHOOK_WGMMA
+#undef BILLHOOK_R0
+#undef BILLHOOK_R1
+#undef BILLHOOK_R2
+#undef BILLHOOK_R3
+#undef BILLHOOK_R4
+#undef BILLHOOK_R5
+#undef BILLHOOK_R6
+#undef BILLHOOK_R7
+#undef BILLHOOK_D8
+#undef BILLHOOK_D4
 #undef BILLHOOK_D
+
+// All tokens of a tile: one instruction where there is one of that width, else the widest ones that add up to it.
+template <class T, i32 columns>
+__device__ __forceinline__ void wgmma_columns(Accumulator* d, const Fragment& a, u64 b, bool add) {
+  constexpr i32 widest = columns >= 32   ? 32
+                         : columns >= 24 ? 24
+                         : columns >= 16 ? 16
+                         : columns >= 12 ? 12
+                         : columns >= 8  ? 8
+                         : columns >= 4  ? 4
+                                         : 2;
+  Wgmma<T, widest>::run(d, a, b, add);
+  if constexpr (columns > widest) wgmma_columns<T, columns - widest>(d + widest, a, b + widest * (1024 >> 4), add);
+}
 #endif
 
 }  // namespace billhook

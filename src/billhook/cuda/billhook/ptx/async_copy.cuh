@@ -1,5 +1,5 @@
-// Asynchronous copies from global to shared memory: cp.async (SM80+), and 1-D bulk copies that complete on an
-// mbarrier (SM90+). Source: PTX ISA 9.0, "Asynchronous copy" and "mbarrier".
+// Asynchronous copies from global to shared memory: cp.async (SM80+), and 1-D bulk copies and 2-D tensor copies (TMA)
+// that complete on an mbarrier (SM90+). Source: PTX ISA 9.0, "Asynchronous copy" and "mbarrier".
 #pragma once
 #include "billhook/numeric/types.cuh"
 
@@ -21,6 +21,30 @@ __device__ __forceinline__ void cp_async_wait() {
 #if __CUDA_ARCH__ >= 900
 __device__ __forceinline__ void mbarrier_init(u32 barrier, u32 arrivals) {
   asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+
+__device__ __forceinline__ void mbarrier_arrive(u32 barrier) {
+  asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+// Arrives at the barrier of the cluster's CTA `rank` that lies where `barrier` lies in this one, if `yes`. No branch: it
+// may stand between wgmma in flight. What was read before is ordered, ordinary writes are not (that would take a fence).
+__device__ __forceinline__ void mbarrier_arrive_cluster(u32 barrier, u32 rank, bool yes) {
+  asm volatile(
+      "{\n"
+      ".reg .pred yes;\n"
+      ".reg .b32 there;\n"
+      "setp.ne.u32 yes, %2, 0;\n"
+      "@yes mapa.shared::cluster.u32 there, %0, %1;\n"
+      "@yes mbarrier.arrive.shared::cluster.b64 _, [there];\n"
+      "}\n" ::"r"(barrier),
+      "r"(rank), "r"(static_cast<u32>(yes))
+      : "memory");
+}
+
+// Arrives once this thread's cp.async so far have landed; the barrier counts it among those it expects.
+__device__ __forceinline__ void mbarrier_arrive_copied(u32 barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
 }
 
 // Makes initialised barriers visible to the bulk-copy engine.
@@ -53,6 +77,26 @@ __device__ __forceinline__ void bulk_copy(u32 to, const void* from, u32 bytes, u
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
                "l"(from), "r"(bytes), "r"(barrier)
                : "memory");
+}
+
+__device__ __forceinline__ void prefetch_tensor_map(const void* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
+// A box of a 2-D tensor whose first element is at (x, y), x the contiguous axis; what lies outside the tensor is zero.
+__device__ __forceinline__ void tensor_copy(u32 to, const void* map, i32 x, i32 y, u32 barrier) {
+  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to),
+               "l"(map), "r"(x), "r"(y), "r"(barrier)
+               : "memory");
+}
+
+// The same to every CTA of the cluster named in `mask`, at the same places; each one's barrier is told of the bytes.
+__device__ __forceinline__ void tensor_copy_multicast(u32 to, const void* map, i32 x, i32 y, u32 barrier, u16 mask) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], "
+      "[%4], %5;" ::"r"(to),
+      "l"(map), "r"(x), "r"(y), "r"(barrier), "h"(mask)
+      : "memory");
 }
 #endif
 

@@ -32,6 +32,10 @@ __device__ __forceinline__ float4 load_shared_f32x4(u32 address) {
   return v;
 }
 
+__device__ __forceinline__ void store_shared_u32(u32 address, u32 v) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(v) : "memory");
+}
+
 __device__ __forceinline__ void store_shared(u32 address, float v) {
   asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(v) : "memory");
 }
@@ -44,6 +48,15 @@ __device__ __forceinline__ u32x4 ldmatrix_x4(u32 address) {
                : "r"(address));
   return v;
 }
+
+#if __CUDA_ARCH__ >= 900
+// Four 8x8 matrices, transposed on the way: lane l gives the address of what was column l % 8 of matrix l / 8.
+__device__ __forceinline__ void stmatrix_x4_transposed(u32 address, u32 r0, u32 r1, u32 r2, u32 r3) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(r0), "r"(r1),
+               "r"(r2), "r"(r3)
+               : "memory");
+}
+#endif
 
 // Accesses that meet those of other CTAs while the kernel runs: each 4-byte word is read or written whole, in no order.
 __device__ __forceinline__ u32x4 load_relaxed(const u32x4* pointer) {

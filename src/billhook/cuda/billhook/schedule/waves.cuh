@@ -1,0 +1,92 @@
+// Which part of which output tile a worker (a CTA, or a cluster that works as one) computes, and when.
+//
+// Whole tiles are dealt out in waves: tile `first + wave * workers + worker`. So all workers are at the same input features at
+// the same time and meet in L2; shares of neighbouring tiles, each begun somewhere else, cost a tenth of the rate
+// (docs/decisions/machete-kernel.md). What does not fill a wave, with the wave before it, is computed first, by stream-K: the
+// stages of these tiles form one line, and each worker takes an equal share of it. A tile whose stages fall to several
+// workers is summed from their parts in a fixed order, so a result depends on the shape and the grid, not on timing.
+//
+// Tiles are numbered in bands of a few along m, whose activations fit in L2 beside the weights that pass by; within a band m
+// varies fastest, so that neighbours share weights.
+// Source: Osama et al., "Stream-K", PPoPP 2023, section 5.2 (data-parallel and two-tile stream-K).
+#pragma once
+#include "billhook/numeric/types.cuh"
+
+namespace billhook {
+
+// Some stages of a tile: all of them, or those that fall to a worker.
+struct Segment {
+  i32 tile_m, tile_n, tile;
+  i32 stage, count;  // the first one, and how many
+};
+
+// The same for all threads of a CTA, who keep it in shared memory.
+struct Waves {
+  // What splitting costs: handing over and adding a part takes as long as multiplying some columns of k, and the line, whose
+  // workers do not meet in L2, runs slower by a part of itself.
+  static constexpr i32 kPartColumns = 256, kLineLoss = 12;
+  static constexpr i32 kBandBytes = 12 << 20;  // of activations
+
+  i32 tiles_m, tiles_n, stages;  // stages of one tile
+  i32 band;                      // tiles along m
+  i32 workers, worker;
+  i32 line_tiles;  // at the beginning, that workers may share
+
+  // `tile_k`: columns of a stage; `tile_bytes`: activations of a tile along m; `split`: whether workers may share tiles.
+  __device__ __forceinline__ void init(i32 tiles_m_, i32 tiles_n_, i32 stages_, i32 tile_k, i32 tile_bytes, bool split,
+                                       i32 workers_, i32 worker_) {
+    tiles_m = tiles_m_, tiles_n = tiles_n_, stages = stages_, workers = workers_, worker = worker_;
+    const i32 tiles = tiles_m * tiles_n, rest = tiles % workers;
+    const i32 on_line = tiles < workers ? tiles : rest + workers;
+    const i64 k = static_cast<i64>(stages) * tile_k;
+    // A wave that is not full leaves the time of (workers - rest) tiles unused.
+    const bool pays = split && rest > 0 &&
+                      (workers - rest) * k > static_cast<i64>(workers) * kPartColumns + on_line * k / kLineLoss;
+    line_tiles = pays ? on_line : 0;
+    const i32 bands = min(tiles_m, static_cast<i32>(static_cast<i64>(tiles_m) * tile_bytes / kBandBytes) + 1);
+    band = bands > 0 ? (tiles_m + bands - 1) / bands : 1;
+  }
+
+  // Where a worker's share of the line begins, in stages; the first ones have one more.
+  __device__ __forceinline__ i32 begin(i32 of_worker) const {
+    const i32 units = line_tiles * stages;
+    return of_worker * (units / workers) + min(of_worker, units % workers);
+  }
+
+  // The worker whose share of the line holds the last stage of a tile.
+  __device__ __forceinline__ i32 last_owner(i32 of_tile) const {
+    const i32 units = line_tiles * stages, share = units / workers, extra = units % workers;
+    const i32 unit = (of_tile + 1) * stages - 1, in_longer = extra * (share + 1);
+    return unit < in_longer ? unit / (share + 1) : extra + (unit - in_longer) / share;
+  }
+};
+
+// The segments of a worker, one after another.
+struct Walk {
+  const Waves& waves;
+  i32 at = waves.begin(waves.worker), left = waves.begin(waves.worker + 1) - at;  // on the line: next stage, stages to come
+  i32 tile = waves.line_tiles + waves.worker;                                     // next whole one
+
+  // Steps to the next segment; false if there is none.
+  __device__ __forceinline__ bool next(Segment& s) {
+    const i32 stages = waves.stages, tiles_n = waves.tiles_n;
+    s.tile = tile, s.stage = 0, s.count = stages;
+    if (left > 0) {
+      s.tile = at / stages;
+      s.stage = at % stages;
+      s.count = min(left, stages - s.stage);
+      at += s.count;
+      left -= s.count;
+    } else {
+      if (tile >= waves.tiles_m * tiles_n) return false;
+      tile += waves.workers;
+    }
+    const i32 first = s.tile / (waves.band * tiles_n) * waves.band, rest = s.tile - first * tiles_n;
+    const i32 height = min(waves.band, waves.tiles_m - first);
+    s.tile_m = first + rest % height;
+    s.tile_n = rest / height;
+    return true;
+  }
+};
+
+}  // namespace billhook

@@ -1,0 +1,71 @@
+"""Tensor maps: what the Tensor Memory Accelerator (TMA) of SM90 must know of the activations of a dense layer.
+
+One is 128 bytes, made by the driver from address, extents and box, and passed to the
+kernel by value. Making one takes microseconds, so those in use are kept.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache, lru_cache
+from typing import Any
+
+from ..errors import CudaError, ToolchainError
+from . import cuda
+
+SIZE = 128
+_ALIGNMENT = 64  # CUtensorMap's
+_MOST_KEPT = 4096
+# Source: CUDA Driver API, "Tensor Map Object Management": CUtensorMapDataType and the enumerations that follow it.
+_TYPES = {"f16": 6, "bf16": 9}
+_NO_INTERLEAVE, _SWIZZLE_128B, _L2_PROMOTION_256B, _FILL_ZEROS = 0, 3, 3, 0
+_BOX_FEATURES = 64  # 128 bytes: what the swizzle spans
+
+
+@lru_cache(maxsize=_MOST_KEPT)
+def tensor_map(element: str, address: int, rows: int, features: int, stride: int, box_rows: int) -> bytes:
+    """Return the tensor map of a row-major matrix whose boxes of 64 features lie in shared memory as wgmma reads them.
+
+    Args:
+        element: "f16" or "bf16".
+        address: Of the first element, a multiple of 16 bytes.
+        rows: Rows; boxes that reach beyond are filled with zeros.
+        features: Elements of a row, likewise.
+        stride: Elements between rows, a multiple of 8.
+        box_rows: Rows of a box, at most 256.
+
+    Raises:
+        CudaError: The driver refused.
+    """
+    memory = ctypes.create_string_buffer(SIZE + _ALIGNMENT)
+    at = -(-ctypes.addressof(memory) // _ALIGNMENT) * _ALIGNMENT
+    status = _encoder()(
+        ctypes.c_void_p(at),
+        _TYPES[element],
+        2,
+        ctypes.c_void_p(address),
+        (ctypes.c_uint64 * 2)(features, rows),
+        (ctypes.c_uint64 * 1)(2 * stride),
+        (ctypes.c_uint32 * 2)(_BOX_FEATURES, box_rows),
+        (ctypes.c_uint32 * 2)(1, 1),
+        _NO_INTERLEAVE,
+        _SWIZZLE_128B,
+        _L2_PROMOTION_256B,
+        _FILL_ZEROS,
+    )
+    if status != 0:
+        raise CudaError(
+            f"cuTensorMapEncodeTiled failed with {status} for {rows} x {features} {element} activations at "
+            f"{address:#x}, {stride} elements between rows; address and rows must be aligned to 16 bytes"
+        )
+    return ctypes.string_at(at, SIZE)
+
+
+@cache
+def _encoder() -> Any:
+    """Return the driver's function; cuda-bindings' own hands it memory that need not be aligned."""
+    cuda.driver()
+    try:
+        return ctypes.CDLL("libcuda.so.1").cuTensorMapEncodeTiled
+    except (OSError, AttributeError) as error:
+        raise ToolchainError(f"tensor maps need NVIDIA driver 525 or later: {error}") from error
