@@ -10,7 +10,7 @@ import msgspec
 
 from ..errors import ConfigError
 from .source import Source
-from .write import digest, write_durable
+from .write import write_durable
 
 MANIFEST = "billhook-pack.json"
 LAYOUT = 1  # of the folder; weights have format numbers of their own
@@ -41,7 +41,7 @@ class Manifest:
 
     Args:
         request: What was asked.
-        done: sha256 of each safetensors file that is whole, by name.
+        done: Checksum of each safetensors file that is whole, by name.
     """
 
     request: Request
@@ -55,7 +55,8 @@ def make_request(source: Source, activations: str) -> Request:
         OSError: A file cannot be read.
     """
     files = {file.name: _fingerprint(file) for file in source.checkpoint.files}
-    return Request(LAYOUT, activations, digest(source.checkpoint.config.file), files)
+    config = hashlib.sha256(source.checkpoint.config.file.read_bytes()).hexdigest()
+    return Request(LAYOUT, activations, config, files)
 
 
 def read_manifest(folder: Path) -> Manifest | None:

@@ -21,7 +21,7 @@ from .folder import INDEX
 from .manifest import MANIFEST, Manifest, check_same, make_request, read_manifest, write_manifest
 from .packed import CONFIG, write_section
 from .source import Source, open_checkpoint
-from .write import digest, open_shard, write_durable
+from .write import checksum, open_shard, write_durable
 
 _ACTIVATIONS = {"float16": F16, "bfloat16": BF16}
 # Weights in other containers, and what other tools say of how weights are stored: not copied.
@@ -88,7 +88,7 @@ def pack_checkpoint(
                 continue
             with open_shard(out / name, plan_tensors(contents, act)) as shard:
                 fill(shard, source, contents, act, pack=pack, jobs=jobs, report=report)
-            manifest.done[name] = digest(out / name)
+            manifest.done[name] = checksum(out / name)
             write_manifest(out, manifest)
             written += 1
         after = _finish(source, out, act, files)
@@ -144,7 +144,7 @@ def _begin(source: Source, out: Path, act: DType) -> Manifest:
 
 def _is_done(file: Path, manifest: Manifest) -> bool:
     """Return whether a file is there as an earlier run finished it, by its content."""
-    return file.name in manifest.done and file.is_file() and digest(file) == manifest.done[file.name]
+    return file.name in manifest.done and file.is_file() and checksum(file) == manifest.done[file.name]
 
 
 def _finish(source: Source, out: Path, act: DType, files: Mapping[str, Contents]) -> int:

@@ -137,7 +137,7 @@ def open_packed(folder: Path) -> PackedFolder:
 
 
 def list_linears(packed: PackedFolder) -> dict[str, Linear]:
-    """Return the modules that a packed folder's GEMMs were made of, by name, in order; they share its bytes by size."""
+    """Return the modules that a packed folder was made of, by name, in order; they share its bytes."""
     found: dict[str, Linear] = {}
     for fused in packed.modules.values():
         size = sum(packed.tensors[one.name].bytes for one in plan_module(fused, packed.activations))
