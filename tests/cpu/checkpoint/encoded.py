@@ -348,14 +348,15 @@ def write_model(
 
 
 def save(folder: Path, tensors: Mapping[str, Array], shards: int = 1) -> None:
-    """Write safetensors files; with several, tensors are dealt out and there is an index."""
+    """Write safetensors files; with several, there is an index."""
     if shards == 1:
         save_file(dict(tensors), folder / "model.safetensors")
         return
     weight_map = {}
     for shard in range(shards):
         name = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
-        mine = dict(list(tensors.items())[shard::shards])
+        first, last = (len(tensors) * one // shards for one in (shard, shard + 1))
+        mine = dict(list(tensors.items())[first:last])  # a module may lie in two
         save_file(mine, folder / name)
         weight_map |= dict.fromkeys(mine, name)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
