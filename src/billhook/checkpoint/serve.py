@@ -131,7 +131,8 @@ def _check_gemm(model: Model, gemm: Gemm, linears: Sequence[Linear], declared: D
         if gemm.bias and not one.stored.bias:
             raise WeightError(f"{one.name} has no bias tensor; by {model.file} it has a bias")
         check_quantized(declared, one.name, one.stored)
-    n, wanted = sum(one.stored.n for one in linears), gemm.n * max(1, gemm.num_experts)
+    n = sum(one.stored.n * max(1, one.stored.num_experts) for one in linears)
+    wanted = gemm.n * max(1, gemm.num_experts)
     if n != wanted:
         names = linears[0].name if len(linears) == 1 else f"{linears[0].name} to {linears[-1].name} together"
         raise WeightError(f"{names}: {n} output features; by {model.file} it must be {wanted}")

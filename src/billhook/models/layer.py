@@ -231,13 +231,16 @@ def _routed(model: Model, experts: Experts, place: str, tp: int) -> Iterator[Gem
     """Yield the two GEMMs of the routed experts; the second has one row per (token, expert) pair."""
     inner = _share(model, "intermediate features of an expert", experts.intermediate_size, tp)
     gate, up, down = experts.modules
-    all_of = [f"{place}.{experts.place}.{expert}" for expert in range(experts.num_experts)]
+    numbers = [""] if experts.stacked else [f"{expert}." for expert in range(experts.num_experts)]
+    all_of = [f"{place}.{experts.place}.{number}" for number in numbers]
+    inputs = (gate,) if experts.stacked else (gate, up)
     yield Gemm(
         "w13",
         n=2 * inner,
         k=model.hidden_size,
-        modules=tuple(f"{one}.{name}" for one in all_of for name in (gate, up)),
+        modules=tuple(f"{one}{name}" for one in all_of for name in inputs),
         row_parallel=False,
+        bias=experts.bias,
         num_experts=experts.num_experts,
         top_k=experts.top_k,
     )
@@ -245,8 +248,9 @@ def _routed(model: Model, experts: Experts, place: str, tp: int) -> Iterator[Gem
         "w2",
         n=model.hidden_size,
         k=inner,
-        modules=tuple(f"{one}.{down}" for one in all_of),
+        modules=tuple(f"{one}{down}" for one in all_of),
         row_parallel=True,
+        bias=experts.bias,
         num_experts=experts.num_experts,
         top_k=1,
         rows_per_token=experts.top_k,

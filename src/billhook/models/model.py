@@ -23,6 +23,8 @@ class Experts:
         layers: Decoder layers that have experts; the others have a dense MLP.
         place: Where a decoder layer keeps its experts' modules.
         modules: What an expert's gate, up and down projections are called.
+        stacked: Whether one tensor holds a projection of all experts, gate and up in one (gpt-oss).
+        bias: Whether experts have biases.
     """
 
     num_experts: int
@@ -32,6 +34,8 @@ class Experts:
     layers: frozenset[int]
     place: str = "mlp.experts"
     modules: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
+    stacked: bool = False
+    bias: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,8 +87,9 @@ class Model:
 _DENSE = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 _QWEN_MOE = ("Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM")
 _MIXTRAL = "MixtralForCausalLM"
+_GPT_OSS = "GptOssForCausalLM"
 # Architectures whose modules and GEMMs are known by name.
-KNOWN = (*_DENSE, *_QWEN_MOE, _MIXTRAL)
+KNOWN = (*_DENSE, *_QWEN_MOE, _MIXTRAL, _GPT_OSS)
 
 _MOST_LAYERS = 10_000  # a config that says more is damaged, and planning walks over all of them
 _MOST_EXPERTS = 10_000
@@ -216,19 +221,22 @@ def _biases(fields: Fields, architecture: str) -> Biases:
         return Biases(qkv=True)
     if architecture == "Qwen2MoeForCausalLM":
         return Biases(qkv=fields.flag("qkv_bias", True))
-    attention = fields.flag("attention_bias", False)
+    attention = fields.flag("attention_bias", architecture == _GPT_OSS)
     return Biases(attention, attention, fields.flag("mlp_bias", False))
 
 
 def _experts(fields: Fields, architecture: str, num_layers: int) -> Experts | None:
-    if architecture == _MIXTRAL:
+    if architecture in (_MIXTRAL, _GPT_OSS):
+        mixtral = architecture == _MIXTRAL
         return Experts(
             *_routing(fields, "num_local_experts"),
             intermediate_size=fields.integer("intermediate_size"),
             shared_intermediate_size=0,
             layers=frozenset(range(num_layers)),
-            place="block_sparse_moe.experts",
-            modules=("w1", "w3", "w2"),
+            place="block_sparse_moe.experts" if mixtral else "mlp.experts",
+            modules=("w1", "w3", "w2") if mixtral else ("gate_up_proj", "gate_up_proj", "down_proj"),
+            stacked=not mixtral,
+            bias=not mixtral,
         )
     if architecture not in _QWEN_MOE:
         return None

@@ -125,27 +125,61 @@ def test_some_layers_may_be_left_unquantized(tmp_path: Path, capsys: pytest.Capt
     assert "4 of 5 GEMMs served" in text
 
 
-def test_reads_fused_experts_of_unknown_architectures(
+def stacked_experts(place: str, experts: int, **sizes: tuple[int, int]) -> Shapes:
+    """Return the tensors of experts that are stacked as in gpt-oss."""
+    tensors: Shapes = {}
+    for name, (n, k) in sizes.items():
+        tensors[f"{place}.{name}_blocks"] = ("U8", (experts, n, k // 32, 16))
+        tensors[f"{place}.{name}_scales"] = ("U8", (experts, n, k // 32))
+        tensors[f"{place}.{name}_bias"] = ("BF16", (experts, n))
+    return tensors
+
+
+def test_reads_stacked_experts_of_unknown_architectures(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = {"architectures": ["GptOssForCausalLM"], "quantization_config": {"quant_method": "mxfp4"}}
-    place = "model.layers.0.mlp.experts.down_proj"
-    tensors: Shapes = {
-        f"{place}_blocks": ("U8", (4, 64, 3, 16)),
-        f"{place}_scales": ("U8", (4, 64, 3)),
-        f"{place}_bias": ("BF16", (4, 64)),
-    }
+    config = {"architectures": ["Unknown"], "quantization_config": {"quant_method": "mxfp4"}}
+    place = "model.layers.0.mlp.experts"
+    tensors = stacked_experts(place, 4, down_proj=(64, 96))
     write(tmp_path, config, tensors)
     assert main(["inspect", str(tmp_path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     (row,) = found["layers"]
     assert (row["format"], row["n"], row["k"], row["num_experts"]) == ("mxfp4", 64, 96, 4)
     assert found["gemms"] == []
-    assert "'GptOssForCausalLM' is not built yet" in found["notes"][0]
-    del tensors[f"{place}_scales"]
+    assert "'Unknown' is not built yet" in found["notes"][0]
+    del tensors[f"{place}.down_proj_scales"]
     write(tmp_path, config, tensors)
     assert main(["inspect", str(tmp_path)]) == 2
     assert "down_proj_scales is missing" in capsys.readouterr().err
+
+
+def test_gpt_oss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    section = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]}
+    config = LLAMA | {
+        "architectures": ["GptOssForCausalLM"],
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "intermediate_size": 128,
+        "quantization_config": section,
+    }
+    tensors: Shapes = {}
+    for index in range(3):
+        place = f"model.layers.{index}"
+        for name, n in (("q", 256), ("k", 128), ("v", 128), ("o", 256)):
+            tensors[f"{place}.self_attn.{name}_proj.weight"] = ("BF16", (n, 256))
+            tensors[f"{place}.self_attn.{name}_proj.bias"] = ("BF16", (n,))
+        tensors |= stacked_experts(f"{place}.mlp.experts", 4, gate_up_proj=(256, 256), down_proj=(256, 128))
+    write(tmp_path, config, tensors)
+    assert main(["inspect", str(tmp_path), "--json"]) == 0
+    gemms = {one["name"]: one for one in json.loads(capsys.readouterr().out)["gemms"]}
+    assert {name: (one["n"], one["k"], one["num_experts"], one["count"]) for name, one in gemms.items()} == {
+        "qkv": (512, 256, 0, 3),
+        "o": (256, 256, 0, 3),
+        "w13": (256, 256, 4, 3),
+        "w2": (256, 128, 4, 3),
+    }
+    assert gemms["qkv"]["targets"][0]["why_none"] == "not quantized: left to a dense GEMM"
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,38 @@ def test_experts_may_be_counted_by_their_name_in_transformers_5(tmp_path: Path) 
     assert read(tmp_path, renamed | {"num_local_experts": config["num_experts"]}) == read(tmp_path, config)
 
 
+GPT_OSS = {
+    "architectures": ["GptOssForCausalLM"],
+    "torch_dtype": "bfloat16",
+    "num_hidden_layers": 24,
+    "hidden_size": 2880,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "intermediate_size": 2880,
+    "num_local_experts": 32,
+    "num_experts_per_tok": 4,
+    "layer_types": ["sliding_attention", "full_attention"] * 12,
+    "quantization_config": {
+        "quant_method": "mxfp4",
+        "modules_to_not_convert": [
+            "model.layers.*.self_attn",
+            "model.layers.*.mlp.router",
+            "model.embed_tokens",
+            "lm_head",
+        ],
+    },
+}
+
+
+def test_gpt_oss_has_quantized_experts_alone(tmp_path: Path) -> None:
+    found = read(tmp_path, GPT_OSS)
+    assert shapes(found) == {"w13": (5760, 2880, 24), "w2": (2880, 2880, 24)}
+    assert {(one.types, one.group_size, one.num_experts, one.bias) for one in found.values()} == {
+        ("bf16_e2m1f_e8m0fnu_bf16", 32, 32, True)
+    }
+
+
 def test_activations_can_be_chosen() -> None:
     model = load_model(EXAMPLES / "llama-3.1-8b-gptq-int4")
     assert {layer.types for layer in layers(model, act=BF16)} == {"bf16_u4b8_bf16_bf16"}
