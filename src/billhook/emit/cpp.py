@@ -156,11 +156,11 @@ def _kernel_row(config: KernelConfig, target: int) -> dict[str, object]:
         "tile_m": tile.tile_m,
         "tile_n": tile.tile_n,
         "tile_k": tile.tile_k,
-        "cluster": getattr(tile, "cluster", 1),
+        "cluster": tile.cluster,
         "threads": families.threads(config),
         "shared_bytes": families.shared_memory(config),
         "workspace_bytes": families.workspace(config, 1),
-        "tensor_map": str(config.family == "machete" and not config.indexed).lower(),
+        "tensor_map": str(families.takes_tensor_map(config)).lower(),
         "rounds_weights": str(families.rounds_weights(config)).lower(),
     }
 

@@ -294,7 +294,14 @@ def test_the_command_leaves_files_of_others_alone(tmp_path: Path, capsys: pytest
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc (CUDA 12.5 or later) on PATH")
 def test_the_library_compiles_and_its_test_program_says_what_it_lacks(tmp_path: Path) -> None:
-    write_library(plan_problems([problem(128, 128)], arch.parse_list("9.0a"), 8), tmp_path)
+    shapes = [problem(256, 128), problem(256, 128, experts=9, top_k=1)]
+    plan = plan_problems(shapes, arch.parse_list("9.0a"), 17, find_catalog("machete-0.20"))
+    assert [(one.config.family, one.config.tile.cluster) for one in plan.kernels] == [
+        ("machete", 1),
+        ("machete", 2),
+        ("marlin", 1),
+    ]
+    write_library(plan, tmp_path)
     made = subprocess.run(["make", "-j2", "-C", str(tmp_path)], capture_output=True, text=True, check=False)
     assert made.returncode == 0, made.stderr
     assert "warning" not in made.stderr

@@ -143,6 +143,9 @@ __device__ __forceinline__ void run(const GemmParams& p, const TensorMap* map = 
   }
   if constexpr (C::cluster > 1) ptx::cluster_sync();  // others may still write here, or arrive at barriers of this CTA
 }
+#elif !defined(__CUDA_ARCH__)
+template <class C>
+__device__ void run(const GemmParams& p, const TensorMap* map = nullptr);  // nvcc's pass for the host looks the name up
 #endif
 
 }  // namespace machete
