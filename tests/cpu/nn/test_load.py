@@ -166,7 +166,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
 def test_biases_that_the_model_has_are_asked_for(tmp_path: Path) -> None:
     folder = written.write_gpt_oss(tmp_path, models.build(models.GPT_OSS))
     edit(folder, lambda tensors: tensors.pop("model.layers.0.mlp.experts.down_proj_bias"))
-    with pytest.raises(WeightError, match=r"no bias of model\.layers\.0\.mlp\.experts\.w2"):
+    with pytest.raises(WeightError, match=r"experts\.down_proj has no bias"):
         billhook.load(folder, "cpu")
 
 
