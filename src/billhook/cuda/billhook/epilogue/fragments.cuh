@@ -30,17 +30,31 @@ struct FragmentEpilogue {
   const i32 rank;  // of this CTA in its cluster
   const i32 lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, warpgroup = threadIdx.x / 128;
 
+  // What the end of a tile needs from memory: asked for at its beginning.
+  struct Ahead {
+    static constexpr i32 count = C::indexed ? (C::tile_m + 127) / 128 : 0;
+    i32 expert, rows[count > 0 ? count : 1];  // rows of D of this thread's tokens
+
+    __device__ __forceinline__ Ahead(const GemmParams& p, const Segment& at) : expert(expert_of<C>(p, at.tile_m)) {
+#pragma unroll
+      for (i32 i = 0; i < count; ++i) {
+        const i32 token = i * 128 + threadIdx.x % 128;
+        rows[i] = token < C::tile_m ? output_row<C>(p, at.tile_m, token) : -1;
+      }
+    }
+  };
+
   // Takes the sums of a segment.
-  __device__ __forceinline__ void store(const Sums& sums, const Segment& at) const {
+  __device__ __forceinline__ void store(const Sums& sums, const Segment& at, const Ahead& ahead) const {
     if (at.stage > 0) {
       hand_over(sums);
       return;
     }
     const i32 last = at.count < waves.stages ? waves.last_owner(at.tile) : waves.worker;
-    const i32 expert = expert_of<C>(p, at.tile_m);
+    const i32 expert = ahead.expert;
     // An odd number of batches begins where the tile before has ended.
     if constexpr (C::indexed || C::batches % 2 == 1) ptx::sync_some<128>(1 + warpgroup);
-    if constexpr (C::indexed) look_up_rows(at.tile_m);
+    if constexpr (C::indexed) keep_rows(ahead);
     u32x4 part[kBatch];
     if (last > waves.worker) request(part, waves.worker + 1, 0);
 #pragma unroll
@@ -112,11 +126,14 @@ struct FragmentEpilogue {
     }
   }
 
-  // MoE: the rows of D, looked up once for both uses; each warpgroup has a table of its own.
+  // MoE: the rows of D; each warpgroup has a table of its own.
   __device__ __forceinline__ u32 rows() const { return shared + C::rows_at + warpgroup * (C::tile_m * 4); }
-  __device__ __forceinline__ void look_up_rows(i32 tile_m) const {
-    for (i32 i = threadIdx.x % 128; i < C::tile_m; i += 128)
-      ptx::store_shared_u32(rows() + i * 4, static_cast<u32>(output_row<C>(p, tile_m, i)));
+  __device__ __forceinline__ void keep_rows(const Ahead& ahead) const {
+#pragma unroll
+    for (i32 i = 0; i < Ahead::count; ++i) {
+      const i32 token = i * 128 + threadIdx.x % 128;
+      if (token < C::tile_m) ptx::store_shared_u32(rows() + token * 4, static_cast<u32>(ahead.rows[i]));
+    }
     ptx::sync_some<128>(1 + warpgroup);
   }
   __device__ __forceinline__ i32 row_of(i32 tile_m, i32 token) const {

@@ -24,7 +24,7 @@ struct alignas(64) TensorMap {
 namespace machete {
 
 template <class Activation_, class Weight_, class Scale_, i32 tile_m_, i32 tile_n_, i32 tile_k_, i32 stages_,
-          i32 cluster_, i32 group_size_, bool indexed_>
+          i32 cluster_, i32 group_size_, bool indexed_, bool grouped_>
 struct Config {
   using Activation = Activation_;
   using Weight = Weight_;
@@ -32,7 +32,9 @@ struct Config {
   static constexpr i32 tile_m = tile_m_, tile_n = tile_n_, tile_k = tile_k_, stages = stages_;
   static constexpr i32 cluster = cluster_;        // CTAs along n that share activations
   static constexpr i32 group_size = group_size_;  // -1: one scale per output channel
-  static constexpr bool indexed = indexed_;       // MoE: rows of A are found through sorted_token_ids
+  static constexpr bool indexed = indexed_;       // MoE: rows are found through sorted_token_ids
+  static constexpr bool grouped = grouped_;       // and those of A lie in that order already, block after block
+  static constexpr bool gathers = indexed && !grouped;
 
   // Few tokens leave registers for four consumers, which hide more of each other's latency.
   static constexpr i32 consumer_warpgroups = tile_n == 256 && tile_m <= 64 ? 4 : 2;
@@ -75,7 +77,8 @@ struct Config {
   static_assert(sums <= 128, "more sums than registers");
   static_assert(sizeof(Waves) <= 64, "waves");
   static_assert(stages >= 2 && stages <= 8, "stages");
-  static_assert(!indexed || cluster == 1, "rows that are looked up are not shared");
+  static_assert(!gathers || cluster == 1, "rows that are looked up are not shared");
+  static_assert(indexed || !grouped, "only the rows of MoE are grouped");
 };
 
 #if __CUDA_ARCH_FEAT_SM90_ALL
@@ -88,9 +91,10 @@ __device__ __forceinline__ void consume(const GemmParams& p, const Waves& waves,
   i32 slot = 0, before = 0;
   u32 parity = 0;
   while (walk.next(at)) {
+    const typename FragmentEpilogue<C>::Ahead ahead(p, at);
     for (i32 i = 0; i < at.count; ++i) {
       ptx::mbarrier_wait(shared + C::full_at + 8 * slot, parity);
-      if constexpr (C::indexed) ptx::fence_proxy_async();  // cp.async wrote what wgmma reads
+      if constexpr (C::gathers) ptx::fence_proxy_async();  // cp.async wrote what wgmma reads
       consumer.multiply(shared + slot * C::stage_bytes, p.blocks - (at.stage + i) * C::blocks, i > 0,
                         shared + C::empty_at + 8 * before);
       before = slot;
@@ -100,7 +104,7 @@ __device__ __forceinline__ void consume(const GemmParams& p, const Waves& waves,
       }
     }
     consumer.finish(shared + C::empty_at + 8 * before);
-    epilogue.store(consumer.sums, at);
+    epilogue.store(consumer.sums, at, ahead);
   }
 }
 
@@ -112,9 +116,9 @@ __device__ __forceinline__ void run(const GemmParams& p, const TensorMap* map = 
 
   ptx::launch_dependents();
   if (threadIdx.x == 0) {
-    if constexpr (!C::indexed) ptx::prefetch_tensor_map(map);
+    if constexpr (!C::gathers) ptx::prefetch_tensor_map(map);
     for (i32 s = 0; s < C::stages; ++s) {
-      ptx::mbarrier_init(shared + C::full_at + 8 * s, C::indexed ? 1 + 128 : 1);
+      ptx::mbarrier_init(shared + C::full_at + 8 * s, C::gathers ? 1 + 128 : 1);
       ptx::mbarrier_init(shared + C::empty_at + 8 * s, C::consumer_threads / 32 * C::cluster);
     }
     ptx::fence_barrier_init();

@@ -18,7 +18,7 @@ struct Producer {
   using Scale = typename C::Scale;
 
   const GemmParams& p;
-  const void* map;  // tensor map of A; dense layers
+  const void* map;  // tensor map of A; null where rows are gathered
   const u32 shared;
   const i32 rank, thread;  // of this CTA in its cluster, of this thread in the warpgroup
   Segment at;
@@ -27,7 +27,7 @@ struct Producer {
 
   // Fills the stages of all segments.
   __device__ __forceinline__ void run(Walk walk) {
-    if constexpr (C::indexed)
+    if constexpr (C::gathers)
       while (walk.next(at)) gather();
     else if (thread == 0 && walk.next(at)) {
       fetch(request_early());
@@ -50,17 +50,18 @@ struct Producer {
   // Weights do not depend on the kernel before: those of the first stages are requested before waiting for it. Returns how
   // many stages of the segment that fills.
   __device__ __forceinline__ i32 request_early() {
-    const i32 early = min(at.count, C::stages);
-    for (i32 i = 0; i < early; ++i) request_weights(i, at.stage + i, 0, kActivationBytes);
+    const i32 early = min(at.count, C::stages), expert = expert_of<C>(p, at.tile_m);
+    for (i32 i = 0; i < early; ++i) request_weights(i, at.stage + i, expert, kActivationBytes);
     ptx::wait_for_prerequisites();
     for (i32 i = 0; i < early; ++i, next_slot()) request_activations(at.stage + i);
     return early;
   }
 
   __device__ __forceinline__ void fetch(i32 first) {
+    const i32 expert = expert_of<C>(p, at.tile_m);
     for (i32 i = first; i < at.count; ++i, next_slot()) {
       wait_empty();
-      request_weights(slot, at.stage + i, 0, kActivationBytes);
+      request_weights(slot, at.stage + i, expert, kActivationBytes);
       request_activations(at.stage + i);
     }
   }

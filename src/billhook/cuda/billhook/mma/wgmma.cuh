@@ -32,7 +32,7 @@ struct Wgmma;
 #define BILLHOOK_D4(i) BILLHOOK_D(i), BILLHOOK_D(i + 1), BILLHOOK_D(i + 2), BILLHOOK_D(i + 3)
 #define BILLHOOK_D8(i) BILLHOOK_D4(i), BILLHOOK_D4(i + 4)
 
-// Registers of D by sixteens.
+// Registers of D by sixteens, and by eights (H).
 #define BILLHOOK_R0 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
 #define BILLHOOK_R1 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define BILLHOOK_R2 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
@@ -41,6 +41,9 @@ struct Wgmma;
 #define BILLHOOK_R5 ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
 #define BILLHOOK_R6 ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111"
 #define BILLHOOK_R7 ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+#define BILLHOOK_H1 ", %16, %17, %18, %19, %20, %21, %22, %23"
+#define BILLHOOK_H2 ", %32, %33, %34, %35, %36, %37, %38, %39"
+#define BILLHOOK_H3 ", %48, %49, %50, %51, %52, %53, %54, %55"
 
 #define BILLHOOK_WGMMA(T, NAME, COLUMNS, N, D, A, B, ADD, ...)                                                 \
   template <>                                                                                                  \
@@ -60,14 +63,24 @@ struct Wgmma;
                  BILLHOOK_D(0), BILLHOOK_D(1)) \
   BILLHOOK_WGMMA(T, NAME, 4, "32", BILLHOOK_R0, "%16, %17, %18, %19", "%20", "%21", \
                  BILLHOOK_D4(0)) \
+  BILLHOOK_WGMMA(T, NAME, 6, "48", BILLHOOK_R0 BILLHOOK_H1, "%24, %25, %26, %27", "%28", "%29", \
+                 BILLHOOK_D4(0), BILLHOOK_D(4), BILLHOOK_D(5)) \
   BILLHOOK_WGMMA(T, NAME, 8, "64", BILLHOOK_R0 BILLHOOK_R1, "%32, %33, %34, %35", "%36", "%37", \
                  BILLHOOK_D8(0)) \
+  BILLHOOK_WGMMA(T, NAME, 10, "80", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_H2, "%40, %41, %42, %43", "%44", "%45", \
+                 BILLHOOK_D8(0), BILLHOOK_D(8), BILLHOOK_D(9)) \
   BILLHOOK_WGMMA(T, NAME, 12, "96", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2, "%48, %49, %50, %51", "%52", "%53", \
                  BILLHOOK_D8(0), BILLHOOK_D4(8)) \
+  BILLHOOK_WGMMA(T, NAME, 14, "112", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2 BILLHOOK_H3, "%56, %57, %58, %59", "%60", "%61", \
+                 BILLHOOK_D8(0), BILLHOOK_D4(8), BILLHOOK_D(12), BILLHOOK_D(13)) \
   BILLHOOK_WGMMA(T, NAME, 16, "128", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2 BILLHOOK_R3, "%64, %65, %66, %67", "%68", "%69", \
                  BILLHOOK_D8(0), BILLHOOK_D8(8)) \
+  BILLHOOK_WGMMA(T, NAME, 20, "160", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2 BILLHOOK_R3 BILLHOOK_R4, "%80, %81, %82, %83", "%84", "%85", \
+                 BILLHOOK_D8(0), BILLHOOK_D8(8), BILLHOOK_D4(16)) \
   BILLHOOK_WGMMA(T, NAME, 24, "192", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2 BILLHOOK_R3 BILLHOOK_R4 BILLHOOK_R5, "%96, %97, %98, %99", "%100", "%101", \
                  BILLHOOK_D8(0), BILLHOOK_D8(8), BILLHOOK_D8(16)) \
+  BILLHOOK_WGMMA(T, NAME, 28, "224", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2 BILLHOOK_R3 BILLHOOK_R4 BILLHOOK_R5 BILLHOOK_R6, "%112, %113, %114, %115", "%116", "%117", \
+                 BILLHOOK_D8(0), BILLHOOK_D8(8), BILLHOOK_D8(16), BILLHOOK_D4(24)) \
   BILLHOOK_WGMMA(T, NAME, 32, "256", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2 BILLHOOK_R3 BILLHOOK_R4 BILLHOOK_R5 BILLHOOK_R6 BILLHOOK_R7, "%128, %129, %130, %131", "%132", "%133", \
                  BILLHOOK_D8(0), BILLHOOK_D8(8), BILLHOOK_D8(16), BILLHOOK_D8(24))
 BILLHOOK_WGMMAS(f16, "f16")
@@ -77,8 +90,11 @@ BILLHOOK_WGMMAS(bf16, "bf16")
 #undef BILLHOOK_WGMMA
 #undef BILLHOOK_R0
 #undef BILLHOOK_R1
+#undef BILLHOOK_H1
 #undef BILLHOOK_R2
+#undef BILLHOOK_H2
 #undef BILLHOOK_R3
+#undef BILLHOOK_H3
 #undef BILLHOOK_R4
 #undef BILLHOOK_R5
 #undef BILLHOOK_R6
@@ -90,13 +106,7 @@ BILLHOOK_WGMMAS(bf16, "bf16")
 // All tokens of a tile: one instruction where there is one of that width, else the widest ones that add up to it.
 template <class T, i32 columns>
 __device__ __forceinline__ void wgmma_columns(Accumulator* d, const Fragment& a, u64 b, bool add) {
-  constexpr i32 widest = columns >= 32   ? 32
-                         : columns >= 24 ? 24
-                         : columns >= 16 ? 16
-                         : columns >= 12 ? 12
-                         : columns >= 8  ? 8
-                         : columns >= 4  ? 4
-                                         : 2;
+  constexpr i32 widest = columns >= 32 ? 32 : columns > 16 ? columns / 4 * 4 : columns / 2 * 2;
   Wgmma<T, widest>::run(d, a, b, add);
   if constexpr (columns > widest) wgmma_columns<T, columns - widest>(d + widest, a, b + widest * (1024 >> 4), add);
 }
