@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ..formats.host import HostWeight
     from ..formats.packed import PackedArrays
 
+_MOST_JOBS = 8  # by default: packing is bound by memory, and each job holds a layer of it
+
 
 @click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     help="Where to pack; cuda needs torch.",
 )
 @click.option(
-    "--jobs", "-j", type=click.IntRange(1), help="Layers packed at a time.  [default: all processors]"
+    "--jobs", "-j", type=click.IntRange(1), help="Layers packed at a time.  [default: processors, at most 8]"
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
 def command(
@@ -56,7 +58,7 @@ def command(
             out,
             find_dtype(dtype) if dtype else None,
             pack=_find_pack(device),
-            jobs=jobs or os.cpu_count() or 1,
+            jobs=jobs or min(os.cpu_count() or 1, _MOST_JOBS),
             progress=progress,
         )
     seconds = time.perf_counter() - started
