@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -97,9 +98,11 @@ def _find_pack(device: str) -> Pack:
     if not torch.cuda.is_available():
         raise ToolchainError("--device cuda needs a GPU that torch can use; pack with --device cpu")
     types = {"f16": torch.float16, "bf16": torch.bfloat16}
+    one_at_a_time = threading.Lock()  # on the GPU, whose memory then holds one layer; reading goes on beside it
 
     def pack(weight: HostWeight, activations: DType) -> PackedArrays:
-        return to_arrays(pack_quantized(weight, "cuda", types[activations.name]))
+        with one_at_a_time:
+            return to_arrays(pack_quantized(weight, "cuda", types[activations.name]))
 
     return pack
 
