@@ -98,7 +98,7 @@ def _find_pack(device: str) -> Pack:
     if not torch.cuda.is_available():
         raise ToolchainError("--device cuda needs a GPU that torch can use; pack with --device cpu")
     types = {"f16": torch.float16, "bf16": torch.bfloat16}
-    one_at_a_time = threading.Lock()  # on the GPU, whose memory then holds one layer; reading goes on beside it
+    one_at_a_time = threading.Lock()  # so that the GPU's memory holds one layer; reading goes on beside it
 
     def pack(weight: HostWeight, activations: DType) -> PackedArrays:
         with one_at_a_time:
