@@ -115,6 +115,7 @@ class KernelConfig:
         tile: CTA tile and pipeline depth.
         indexed: True for MoE (rows of A found through sorted_token_ids), False for dense.
         arch: The GPU target it is compiled for.
+        grouped: MoE: whether the rows of A were copied into the order of sorted_token_ids before.
     """
 
     family: str
@@ -123,16 +124,18 @@ class KernelConfig:
     tile: Tile
     indexed: bool
     arch: Arch
+    grouped: bool = False
 
     @property
     def name(self) -> str:
         """The kernel's name: symbol, file stem and key; `parse_name` reads it back.
 
-        Grammar: FAMILY_A_B_S_C_gGROUP_mMnNkKsSTAGES[cCLUSTER]_(dense|moe)_ARCH, GROUP `ch` for
-        channel scales, no cluster for one CTA. Example: `marlin_bf16_u4b8_bf16_bf16_g128_m16n128k256s4_moe_sm90a`.
+        Grammar: FAMILY_A_B_S_C_gGROUP_mMnNkKsSTAGES[cCLUSTER]_(dense|moe|grouped)_ARCH, GROUP `ch`
+        for channel scales, no cluster for one CTA.
+        Example: `marlin_bf16_u4b8_bf16_bf16_g128_m16n128k256s4_moe_sm90a`.
         """
         group = "ch" if self.group_size == -1 else str(self.group_size)
-        kind = "moe" if self.indexed else "dense"
+        kind = "grouped" if self.grouped else "moe" if self.indexed else "dense"
         return f"{self.family}_{self.types}_g{group}_{self.tile}_{kind}_{self.arch.sm}"
 
     def __str__(self) -> str:
@@ -155,7 +158,7 @@ _NAME = re.compile(
     r"(?P<family>[a-z]+)_(?P<a>[a-z0-9]+)_(?P<b>[a-z0-9]+)_(?P<s>[a-z0-9]+)_(?P<c>[a-z0-9]+)"
     r"_g(?P<group>ch|[1-9]\d*)_m(?P<m>[1-9]\d*)n(?P<n>[1-9]\d*)k(?P<k>[1-9]\d*)s(?P<stages>[1-9]\d*)"
     r"(?:c(?P<cluster>[2-9]|[1-9]\d+))?"
-    r"_(?P<kind>dense|moe)_(?P<arch>sm\d+[af]?)"
+    r"_(?P<kind>dense|moe|grouped)_(?P<arch>sm\d+[af]?)"
 )
 
 
@@ -175,7 +178,14 @@ def parse_name(name: str) -> KernelConfig:
         family=match["family"],
         types=GemmTypes(*(ALL[match[field]] for field in "absc")),
         group_size=-1 if match["group"] == "ch" else int(match["group"]),
-        tile=Tile(*(int(match[field]) for field in ("m", "n", "k", "stages")), int(match["cluster"] or 1)),
-        indexed=match["kind"] == "moe",
+        tile=Tile(
+            tile_m=int(match["m"]),
+            tile_n=int(match["n"]),
+            tile_k=int(match["k"]),
+            stages=int(match["stages"]),
+            cluster=int(match["cluster"] or 1),
+        ),
+        indexed=match["kind"] != "dense",
         arch=archs.parse(match["arch"]),
+        grouped=match["kind"] == "grouped",
     )

@@ -15,7 +15,7 @@ from .. import families
 from . import cuda, params
 from .loader import GemmKernel, LoadedKernel
 from .tensor_map import SIZE as TENSOR_MAP_SIZE
-from .tensor_map import tensor_map
+from .tensor_map import Matrix, tensor_map
 from .workspace import workspace
 
 ROUTE_THREADS = 1024  # kThreads of cuda/billhook/kernel/route.cuh
@@ -46,7 +46,7 @@ _arguments = _Arguments()
 
 
 def grid(gemm: GemmKernel, tiles_m: int, strips: int, blocks: int, split_k: bool) -> int:
-    """Return how many CTAs share the work, in whole clusters: no more than run at once, and no more than there are pieces.
+    """Return how many CTAs share the work, in whole clusters: as many as run at once, or as there are pieces.
 
     Args:
         gemm: The kernel.
@@ -135,7 +135,8 @@ def launch_gemm(
     )
     if families.takes_tensor_map(gemm.config):
         tile = gemm.config.tile
-        encoded = tensor_map(gemm.config.types.a.name, a, m, k, lda, tile.tile_m // tile.cluster)
+        matrix = Matrix(gemm.config.types.a.name, a, rows=m, features=k, stride=lda)
+        encoded = tensor_map(matrix, tile.tile_m // tile.cluster)
         ctypes.memmove(_arguments.tensor_map, encoded, TENSOR_MAP_SIZE)
     launch_kernel(kernel, ctas, stream, _arguments.gemm_pointers)
 

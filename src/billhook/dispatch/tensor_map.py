@@ -1,4 +1,4 @@
-"""Tensor maps: what the Tensor Memory Accelerator (TMA) of SM90 must know of the activations of a dense layer.
+"""Tensor maps: what the Tensor Memory Accelerator (TMA) of SM90 must know of activations.
 
 One is 128 bytes, made by the driver from address, extents and box, and passed to the
 kernel by value. Making one takes microseconds, so those in use are kept.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import CudaError, ToolchainError
 from . import cuda
@@ -16,22 +16,36 @@ from . import cuda
 SIZE = 128
 _ALIGNMENT = 64  # CUtensorMap's
 _MOST_KEPT = 4096
-# Source: CUDA Driver API, "Tensor Map Object Management": CUtensorMapDataType and the enumerations that follow it.
+# Source: CUDA Driver API, "Tensor Map Object Management": CUtensorMapDataType and the enumerations after it.
 _TYPES = {"f16": 6, "bf16": 9}
 _NO_INTERLEAVE, _SWIZZLE_128B, _L2_PROMOTION_256B, _FILL_ZEROS = 0, 3, 3, 0
 _BOX_FEATURES = 64  # 128 bytes: what the swizzle spans
 
 
-@lru_cache(maxsize=_MOST_KEPT)
-def tensor_map(element: str, address: int, rows: int, features: int, stride: int, box_rows: int) -> bytes:
-    """Return the tensor map of a row-major matrix whose boxes of 64 features lie in shared memory as wgmma reads them.
+class Matrix(NamedTuple):
+    """A row-major matrix in GPU memory.
 
     Args:
         element: "f16" or "bf16".
         address: Of the first element, a multiple of 16 bytes.
-        rows: Rows; boxes that reach beyond are filled with zeros.
-        features: Elements of a row, likewise.
+        rows: Rows.
+        features: Elements of a row.
         stride: Elements between rows, a multiple of 8.
+    """
+
+    element: str
+    address: int
+    rows: int
+    features: int
+    stride: int
+
+
+@lru_cache(maxsize=_MOST_KEPT)
+def tensor_map(matrix: Matrix, box_rows: int) -> bytes:
+    """Return the tensor map by which boxes of 64 features come into shared memory as wgmma reads them.
+
+    Args:
+        matrix: The activations; boxes that reach beyond are filled with zeros.
         box_rows: Rows of a box, at most 256.
 
     Raises:
@@ -41,11 +55,11 @@ def tensor_map(element: str, address: int, rows: int, features: int, stride: int
     at = -(-ctypes.addressof(memory) // _ALIGNMENT) * _ALIGNMENT
     status = _encoder()(
         ctypes.c_void_p(at),
-        _TYPES[element],
+        _TYPES[matrix.element],
         2,
-        ctypes.c_void_p(address),
-        (ctypes.c_uint64 * 2)(features, rows),
-        (ctypes.c_uint64 * 1)(2 * stride),
+        ctypes.c_void_p(matrix.address),
+        (ctypes.c_uint64 * 2)(matrix.features, matrix.rows),
+        (ctypes.c_uint64 * 1)(2 * matrix.stride),
         (ctypes.c_uint32 * 2)(_BOX_FEATURES, box_rows),
         (ctypes.c_uint32 * 2)(1, 1),
         _NO_INTERLEAVE,
@@ -55,8 +69,9 @@ def tensor_map(element: str, address: int, rows: int, features: int, stride: int
     )
     if status != 0:
         raise CudaError(
-            f"cuTensorMapEncodeTiled failed with {status} for {rows} x {features} {element} activations at "
-            f"{address:#x}, {stride} elements between rows; address and rows must be aligned to 16 bytes"
+            f"cuTensorMapEncodeTiled failed with {status} for {matrix.rows} x {matrix.features} "
+            f"{matrix.element} activations at {matrix.address:#x}, {matrix.stride} elements between rows; "
+            "address and rows must be aligned to 16 bytes"
         )
     return ctypes.string_at(at, SIZE)
 

@@ -11,9 +11,7 @@ from . import base
 
 FAMILY = "machete"
 FEWEST_STAGES = 2  # one to compute while the other is filled
-PARTIALS_PER_CTA = (
-    1  # it begins in the middle of one output tile at most; the part of one it ends in stays in registers
-)
+PARTIALS_PER_CTA = 1  # it begins in the middle of one tile at most; the part of its last stays in registers
 CLUSTERS = (1, 2, 4)
 _WARPGROUP = 128
 _ALIGNMENT = 1024  # of a stage: what wgmma's 128-byte swizzle repeats after
@@ -32,7 +30,7 @@ def threads(config: KernelConfig) -> int:
 
 
 def sums(config: KernelConfig) -> int:
-    """Return the float32 sums that a thread holds: a warpgroup shares strips of 64 features x tile_m tokens."""
+    """Return the float32 sums that a thread of a consumer holds, which computes whole strips of features."""
     return config.tile.strips * STRIP * config.tile.tile_m // (consumers(config) * _WARPGROUP)
 
 
@@ -64,8 +62,10 @@ def illegal(config: KernelConfig) -> str | None:
         return f"tile_m must be at most 128 with tile_n = {tile.tile_n} (got {tile.tile_m})"
     if tile.cluster not in CLUSTERS or tile.tile_m % (8 * tile.cluster):
         return f"cluster must be 1, 2 or 4 and divide tile_m / 8 = {tile.tile_m // 8} (got {tile.cluster})"
-    if config.indexed and tile.cluster > 1:
-        return f"cluster must be 1 for MoE: rows that are looked up are not shared (got {tile.cluster})"
+    if config.grouped and not config.indexed:
+        return "rows are grouped for MoE layers only"
+    if config.indexed and not config.grouped and tile.cluster > 1:
+        return f"cluster must be 1 for MoE whose rows are looked up, not grouped (got {tile.cluster})"
     return base.too_large(config, shared_memory(config))
 
 
@@ -78,5 +78,5 @@ def rounds_weights(config: KernelConfig) -> bool:
 
 
 def takes_tensor_map(config: KernelConfig) -> bool:
-    """Return whether the kernel's second argument is a tensor map of the activations: for dense layers."""
-    return not config.indexed
+    """Return whether a tensor map of the activations is the second argument: unless rows are looked up."""
+    return config.grouped or not config.indexed

@@ -38,6 +38,8 @@ def illegal(config: KernelConfig) -> str | None:
         why = f"tile_k must cover a group of {config.group_size} (got {config.tile.tile_k})"
     if why is None and config.tile.cluster > 1:
         why = f"cluster must be 1 for marlin (got {config.tile.cluster})"
+    if why is None and config.grouped:
+        why = "marlin looks its rows up; they must not be grouped"
     if why is None and not 64 <= threads(config) <= 512:
         why = f"tile_n / 64 * tile_k / 64 must give 2 to 16 warps (got {threads(config) // 32})"
     return why or base.too_large(config, shared_memory(config))

@@ -14,7 +14,7 @@ from billhook.arch import parse
 from billhook.build.headers import included_headers
 from billhook.build.nvrtc import compile_text
 from billhook.catalog import Shape, deepest, load
-from billhook.config import GemmTypes, KernelConfig, Tile
+from billhook.config import GemmTypes, Tile
 from billhook.dispatch import launch, params
 from billhook.dtypes import BF16, U4B8
 from billhook.errors import CompileError
@@ -25,17 +25,17 @@ from billhook.formats import packed
 HEADERS = Path(billhook.__file__).parent / "cuda/billhook/problem"
 ARCH = parse("9.0a")
 TYPES = GemmTypes(BF16, U4B8, BF16, BF16)
-LARGEST = Shape(
-    "machete", Tile(64, 256, 128, 5, 4)
-)  # beside what the catalog lists: four consumers, four CTAs
+# Beside what the catalog lists: four consumers, four CTAs.
+LARGEST = Shape("machete", Tile(64, 256, 128, 5, 4))
 LEGAL = [
     config
     for shape in (*load().shapes, LARGEST)
     for one in load().formats
     for types in one.types()
     for group in one.group_sizes
-    for indexed in (False, True)
-    if families.illegal(config := deepest(shape.kernel(types, group, indexed, ARCH))[0]) is None
+    for indexed, grouped in ((False, False), (True, False), (True, True))
+    if (kernel := replace(shape.kernel(types, group, indexed, ARCH), grouped=grouped))
+    and families.illegal(config := deepest(kernel)[0]) is None
 ]
 
 
@@ -64,16 +64,11 @@ def test_memory_threads_and_rounding_are_those_of_the_kernel() -> None:
     lines.append("using namespace billhook;")
     for config in LEGAL:
         tile = config.tile
-        cluster = (tile.cluster,) if config.family == "machete" else ()
-        sizes = (
-            tile.tile_m,
-            tile.tile_n,
-            tile.tile_k,
-            tile.stages,
-            *cluster,
-            config.group_size,
-            int(config.indexed),
-        )
+        sizes = [tile.tile_m, tile.tile_n, tile.tile_k, tile.stages]
+        if config.family == "machete":
+            sizes += [tile.cluster, config.group_size, int(config.indexed), int(config.grouped)]
+        else:
+            sizes += [config.group_size, int(config.indexed)]
         types = f"{config.types.a}, {config.types.b}, {config.types.s}"
         kernel = f"{config.family}::Config<{types}, {', '.join(map(str, sizes))}>"
         lines += [
