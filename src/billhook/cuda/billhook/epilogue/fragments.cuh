@@ -18,7 +18,7 @@ namespace billhook {
 #if __CUDA_ARCH__ >= 900
 template <class C>
 struct FragmentEpilogue {
-  using T = typename C::Activation;
+  using T = typename C::Output;
   static constexpr i32 strips = C::strips / C::consumer_warpgroups;
   static constexpr i32 quads = strips * C::columns;   // accumulators of a thread
   static constexpr i32 kBatch = C::epilogue_tokens / 8;  // of them at a time
@@ -149,7 +149,7 @@ struct FragmentEpilogue {
     __device__ __forceinline__ Features(const FragmentEpilogue& e, i32 expert, i32 strip_) : strip(strip_) {
       const GemmParams& p = e.p;
       const i32 g = e.lane / 4, feature = strip * kStrip + e.warp * 16 + g;
-      upper = lower = p.global_scales && expert >= 0 ? p.global_scales[expert] : 1;
+      upper = lower = C::factor * (p.global_scales && expert >= 0 ? p.global_scales[expert] : 1);
       if (expert < 0 || feature - g >= p.n) return;  // n is a multiple of 16: a warp has all of its rows, or none
       if constexpr (C::channel_scales) {  // row 16 i + 8 h + g of a strip lies at 8 g + 2 i + h
         const i64 pairs = (static_cast<i64>(expert) * p.strips + strip) * (kStrip / 2);

@@ -11,24 +11,43 @@
 #include "billhook/epilogue/fragments.cuh"
 #include "billhook/mainloop/produce.cuh"
 #include "billhook/mainloop/wgmma.cuh"
+#include "billhook/mainloop/wgmma_narrow.cuh"
 #include "billhook/ptx/grid.cuh"
 #include "billhook/ptx/warpgroup.cuh"
 
 namespace billhook {
 
-// A CUtensorMap: 2-D, boxes of 64 features x tile_m / cluster tokens of A, 128-byte swizzle.
+// A CUtensorMap: 2-D, boxes of 128 bytes of features x tile_m / cluster tokens of A, 128-byte swizzle.
 struct alignas(64) TensorMap {
   u64 opaque[16];
 };
 
 namespace machete {
 
+// Of a type by condition: the standard library is not at hand.
+template <bool first, class A, class B>
+struct Choose {
+  using Type = A;
+};
+template <class A, class B>
+struct Choose<false, A, B> {
+  using Type = B;
+};
+
+template <class Activation, class Weight>
+constexpr __host__ __device__ float weight_factor() {
+  if constexpr (bits<Activation> == 8) return 1 / Narrow<Activation, Weight>::unit;
+  return 1;
+}
+
 template <class Activation_, class Weight_, class Scale_, i32 tile_m_, i32 tile_n_, i32 tile_k_, i32 stages_,
           i32 cluster_, i32 group_size_, bool indexed_, bool grouped_>
 struct Config {
   using Activation = Activation_;
   using Weight = Weight_;
-  using Scale = Scale_;  // Activation, or of 8 bits
+  using Scale = Scale_;  // 16-bit: the type of the output; or of 8 bits
+  static constexpr bool narrow = bits<Activation> == 8;
+  using Output = typename Choose<narrow, Scale, Activation>::Type;
   static constexpr i32 tile_m = tile_m_, tile_n = tile_n_, tile_k = tile_k_, stages = stages_;
   static constexpr i32 cluster = cluster_;        // CTAs along n that share activations
   static constexpr i32 group_size = group_size_;  // -1: one scale per output channel
@@ -44,15 +63,16 @@ struct Config {
   static constexpr i32 columns = tile_m / 8;  // 8-token columns of the MMA
   static constexpr bool channel_scales = group_size == -1;
   static constexpr bool scale_sums = false;    // group scales multiply the weights, rounded once to 16 bits
-  static constexpr bool token_scales = false;  // for 8-bit activations
+  static constexpr bool token_scales = narrow;
+  static constexpr float factor = weight_factor<Activation, Weight>();  // of the sums, for what weights are multiplied as
   static constexpr i32 groups_per_stage = channel_scales ? 0 : tile_k > group_size ? tile_k / group_size : 1;
   static constexpr i32 zero_groups = !has_zeros<Weight> ? 0 : channel_scales ? 1 : groups_per_stage;
-  // Offsets in a stage. Activations come in blocks of 64 features that wgmma reads: 128-byte rows, swizzled, 1024-aligned.
+  // Offsets in a stage. Activations come in blocks that wgmma reads: rows of 128 bytes, swizzled, 1024-aligned.
   static constexpr i32 activations_at = 0;
-  static constexpr i32 codes_at = tile_m * tile_k * 2;
+  static constexpr i32 codes_at = tile_m * tile_k * bits<Activation> / 8;
   static constexpr i32 scales_at = codes_at + strips * blocks * block_bytes<Weight>;
   static constexpr i32 zeros_at = scales_at + strips * groups_per_stage * row_bytes<Scale>;
-  static constexpr i32 stage_bytes = (zeros_at + strips * zero_groups * row_bytes<Activation> + 1023) / 1024 * 1024;
+  static constexpr i32 stage_bytes = (zeros_at + strips * zero_groups * row_bytes<Output> + 1023) / 1024 * 1024;
 
   // Offsets in dynamic shared memory. Each consumer has a scratch for a batch of tokens of a strip, or two to take turns.
   static constexpr i32 epilogue_tokens = tile_m % 32 == 0 && sums > 16 ? 32 : 16, scratch_bytes = epilogue_tokens * kStrip * 2;
@@ -78,13 +98,16 @@ struct Config {
   static_assert(sizeof(Waves) <= 64, "waves");
   static_assert(stages >= 2 && stages <= 8, "stages");
   static_assert(!gathers || cluster == 1, "rows that are looked up are not shared");
+  static constexpr i32 chunk = 128 * 8 / bits<Activation>;  // features of a block of activations
+  static_assert(tile_k % chunk == 0, "tile_k");
+  static_assert(!narrow || (channel_scales && !gathers), "8-bit activations have channel scales, and their rows are not gathered");
   static_assert(indexed || !grouped, "only the rows of MoE are grouped");
 };
 
 #if __CUDA_ARCH_FEAT_SM90_ALL
 template <class C>
 __device__ __forceinline__ void consume(const GemmParams& p, const Waves& waves, u32 shared, i32 rank) {
-  Consumer<C> consumer;
+  typename Choose<C::narrow, NarrowConsumer<C>, Consumer<C>>::Type consumer;
   const FragmentEpilogue<C> epilogue{p, waves, shared, rank};
   Walk walk{waves};
   Segment at;
@@ -130,7 +153,7 @@ __device__ __forceinline__ void run(const GemmParams& p, const TensorMap* map = 
     constexpr i32 worker_strips = C::strips * C::cluster;
     const i32 workers = gridDim.x / C::cluster;
     waves.init(tiles_m, (p.strips + worker_strips - 1) / worker_strips, (p.blocks + C::blocks - 1) / C::blocks, C::tile_k,
-               C::tile_m * p.k * 2, p.split_k, workers, workers - 1 - static_cast<i32>(blockIdx.x) / C::cluster);
+               C::tile_m * p.k * (bits<typename C::Activation> / 8), p.split_k, workers, workers - 1 - static_cast<i32>(blockIdx.x) / C::cluster);
   }
   if constexpr (C::cluster > 1)
     ptx::cluster_sync();

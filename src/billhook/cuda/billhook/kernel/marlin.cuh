@@ -52,8 +52,9 @@ struct Config {
   static constexpr i32 ahead = stages - 1;
   static constexpr bool async_reads = false;
 
-  // 16 warps an SM hide latency best, where they fit; above 24 tokens the sums of a warp need the registers of two.
-  static constexpr i32 resident_warps = tile_m <= 24 ? 16 : 8;
+  // 16 warps an SM hide latency best, where they fit; above 24 tokens the sums of a warp need the registers of two, above 16
+  // with zero points and rows to look up.
+  static constexpr i32 resident_warps = tile_m <= (has_zeros<Weight> && indexed ? 16 : 24) ? 16 : 8;
   static constexpr i32 min_ctas = fitting_ctas(resident_warps > warps ? resident_warps / warps : 1, shared_bytes);
 
   using Warps = MmaSync<Config>;

@@ -13,7 +13,7 @@ namespace billhook {
 #if __CUDA_ARCH__ >= 900
 template <class C>
 struct Producer {
-  using T = typename C::Activation;
+  using T = typename C::Output;
   using Weight = typename C::Weight;
   using Scale = typename C::Scale;
 
@@ -66,7 +66,7 @@ struct Producer {
     }
   }
 
-  static constexpr u32 kActivationBytes = C::tile_m * C::tile_k * 2;
+  static constexpr u32 kActivationBytes = C::codes_at;
 
   // Requests codes, scales and zero points, and tells the barrier of them and of `others` bytes that will come.
   __device__ __forceinline__ void request_weights(i32 slot, i32 k_stage, i32 expert, u32 others) const {
@@ -99,9 +99,9 @@ struct Producer {
   __device__ __forceinline__ void request_activations(i32 k_stage) const {
     constexpr i32 rows = C::tile_m / C::cluster;
 #pragma unroll
-    for (i32 block = 0; block < C::blocks; ++block) {
+    for (i32 block = 0; block < C::tile_k / C::chunk; ++block) {
       const u32 to = stage(slot) + C::activations_at + (block * C::tile_m + rank * rows) * 128;
-      const i32 x = k_stage * C::tile_k + block * kStrip, y = at.tile_m * C::tile_m + rank * rows;
+      const i32 x = k_stage * C::tile_k + block * C::chunk, y = at.tile_m * C::tile_m + rank * rows;
       if constexpr (C::cluster > 1)
         ptx::tensor_copy_multicast(to, map, x, y, full(slot), (1 << C::cluster) - 1);
       else

@@ -1,5 +1,6 @@
-// wgmma: one warpgroup (4 warps) computes D[64 x N] += A[64 x 16] B[16 x N], asynchronously. A comes from registers: warp w
-// holds rows 16 w .. 16 w + 15 as one mma.m16n8k16 fragment. B lies in shared memory. SM90a alone.
+// wgmma: one warpgroup (4 warps) computes D[64 x N] += A[64 x 16] B[16 x N] (32 of 8-bit elements), asynchronously. A comes
+// from registers: warp w holds rows 16 w .. 16 w + 15 as one fragment of mma.m16n8k16 (m16n8k32). B lies in shared memory.
+// SM90a alone.
 // Source: PTX ISA 9.0, "Asynchronous warpgroup level matrix instructions", "Matrix-Descriptor Format".
 #pragma once
 #include "billhook/mma/mma_sync.cuh"
@@ -45,46 +46,47 @@ struct Wgmma;
 #define BILLHOOK_H2 ", %32, %33, %34, %35, %36, %37, %38, %39"
 #define BILLHOOK_H3 ", %48, %49, %50, %51, %52, %53, %54, %55"
 
-#define BILLHOOK_WGMMA(T, NAME, COLUMNS, N, D, A, B, ADD, ...)                                                 \
+#define BILLHOOK_WGMMA(T, KIND, MORE, COLUMNS, N, D, A, B, ADD, ...)                                                 \
   template <>                                                                                                  \
   struct Wgmma<T, COLUMNS> {                                                                                   \
     static __device__ __forceinline__ void run(Accumulator* d, const Fragment& a, u64 b, bool add) {           \
       asm volatile("{ .reg .pred add; setp.ne.s32 add, " ADD ", 0;\n"                                          \
-                   "wgmma.mma_async.sync.aligned.m64n" N "k16.f32." NAME "." NAME " {" D "}, {" A "}, "        \
-                   B ", add, 1, 1, 0; }"                                                                       \
+                   "wgmma.mma_async.sync.aligned.m64n" N KIND " {" D "}, {" A "}, "        \
+                   B ", add, 1, 1" MORE "; }"                                                                       \
                    : __VA_ARGS__                                                                               \
                    : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "l"(b), "r"(static_cast<i32>(add))); \
     }                                                                                                          \
   };
 
 // The widths that tiles are made of (below). Operands after those of D: four of A, B's descriptor, `add`.
-#define BILLHOOK_WGMMAS(T, NAME) \
-  BILLHOOK_WGMMA(T, NAME, 2, "16", "%0, %1, %2, %3, %4, %5, %6, %7", "%8, %9, %10, %11", "%12", "%13", \
+#define BILLHOOK_WGMMAS(T, KIND, MORE) \
+  BILLHOOK_WGMMA(T, KIND, MORE, 2, "16", "%0, %1, %2, %3, %4, %5, %6, %7", "%8, %9, %10, %11", "%12", "%13", \
                  BILLHOOK_D(0), BILLHOOK_D(1)) \
-  BILLHOOK_WGMMA(T, NAME, 4, "32", BILLHOOK_R0, "%16, %17, %18, %19", "%20", "%21", \
+  BILLHOOK_WGMMA(T, KIND, MORE, 4, "32", BILLHOOK_R0, "%16, %17, %18, %19", "%20", "%21", \
                  BILLHOOK_D4(0)) \
-  BILLHOOK_WGMMA(T, NAME, 6, "48", BILLHOOK_R0 BILLHOOK_H1, "%24, %25, %26, %27", "%28", "%29", \
+  BILLHOOK_WGMMA(T, KIND, MORE, 6, "48", BILLHOOK_R0 BILLHOOK_H1, "%24, %25, %26, %27", "%28", "%29", \
                  BILLHOOK_D4(0), BILLHOOK_D(4), BILLHOOK_D(5)) \
-  BILLHOOK_WGMMA(T, NAME, 8, "64", BILLHOOK_R0 BILLHOOK_R1, "%32, %33, %34, %35", "%36", "%37", \
+  BILLHOOK_WGMMA(T, KIND, MORE, 8, "64", BILLHOOK_R0 BILLHOOK_R1, "%32, %33, %34, %35", "%36", "%37", \
                  BILLHOOK_D8(0)) \
-  BILLHOOK_WGMMA(T, NAME, 10, "80", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_H2, "%40, %41, %42, %43", "%44", "%45", \
+  BILLHOOK_WGMMA(T, KIND, MORE, 10, "80", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_H2, "%40, %41, %42, %43", "%44", "%45", \
                  BILLHOOK_D8(0), BILLHOOK_D(8), BILLHOOK_D(9)) \
-  BILLHOOK_WGMMA(T, NAME, 12, "96", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2, "%48, %49, %50, %51", "%52", "%53", \
+  BILLHOOK_WGMMA(T, KIND, MORE, 12, "96", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2, "%48, %49, %50, %51", "%52", "%53", \
                  BILLHOOK_D8(0), BILLHOOK_D4(8)) \
-  BILLHOOK_WGMMA(T, NAME, 14, "112", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2 BILLHOOK_H3, "%56, %57, %58, %59", "%60", "%61", \
+  BILLHOOK_WGMMA(T, KIND, MORE, 14, "112", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2 BILLHOOK_H3, "%56, %57, %58, %59", "%60", "%61", \
                  BILLHOOK_D8(0), BILLHOOK_D4(8), BILLHOOK_D(12), BILLHOOK_D(13)) \
-  BILLHOOK_WGMMA(T, NAME, 16, "128", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2 BILLHOOK_R3, "%64, %65, %66, %67", "%68", "%69", \
+  BILLHOOK_WGMMA(T, KIND, MORE, 16, "128", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2 BILLHOOK_R3, "%64, %65, %66, %67", "%68", "%69", \
                  BILLHOOK_D8(0), BILLHOOK_D8(8)) \
-  BILLHOOK_WGMMA(T, NAME, 20, "160", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2 BILLHOOK_R3 BILLHOOK_R4, "%80, %81, %82, %83", "%84", "%85", \
+  BILLHOOK_WGMMA(T, KIND, MORE, 20, "160", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2 BILLHOOK_R3 BILLHOOK_R4, "%80, %81, %82, %83", "%84", "%85", \
                  BILLHOOK_D8(0), BILLHOOK_D8(8), BILLHOOK_D4(16)) \
-  BILLHOOK_WGMMA(T, NAME, 24, "192", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2 BILLHOOK_R3 BILLHOOK_R4 BILLHOOK_R5, "%96, %97, %98, %99", "%100", "%101", \
+  BILLHOOK_WGMMA(T, KIND, MORE, 24, "192", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2 BILLHOOK_R3 BILLHOOK_R4 BILLHOOK_R5, "%96, %97, %98, %99", "%100", "%101", \
                  BILLHOOK_D8(0), BILLHOOK_D8(8), BILLHOOK_D8(16)) \
-  BILLHOOK_WGMMA(T, NAME, 28, "224", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2 BILLHOOK_R3 BILLHOOK_R4 BILLHOOK_R5 BILLHOOK_R6, "%112, %113, %114, %115", "%116", "%117", \
+  BILLHOOK_WGMMA(T, KIND, MORE, 28, "224", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2 BILLHOOK_R3 BILLHOOK_R4 BILLHOOK_R5 BILLHOOK_R6, "%112, %113, %114, %115", "%116", "%117", \
                  BILLHOOK_D8(0), BILLHOOK_D8(8), BILLHOOK_D8(16), BILLHOOK_D4(24)) \
-  BILLHOOK_WGMMA(T, NAME, 32, "256", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2 BILLHOOK_R3 BILLHOOK_R4 BILLHOOK_R5 BILLHOOK_R6 BILLHOOK_R7, "%128, %129, %130, %131", "%132", "%133", \
+  BILLHOOK_WGMMA(T, KIND, MORE, 32, "256", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2 BILLHOOK_R3 BILLHOOK_R4 BILLHOOK_R5 BILLHOOK_R6 BILLHOOK_R7, "%128, %129, %130, %131", "%132", "%133", \
                  BILLHOOK_D8(0), BILLHOOK_D8(8), BILLHOOK_D8(16), BILLHOOK_D8(24))
-BILLHOOK_WGMMAS(f16, "f16")
-BILLHOOK_WGMMAS(bf16, "bf16")
+BILLHOOK_WGMMAS(f16, "k16.f32.f16.f16", ", 0")  // 0: B is not transposed
+BILLHOOK_WGMMAS(bf16, "k16.f32.bf16.bf16", ", 0")
+BILLHOOK_WGMMAS(e4m3fn, "k32.f32.e4m3.e4m3", "")
 
 #undef BILLHOOK_WGMMAS
 #undef BILLHOOK_WGMMA
