@@ -8,7 +8,7 @@
 // CTAs of lower index, which start no later than itself. Parts are kept as the registers hold them: no order to restore.
 #pragma once
 #include "billhook/mainloop/load.cuh"
-#include "billhook/mma/mma_sync.cuh"
+#include "billhook/mma/wgmma.cuh"
 #include "billhook/ptx/memory.cuh"
 #include "billhook/ptx/warpgroup.cuh"
 #include "billhook/schedule/waves.cuh"
@@ -22,7 +22,8 @@ struct FragmentEpilogue {
   static constexpr i32 strips = C::strips / C::consumer_warpgroups;
   static constexpr i32 quads = strips * C::columns;   // accumulators of a thread
   static constexpr i32 kBatch = C::epilogue_tokens / 8;  // of them at a time
-  using Sums = Accumulator[strips][C::columns];
+  using Sum = typename SumOf<typename C::Activation>::Type;
+  using Sums = Sum[strips][C::columns];
 
   const GemmParams& p;
   const Waves& waves;
@@ -65,7 +66,7 @@ struct FragmentEpilogue {
         const i32 first = s * C::columns + j;
         Accumulator sum[kBatch];
 #pragma unroll
-        for (i32 i = 0; i < kBatch; ++i) sum[i] = sums[s][j + i];
+        for (i32 i = 0; i < kBatch; ++i) sum[i] = to_float(sums[s][j + i]);
         if (last > waves.worker) {
           collect(sum, part, first, last);
           if (first + kBatch < quads) request(part, waves.worker + 1, first + kBatch);
@@ -84,6 +85,11 @@ struct FragmentEpilogue {
     return bits == kEmpty ? 0x7fffffffu : bits;  // another NaN
   }
 
+  static __device__ __forceinline__ Accumulator to_float(const Sum& sum) {
+    return {static_cast<float>(sum.v[0]), static_cast<float>(sum.v[1]), static_cast<float>(sum.v[2]),
+            static_cast<float>(sum.v[3])};
+  }
+
   __device__ __forceinline__ u32x4* slot(i32 of_worker) const {
     const i64 cta = static_cast<i64>(of_worker) * C::cluster + rank;
     return reinterpret_cast<u32x4*>(p.partials) + cta * (quads * C::consumer_threads) + threadIdx.x;
@@ -95,8 +101,9 @@ struct FragmentEpilogue {
     for (i32 s = 0; s < strips; ++s)
 #pragma unroll
       for (i32 j = 0; j < C::columns; ++j) {
-        const float* v = sums[s][j].v;
-        ptx::store_relaxed(to + (s * C::columns + j) * C::consumer_threads, {word(v[0]), word(v[1]), word(v[2]), word(v[3])});
+        const Accumulator sum = to_float(sums[s][j]);
+        ptx::store_relaxed(to + (s * C::columns + j) * C::consumer_threads,
+                           {word(sum.v[0]), word(sum.v[1]), word(sum.v[2]), word(sum.v[3])});
       }
   }
 

@@ -1,7 +1,8 @@
 // As wgmma.cuh, for activations of 8 bits: a block of them, 128 bytes of a token, meets two blocks of codes. Scales of channels
 // and of tokens multiply the sums at the end. SM90a alone.
 //
-// The tensor cores of SM90 add products of e4m3 with fewer bits than float32 has; nothing here is added outside them.
+// Products of s8 are added in 32-bit integers, those of e4m3 by SM90's tensor cores with fewer bits than float32 has; nothing
+// is added outside them.
 #pragma once
 #include "billhook/mma/wgmma.cuh"
 #include "billhook/numeric/narrow.cuh"
@@ -21,7 +22,7 @@ struct NarrowConsumer {
 
   const i32 lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
   const i32 strip = threadIdx.x / 128 * strips;  // the first one
-  Accumulator sums[strips][C::columns];          // rows 16 warp + g and + 8 of a strip, by 8 tokens
+  typename SumOf<A>::Type sums[strips][C::columns];  // rows 16 warp + g and + 8 of a strip, by 8 tokens
 
   // As Consumer's. A block past the end of k meets activations of zero.
   __device__ __forceinline__ void multiply(u32 stage, i32, bool add, u32 before) {

@@ -7,6 +7,20 @@
 
 namespace billhook {
 
+struct IntegerAccumulator {
+  i32 v[4];
+};
+
+// The sums of products of T.
+template <class T>
+struct SumOf {
+  using Type = Accumulator;
+};
+template <>
+struct SumOf<s8> {
+  using Type = IntegerAccumulator;
+};
+
 #if __CUDA_ARCH_FEAT_SM90_ALL
 // Registers written before are read by what is issued after.
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -29,9 +43,9 @@ __device__ __forceinline__ u64 wgmma_descriptor(u32 address) {
 template <class T, int columns>
 struct Wgmma;
 
-#define BILLHOOK_D(i) "+f"(d[i].v[0]), "+f"(d[i].v[1]), "+f"(d[i].v[2]), "+f"(d[i].v[3])
-#define BILLHOOK_D4(i) BILLHOOK_D(i), BILLHOOK_D(i + 1), BILLHOOK_D(i + 2), BILLHOOK_D(i + 3)
-#define BILLHOOK_D8(i) BILLHOOK_D4(i), BILLHOOK_D4(i + 4)
+#define BILLHOOK_D(c, i) c(d[i].v[0]), c(d[i].v[1]), c(d[i].v[2]), c(d[i].v[3])
+#define BILLHOOK_D4(c, i) BILLHOOK_D(c, i), BILLHOOK_D(c, i + 1), BILLHOOK_D(c, i + 2), BILLHOOK_D(c, i + 3)
+#define BILLHOOK_D8(c, i) BILLHOOK_D4(c, i), BILLHOOK_D4(c, i + 4)
 
 // Registers of D by sixteens, and by eights (H).
 #define BILLHOOK_R0 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
@@ -46,47 +60,49 @@ struct Wgmma;
 #define BILLHOOK_H2 ", %32, %33, %34, %35, %36, %37, %38, %39"
 #define BILLHOOK_H3 ", %48, %49, %50, %51, %52, %53, %54, %55"
 
-#define BILLHOOK_WGMMA(T, KIND, MORE, COLUMNS, N, D, A, B, ADD, ...)                                                 \
+#define BILLHOOK_WGMMA(T, SUM, KIND, MORE, COLUMNS, N, D, A, B, ADD, ...)                                                 \
   template <>                                                                                                  \
   struct Wgmma<T, COLUMNS> {                                                                                   \
-    static __device__ __forceinline__ void run(Accumulator* d, const Fragment& a, u64 b, bool add) {           \
+    static __device__ __forceinline__ void run(SUM* d, const Fragment& a, u64 b, bool add) {           \
       asm volatile("{ .reg .pred add; setp.ne.s32 add, " ADD ", 0;\n"                                          \
                    "wgmma.mma_async.sync.aligned.m64n" N KIND " {" D "}, {" A "}, "        \
-                   B ", add, 1, 1" MORE "; }"                                                                       \
+                   B ", add" MORE "; }"                                                                       \
                    : __VA_ARGS__                                                                               \
                    : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "l"(b), "r"(static_cast<i32>(add))); \
     }                                                                                                          \
   };
 
 // The widths that tiles are made of (below). Operands after those of D: four of A, B's descriptor, `add`.
-#define BILLHOOK_WGMMAS(T, KIND, MORE) \
-  BILLHOOK_WGMMA(T, KIND, MORE, 2, "16", "%0, %1, %2, %3, %4, %5, %6, %7", "%8, %9, %10, %11", "%12", "%13", \
-                 BILLHOOK_D(0), BILLHOOK_D(1)) \
-  BILLHOOK_WGMMA(T, KIND, MORE, 4, "32", BILLHOOK_R0, "%16, %17, %18, %19", "%20", "%21", \
-                 BILLHOOK_D4(0)) \
-  BILLHOOK_WGMMA(T, KIND, MORE, 6, "48", BILLHOOK_R0 BILLHOOK_H1, "%24, %25, %26, %27", "%28", "%29", \
-                 BILLHOOK_D4(0), BILLHOOK_D(4), BILLHOOK_D(5)) \
-  BILLHOOK_WGMMA(T, KIND, MORE, 8, "64", BILLHOOK_R0 BILLHOOK_R1, "%32, %33, %34, %35", "%36", "%37", \
-                 BILLHOOK_D8(0)) \
-  BILLHOOK_WGMMA(T, KIND, MORE, 10, "80", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_H2, "%40, %41, %42, %43", "%44", "%45", \
-                 BILLHOOK_D8(0), BILLHOOK_D(8), BILLHOOK_D(9)) \
-  BILLHOOK_WGMMA(T, KIND, MORE, 12, "96", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2, "%48, %49, %50, %51", "%52", "%53", \
-                 BILLHOOK_D8(0), BILLHOOK_D4(8)) \
-  BILLHOOK_WGMMA(T, KIND, MORE, 14, "112", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2 BILLHOOK_H3, "%56, %57, %58, %59", "%60", "%61", \
-                 BILLHOOK_D8(0), BILLHOOK_D4(8), BILLHOOK_D(12), BILLHOOK_D(13)) \
-  BILLHOOK_WGMMA(T, KIND, MORE, 16, "128", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2 BILLHOOK_R3, "%64, %65, %66, %67", "%68", "%69", \
-                 BILLHOOK_D8(0), BILLHOOK_D8(8)) \
-  BILLHOOK_WGMMA(T, KIND, MORE, 20, "160", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2 BILLHOOK_R3 BILLHOOK_R4, "%80, %81, %82, %83", "%84", "%85", \
-                 BILLHOOK_D8(0), BILLHOOK_D8(8), BILLHOOK_D4(16)) \
-  BILLHOOK_WGMMA(T, KIND, MORE, 24, "192", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2 BILLHOOK_R3 BILLHOOK_R4 BILLHOOK_R5, "%96, %97, %98, %99", "%100", "%101", \
-                 BILLHOOK_D8(0), BILLHOOK_D8(8), BILLHOOK_D8(16)) \
-  BILLHOOK_WGMMA(T, KIND, MORE, 28, "224", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2 BILLHOOK_R3 BILLHOOK_R4 BILLHOOK_R5 BILLHOOK_R6, "%112, %113, %114, %115", "%116", "%117", \
-                 BILLHOOK_D8(0), BILLHOOK_D8(8), BILLHOOK_D8(16), BILLHOOK_D4(24)) \
-  BILLHOOK_WGMMA(T, KIND, MORE, 32, "256", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2 BILLHOOK_R3 BILLHOOK_R4 BILLHOOK_R5 BILLHOOK_R6 BILLHOOK_R7, "%128, %129, %130, %131", "%132", "%133", \
-                 BILLHOOK_D8(0), BILLHOOK_D8(8), BILLHOOK_D8(16), BILLHOOK_D8(24))
-BILLHOOK_WGMMAS(f16, "k16.f32.f16.f16", ", 0")  // 0: B is not transposed
-BILLHOOK_WGMMAS(bf16, "k16.f32.bf16.bf16", ", 0")
-BILLHOOK_WGMMAS(e4m3fn, "k32.f32.e4m3.e4m3", "")
+#define BILLHOOK_WGMMAS(T, SUM, C, KIND, MORE) \
+  BILLHOOK_WGMMA(T, SUM, KIND, MORE, 2, "16", "%0, %1, %2, %3, %4, %5, %6, %7", "%8, %9, %10, %11", "%12", "%13", \
+                 BILLHOOK_D(C, 0), BILLHOOK_D(C, 1)) \
+  BILLHOOK_WGMMA(T, SUM, KIND, MORE, 4, "32", BILLHOOK_R0, "%16, %17, %18, %19", "%20", "%21", \
+                 BILLHOOK_D4(C, 0)) \
+  BILLHOOK_WGMMA(T, SUM, KIND, MORE, 6, "48", BILLHOOK_R0 BILLHOOK_H1, "%24, %25, %26, %27", "%28", "%29", \
+                 BILLHOOK_D4(C, 0), BILLHOOK_D(C, 4), BILLHOOK_D(C, 5)) \
+  BILLHOOK_WGMMA(T, SUM, KIND, MORE, 8, "64", BILLHOOK_R0 BILLHOOK_R1, "%32, %33, %34, %35", "%36", "%37", \
+                 BILLHOOK_D8(C, 0)) \
+  BILLHOOK_WGMMA(T, SUM, KIND, MORE, 10, "80", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_H2, "%40, %41, %42, %43", "%44", "%45", \
+                 BILLHOOK_D8(C, 0), BILLHOOK_D(C, 8), BILLHOOK_D(C, 9)) \
+  BILLHOOK_WGMMA(T, SUM, KIND, MORE, 12, "96", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2, "%48, %49, %50, %51", "%52", "%53", \
+                 BILLHOOK_D8(C, 0), BILLHOOK_D4(C, 8)) \
+  BILLHOOK_WGMMA(T, SUM, KIND, MORE, 14, "112", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2 BILLHOOK_H3, "%56, %57, %58, %59", "%60", "%61", \
+                 BILLHOOK_D8(C, 0), BILLHOOK_D4(C, 8), BILLHOOK_D(C, 12), BILLHOOK_D(C, 13)) \
+  BILLHOOK_WGMMA(T, SUM, KIND, MORE, 16, "128", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2 BILLHOOK_R3, "%64, %65, %66, %67", "%68", "%69", \
+                 BILLHOOK_D8(C, 0), BILLHOOK_D8(C, 8)) \
+  BILLHOOK_WGMMA(T, SUM, KIND, MORE, 20, "160", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2 BILLHOOK_R3 BILLHOOK_R4, "%80, %81, %82, %83", "%84", "%85", \
+                 BILLHOOK_D8(C, 0), BILLHOOK_D8(C, 8), BILLHOOK_D4(C, 16)) \
+  BILLHOOK_WGMMA(T, SUM, KIND, MORE, 24, "192", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2 BILLHOOK_R3 BILLHOOK_R4 BILLHOOK_R5, "%96, %97, %98, %99", "%100", "%101", \
+                 BILLHOOK_D8(C, 0), BILLHOOK_D8(C, 8), BILLHOOK_D8(C, 16)) \
+  BILLHOOK_WGMMA(T, SUM, KIND, MORE, 28, "224", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2 BILLHOOK_R3 BILLHOOK_R4 BILLHOOK_R5 BILLHOOK_R6, "%112, %113, %114, %115", "%116", "%117", \
+                 BILLHOOK_D8(C, 0), BILLHOOK_D8(C, 8), BILLHOOK_D8(C, 16), BILLHOOK_D4(C, 24)) \
+  BILLHOOK_WGMMA(T, SUM, KIND, MORE, 32, "256", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2 BILLHOOK_R3 BILLHOOK_R4 BILLHOOK_R5 BILLHOOK_R6 BILLHOOK_R7, "%128, %129, %130, %131", "%132", "%133", \
+                 BILLHOOK_D8(C, 0), BILLHOOK_D8(C, 8), BILLHOOK_D8(C, 16), BILLHOOK_D8(C, 24))
+// After `add`: neither A nor B is negated (1, 1), B is not transposed (0).
+BILLHOOK_WGMMAS(f16, Accumulator, "+f", "k16.f32.f16.f16", ", 1, 1, 0")
+BILLHOOK_WGMMAS(bf16, Accumulator, "+f", "k16.f32.bf16.bf16", ", 1, 1, 0")
+BILLHOOK_WGMMAS(e4m3fn, Accumulator, "+f", "k32.f32.e4m3.e4m3", ", 1, 1")
+BILLHOOK_WGMMAS(s8, IntegerAccumulator, "+r", "k32.s32.s8.s8", "")
 
 #undef BILLHOOK_WGMMAS
 #undef BILLHOOK_WGMMA
@@ -106,8 +122,8 @@ BILLHOOK_WGMMAS(e4m3fn, "k32.f32.e4m3.e4m3", "")
 #undef BILLHOOK_D
 
 // All tokens of a tile: one instruction where there is one of that width, else the widest ones that add up to it.
-template <class T, i32 columns>
-__device__ __forceinline__ void wgmma_columns(Accumulator* d, const Fragment& a, u64 b, bool add) {
+template <class T, i32 columns, class Sum>
+__device__ __forceinline__ void wgmma_columns(Sum* d, const Fragment& a, u64 b, bool add) {
   constexpr i32 widest = columns >= 32 ? 32 : columns > 16 ? columns / 4 * 4 : columns / 2 * 2;
   Wgmma<T, widest>::run(d, a, b, add);
   if constexpr (columns > widest) wgmma_columns<T, columns - widest>(d + widest, a, b + widest * (1024 >> 4), add);

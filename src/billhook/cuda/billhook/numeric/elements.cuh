@@ -10,6 +10,7 @@ struct u4b8 {};     // value code - 8 (GPTQ)
 struct u8b128 {};   // value code - 128 (GPTQ)
 struct e4m3fn {};   // sign, 4 bits of exponent (bias 7), 3 of mantissa; all ones but the sign: NaN; no infinities (OFP8 1.0)
 struct e2m1f {};    // sign, 2 bits of exponent (bias 1), 1 of mantissa; no NaN, no infinities (OCP Microscaling 1.0)
+struct s8 {};       // two's complement; activations alone
 struct e8m0fnu {};  // 2^(code - 127), a scale; 255: NaN (OCP Microscaling 1.0)
 
 template <class Element>
@@ -28,6 +29,8 @@ template <>
 constexpr i32 bits<e4m3fn> = 8;
 template <>
 constexpr i32 bits<e8m0fnu> = 8;
+template <>
+constexpr i32 bits<s8> = 8;
 
 // Whether each scale has a zero point beside it, an integer of the activations' type.
 template <class Weight>

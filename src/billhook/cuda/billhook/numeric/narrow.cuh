@@ -29,6 +29,13 @@ struct Narrow<e4m3fn, u4b8> {
   }
 };
 
+// A code in the upper nibble of a byte, its highest bit inverted, is 16 (code - 8).
+template <>
+struct Narrow<s8, u4b8> {
+  static constexpr float unit = 16;
+  static __device__ __forceinline__ u32 run(u32 codes) { return codes << 4 ^ 0x80808080u; }
+};
+
 // One fragment from the codes of two halves of 16 columns.
 template <class Activation, class Weight>
 __device__ __forceinline__ Fragment narrow(u32 left, u32 right) {
