@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from .arch import Arch
-from .catalog import Catalog, Shape, deepest, last_m, load, shape_name
+from .catalog import Catalog, Shape, deepest, last_m, load
 from .config import GemmTypes, KernelConfig, Problem, Tile
 from .errors import InputError, UnsupportedError
 from .families import unserved
@@ -213,7 +213,7 @@ def _shallower(config: KernelConfig, tile: Tile) -> list[str]:
 
 def _outranked(config: KernelConfig, choice: Choice) -> str:
     """Return why a kernel that could serve the problem was not chosen."""
-    name = shape_name(config.family, config.tile)
+    name = Shape.of(config).name
     naming = [(place, rule) for place, rule in enumerate(choice.catalog.rules, 1) if rule.tile == name]
     for place, rule in naming:
         if rule.matches(choice.problem, choice.arch.capability):

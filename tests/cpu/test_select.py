@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from billhook.arch import Arch, parse
-from billhook.catalog import Catalog, deepest, load, shape_name
+from billhook.catalog import Catalog, Shape, deepest, load
 from billhook.config import GemmTypes, Problem
 from billhook.dtypes import BF16, E2M1F, E8M0FNU, F16, S8, U4B8
 from billhook.errors import InputError, UnsupportedError
@@ -53,7 +53,7 @@ def test_the_first_rule_with_a_legal_tile_wins(problem: Problem, arch: Arch) -> 
 def test_every_other_tile_is_rejected_with_a_reason(problem: Problem, arch: Arch) -> None:
     choice = select(problem, arch)
     shown = [one.config for one in choice.rejected] + [choice.config]
-    assert sorted(shape_name(one.family, one.tile) for one in shown) == sorted(load().by_name)
+    assert sorted(Shape.of(one).name for one in shown) == sorted(load().by_name)
     for one in choice.rejected:
         why = illegal(one.config)
         assert one.why_not == why if why else one.why_not.startswith("could serve")
@@ -100,7 +100,7 @@ def test_spans_switch_where_the_rules_do(catalog: Catalog) -> None:
 
 def test_a_tile_that_does_not_fit_gives_way_to_the_next_rule(catalog: Catalog) -> None:
     choice = select(replace(MOE, m=4096), parse("8.6"), catalog)
-    assert shape_name(choice.config.family, choice.config.tile) == "m64n256k128"
+    assert Shape.of(choice.config).name == "m64n256k128"
     assert "rule 5 (otherwise)" in choice.reason
     assert "rule 4 wants m64n128k256, which needs" in choice.reason
     assert "shared memory" in choice.reason

@@ -117,19 +117,36 @@ def test_both_gemms_of_a_layer_share_a_routing() -> None:
     check(out, ref, w2, None, "w2")
 
 
-def test_a_layer_is_captured_into_a_graph() -> None:
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_layer_is_captured_into_a_graph(grouped: bool) -> None:
     experts, top_k, tokens, dtype = 16, 4, 24, torch.bfloat16
     weight = draw_weight(512, 256, 128, dtype, experts)
+    configs = [one for one in compiled(dtype, 128, indexed=True) if one.grouped]
+    if grouped and not configs:
+        pytest.skip("no kernel of this GPU takes grouped rows")
+    config = configs[0] if grouped else None
     a, ids = torch.randn(tokens, 512, device="cuda").to(dtype), draw_ids(tokens, experts, top_k)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out = billhook.moe_gemm(a, weight, ids)
+        out = billhook.moe_gemm(a, weight, ids, config=config)
     for _ in range(5):
         a.copy_(torch.randn(tokens, 512, device="cuda"))
         ids.copy_(draw_ids(tokens, experts, top_k))
         graph.replay()
         torch.cuda.synchronize()
         check(out, reference.moe_gemm(host(a), exact(weight), ids.cpu()), weight, None, "graph")
+
+
+def test_rows_of_any_stride_are_grouped() -> None:
+    experts, top_k, tokens, k, dtype = 4, 2, 300, 336, torch.float16
+    weight = draw_weight(k, 192, 64, dtype, experts)
+    a, ids = torch.randn(tokens, k + 24, device="cuda").to(dtype)[:, :k], draw_ids(tokens, experts, top_k)
+    ids = torch.where(ids == 1, -1, ids)
+    ref = reference.moe_gemm(host(a), exact(weight), ids.cpu())
+    for config in (one for one in compiled(dtype, 64, indexed=True) if one.grouped):
+        out = billhook.moe_gemm(a, weight, ids, config=config)
+        check(out, ref, weight, config, str(config))
+        assert not out[ids.reshape(-1) < 0].any()
 
 
 def test_a_compiled_function_is_one_graph() -> None:

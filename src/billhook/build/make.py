@@ -32,12 +32,13 @@ class Outcome:
 
 
 def plan_units(plan: Plan) -> list[Unit]:
-    """Return what must be compiled for a plan: its kernels, then routing for MoE layers, then packing."""
+    """Return what must be compiled for a plan: its kernels, what routes and groups MoE rows, what packs."""
     kernels = [kernel_unit(kernel.config) for kernel in plan.kernels]
     routed = dict.fromkeys(entry.arch for entry in plan.dispatch if entry.num_experts)
+    grouped = dict.fromkeys(kernel.arch for kernel in plan.kernels if kernel.config.grouped)
     packed = dict.fromkeys(entry.arch for entry in plan.dispatch)
-    routing = [support_unit("route", parse(arch)) for arch in routed]
-    return kernels + routing + [support_unit("pack", parse(arch)) for arch in packed]
+    needed = {"route": routed, "group": grouped, "pack": packed}
+    return kernels + [support_unit(part, parse(arch)) for part, archs in needed.items() for arch in archs]
 
 
 def build_plan(

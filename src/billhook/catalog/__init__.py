@@ -18,10 +18,10 @@ from ..config import Tile
 from ..errors import ConfigError, InputError
 from ..families import FAMILIES
 from . import check
-from .entry import Catalog, Format, Shape, deepest, shape_name
+from .entry import Catalog, Format, Shape, deepest
 from .rule import Bounds, Rule, last_m
 
-__all__ = ["Bounds", "Catalog", "Format", "Rule", "Shape", "deepest", "last_m", "load", "shape_name"]
+__all__ = ["Bounds", "Catalog", "Format", "Rule", "Shape", "deepest", "last_m", "load"]
 
 _FOLDER = Path(__file__).parent
 
@@ -33,6 +33,7 @@ class _TileRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     k: int
     stages: int
     cluster: int = 1
+    grouped: bool = False
 
 
 class _CatalogFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -111,7 +112,7 @@ def _expand(rows: tuple[_TileRow, ...], path: Path, text: str) -> tuple[Shape, .
         if row.family not in FAMILIES:
             raise ConfigError(f"{place}: unknown family {row.family!r}; there are {', '.join(FAMILIES)}")
         for tile_m in row.m:
-            shape = Shape(row.family, Tile(tile_m, row.n, row.k, row.stages, row.cluster))
+            shape = Shape(row.family, Tile(tile_m, row.n, row.k, row.stages, row.cluster), row.grouped)
             if shape.name in shapes:
                 raise ConfigError(f"{place}: tile {shape.name} is listed twice; drop one")
             shapes[shape.name] = shape

@@ -44,6 +44,11 @@ def wrong_rule(catalog: Catalog) -> tuple[int, str] | None:
                 position,
                 "has bounds on n or k: the projections of an expert share a routing; set moe = false",
             )
+        if catalog.by_name[rule.tile].grouped and not rule.moe:
+            return (
+                position,
+                f"names {rule.tile} for dense layers, which have no rows to group; set moe = true",
+            )
         for target in rule.arch:
             if target not in supported():
                 return position, f"names the unknown arch {target!r}; known are {', '.join(supported())}"
@@ -82,7 +87,7 @@ def _configs(catalog: Catalog, shape: Shape, target: Arch) -> list[KernelConfig]
     stages = min(shape.tile.stages, fewest_stages(shape.family))
     shallow = replace(shape, tile=replace(shape.tile, stages=stages))
     return [
-        shallow.kernel(types, group_size, False, target)
+        shallow.kernel(types, group_size, shape.grouped, target)
         for one in catalog.formats
         for types in one.types()
         for group_size in one.group_sizes

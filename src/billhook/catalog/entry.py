@@ -44,22 +44,33 @@ class Shape:
     Args:
         family: The family's name.
         tile: With the deepest pipeline wanted.
+        grouped: Whether rows are grouped by expert before: for MoE layers only.
     """
 
     family: str
     tile: Tile
+    grouped: bool = False
+
+    @classmethod
+    def of(cls, config: KernelConfig) -> Shape:
+        """Return the shape of a kernel."""
+        return cls(config.family, config.tile, config.grouped)
 
     @property
     def name(self) -> str:
-        """As rules write it: `m16n128k256`, `FAMILY-` before it unless that is Marlin; without the stages."""
-        return shape_name(self.family, self.tile)
+        """As rules write it: `[FAMILY-][grouped-]m16n128k256[c2]`, no family for Marlin, no stages."""
+        family = "" if self.family == marlin.FAMILY else f"{self.family}-"
+        grouped = "grouped-" if self.grouped else ""
+        tile = self.tile
+        cluster = "" if tile.cluster == 1 else f"c{tile.cluster}"
+        return f"{family}{grouped}m{tile.tile_m}n{tile.tile_n}k{tile.tile_k}{cluster}"
 
     def __str__(self) -> str:
         return f"{self.name}s{self.tile.stages}"
 
     def kernel(self, types: GemmTypes, group_size: int, indexed: bool, arch: Arch) -> KernelConfig:
         """Return the shape as a kernel."""
-        return KernelConfig(self.family, types, group_size, self.tile, indexed, arch)
+        return KernelConfig(self.family, types, group_size, self.tile, indexed, arch, self.grouped)
 
 
 class Catalog(msgspec.Struct, frozen=True, dict=True):
@@ -81,13 +92,6 @@ class Catalog(msgspec.Struct, frozen=True, dict=True):
     def by_name(self) -> dict[str, Shape]:
         """Shapes by name."""
         return {shape.name: shape for shape in self.shapes}
-
-
-def shape_name(family: str, tile: Tile) -> str:
-    """Return a shape's name; see `Shape.name`."""
-    prefix = "" if family == marlin.FAMILY else f"{family}-"
-    suffix = "" if tile.cluster == 1 else f"c{tile.cluster}"
-    return f"{prefix}m{tile.tile_m}n{tile.tile_n}k{tile.tile_k}{suffix}"
 
 
 def deepest(config: KernelConfig) -> tuple[KernelConfig, str | None]:

@@ -138,7 +138,7 @@ def _show(choice: Choice) -> Iterator[str]:
     yield f"served by  {choice.config}"
     yield f"because    {choice.reason}"
     yield ""
-    rejected = ((Shape(one.config.family, one.config.tile), one.why_not) for one in choice.rejected)
+    rejected = ((Shape.of(one.config), one.why_not) for one in choice.rejected)
     yield from align([("not taken", "why"), *rejected])
 
 
@@ -150,7 +150,7 @@ def _show_refusals(problem: Problem, arch: Arch) -> Iterator[str]:
     yield ""
     tiles: dict[str, list[str]] = {}
     for config, why in candidates(problem, arch):
-        tiles.setdefault(why or "could serve", []).append(str(Shape(config.family, config.tile)))
+        tiles.setdefault(why or "could serve", []).append(str(Shape.of(config)))
     for why, refused in tiles.items():
         yield f"not taken  {', '.join(refused)}"
         yield f"why        {why}"

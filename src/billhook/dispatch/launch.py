@@ -20,8 +20,12 @@ from .workspace import workspace
 
 ROUTE_THREADS = 1024  # kThreads of cuda/billhook/kernel/route.cuh
 MAX_EXPERTS = 1024  # kMaxExperts of the same
+GROUP_THREADS = 256  # kThreads of cuda/billhook/kernel/group.cuh
+_GROUP_CTAS_PER_SM = 4  # a copy is bound by memory: enough to keep it busy
 _ROUTE_LAYOUT = struct.Struct("=Q3i4xQQQ")
 _ROUTE_OFFSETS = (0, 8, 12, 16, 24, 32, 40)
+GROUP_LAYOUT = struct.Struct("=4Q4i")  # group::Params
+_CHUNK = 8  # elements of 16 bits in 16 bytes
 
 
 class _Arguments(threading.local):
@@ -34,12 +38,14 @@ class _Arguments(threading.local):
         self.gemm = ctypes.create_string_buffer(params.LAYOUT.size)
         self.tensor_map = ctypes.create_string_buffer(TENSOR_MAP_SIZE)
         self.route = ctypes.create_string_buffer(_ROUTE_LAYOUT.size)
+        self.group = ctypes.create_string_buffer(GROUP_LAYOUT.size)
         gemm, route = ctypes.addressof(self.gemm), ctypes.addressof(self.route)
         self._arrays = (
             (ctypes.c_void_p * 2)(gemm, ctypes.addressof(self.tensor_map)),
             (ctypes.c_void_p * len(_ROUTE_OFFSETS))(*(route + offset for offset in _ROUTE_OFFSETS)),
+            (ctypes.c_void_p * 1)(ctypes.addressof(self.group)),
         )
-        self.gemm_pointers, self.route_pointers = map(ctypes.addressof, self._arrays)
+        self.gemm_pointers, self.route_pointers, self.group_pointers = map(ctypes.addressof, self._arrays)
 
 
 _arguments = _Arguments()
@@ -96,7 +102,8 @@ def launch_gemm(
         gemm: The kernel.
         stream: Stream handle.
         capturing: Whether the stream is being captured into a CUDA graph.
-        tiles_m: Tiles along m, for MoE the most there can be.
+        tiles_m: Tiles along m, for MoE the most there can be; if the kernel is for grouped rows, `a` has
+            as many tiles of rows.
 
     Raises:
         CudaError: The driver refused.
@@ -135,7 +142,8 @@ def launch_gemm(
     )
     if families.takes_tensor_map(gemm.config):
         tile = gemm.config.tile
-        matrix = Matrix(gemm.config.types.a.name, a, rows=m, features=k, stride=lda)
+        rows = tiles_m * tile.tile_m if gemm.config.grouped else m
+        matrix = Matrix(gemm.config.types.a.name, a, rows=rows, features=k, stride=lda)
         encoded = tensor_map(matrix, tile.tile_m // tile.cluster)
         ctypes.memmove(_arguments.tensor_map, encoded, TENSOR_MAP_SIZE)
     launch_kernel(kernel, ctas, stream, _arguments.gemm_pointers)
@@ -181,6 +189,51 @@ def launch_route(
         num_tokens_padded,
     )
     launch_kernel(kernel, num_experts, stream, _arguments.route_pointers)
+
+
+def launch_group(
+    kernel: LoadedKernel,
+    stream: int,
+    *,
+    a: int,
+    grouped: int,
+    sorted_token_ids: int,
+    num_tokens_padded: int,
+    rows: int,
+    k: int,
+    lda: int,
+    top_k: int,
+) -> None:
+    """Launch the kernel that copies activations into the order of a routing.
+
+    Args:
+        kernel: The kernel.
+        stream: Stream handle.
+        a: Address of the activations, 16 bits each, aligned to 16 bytes.
+        grouped: Address of the copy, to be written: rows of k, as many as sorted_token_ids has room for.
+        sorted_token_ids: Address of the row numbers that `launch_route` wrote.
+        num_tokens_padded: Address of their used length.
+        rows: (token, slot) rows; larger row numbers are padding, whose rows are left as they are.
+        k: Input features, a multiple of 8.
+        lda: Elements between rows of `a`, a multiple of 8.
+        top_k: Rows that one row of `a` stands for.
+
+    Raises:
+        CudaError: The driver refused.
+    """
+    GROUP_LAYOUT.pack_into(
+        _arguments.group,
+        0,
+        a,
+        grouped,
+        sorted_token_ids,
+        num_tokens_padded,
+        rows,
+        k // _CHUNK,
+        lda // _CHUNK,
+        top_k,
+    )
+    launch_kernel(kernel, _GROUP_CTAS_PER_SM * kernel.sms, stream, _arguments.group_pointers)
 
 
 def launch_kernel(kernel: LoadedKernel, ctas: int, stream: int, pointers: int) -> None:

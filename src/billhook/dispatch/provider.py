@@ -16,7 +16,7 @@ from ..build.bundle import Bundle
 from ..config import GemmTypes, KernelConfig, Problem
 from ..dtypes import dtype
 from . import cuda
-from .launch import ROUTE_THREADS
+from .launch import GROUP_THREADS, ROUTE_THREADS
 from .loader import GemmKernel, LoadedKernel, load_gemm, load_kernel
 from .packing import PACK_THREADS
 from .source import BundleSource, Compiler, Source
@@ -120,6 +120,13 @@ class Kernels:
         Raises: As `gemm`.
         """
         return self._load_support("route", "route_tokens", device, ROUTE_THREADS)
+
+    def group(self, device: int) -> LoadedKernel:
+        """Return the kernel that groups MoE activations by expert, loaded.
+
+        Raises: As `gemm`.
+        """
+        return self._load_support("group", "group_rows", device, GROUP_THREADS)
 
     def pack(self, name: str, device: int) -> LoadedKernel:
         """Return a kernel that packs weights, loaded.

@@ -10,7 +10,8 @@ from ..config import KernelConfig
 from .environment import templates
 from .source import SourceFile
 
-SUPPORT = {"route": "MoE routing", "pack": "packing"}  # modules beside GEMMs: name -> what they are for
+# Modules beside GEMMs: name -> what they are for.
+SUPPORT = {"route": "MoE routing", "group": "MoE grouping", "pack": "packing"}
 
 # Kernels that pack codes: symbol, source of kernel/pack.cuh, bits of a code there and when packed.
 _CODE_PACKERS = (

@@ -108,7 +108,7 @@ def _bind(copies: Sequence[PackedWeight], inputs: Inputs, config: KernelConfig) 
 
 
 def parse_tile(text: str) -> tuple[Shape, bool]:
-    """Read a tile such as `m16n128k256` or `machete-m64n256k128`, with or without stages (`...k256s3`).
+    """Read a tile such as `m16n128k256` or `machete-grouped-m256n128k64`, maybe with stages (`...k64s3`).
 
     Returns:
         The tile, and whether its stages were written; if not, they are those the catalog wants.
@@ -116,7 +116,7 @@ def parse_tile(text: str) -> tuple[Shape, bool]:
     Raises:
         InputError: It is not written like that.
     """
-    match = re.fullmatch(r"(?:(\w+)-)?(m(\d+)n(\d+)k(\d+))(?:s(\d+))?", text)
+    match = re.fullmatch(r"(?:(?!grouped-)(\w+)-)?(grouped-)?m(\d+)n(\d+)k(\d+)(?:s(\d+))?", text)
     family = match[1] or marlin.FAMILY if match else ""
     if match is None or family not in FAMILIES:
         raise InputError(
@@ -124,7 +124,8 @@ def parse_tile(text: str) -> tuple[Shape, bool]:
         )
     listed = load().by_name.get(text.removesuffix(f"s{match[6]}"))
     stages = int(match[6] or (listed.tile.stages if listed else STAGES))
-    return Shape(family, Tile(int(match[3]), int(match[4]), int(match[5]), stages)), match[6] is not None
+    tile = Tile(int(match[3]), int(match[4]), int(match[5]), stages)
+    return Shape(family, tile, grouped=match[2] is not None), match[6] is not None
 
 
 def fit_tile(shape: Shape, workload: Workload, arch: Arch) -> Shape:
@@ -136,13 +137,13 @@ def fit_tile(shape: Shape, workload: Workload, arch: Arch) -> Shape:
         arch: The GPU target.
     """
     wanted = shape.kernel(workload.types, workload.group_size, workload.moe, arch)
-    return Shape(shape.family, deepest(wanted)[0].tile)
+    return Shape.of(deepest(wanted)[0])
 
 
 def legal_tiles(workload: Workload, arch: Arch) -> list[Shape]:
     """Return every tile of the catalog that serves a layer."""
     found = candidates(workload.problem(workload.tokens[0]), arch)
-    return [Shape(config.family, config.tile) for config, why in found if why is None]
+    return [Shape.of(config) for config, why in found if why is None]
 
 
 def compile_ahead(contestants: Sequence[Ours], workload: Workload) -> None:

@@ -23,7 +23,7 @@ def gemm_out(p: Gemm, out: torch.Tensor) -> None:
     if rows == 0:
         return
     kernel = _kernel(p.config, _request(p))
-    _launch(kernel, -(-rows // kernel.config.tile.tile_m), p, rows, out)
+    _launch(kernel, -(-rows // kernel.config.tile.tile_m), p, p.a, out)
 
 
 def moe_gemm_out(p: MoeGemm, out: torch.Tensor) -> None:
@@ -33,11 +33,13 @@ def moe_gemm_out(p: MoeGemm, out: torch.Tensor) -> None:
     rows, experts = p.rows, p.experts
     if rows == 0:
         return
+    kernel = _kernel(p.config, _request(p, experts, p.top_k, p.block_m))
+    blocks = capacity(rows, experts, p.block_m)
     _launch(
-        _kernel(p.config, _request(p, experts, p.top_k, p.block_m)),
-        capacity(rows, experts, p.block_m),
+        kernel,
+        blocks,
         p,
-        rows,
+        _group(p, blocks) if kernel.config.grouped else p.a,
         out,
         sorted_token_ids=p.sorted_token_ids.data_ptr(),
         expert_ids=p.expert_ids.data_ptr(),
@@ -89,6 +91,32 @@ def route(
     return sorted_token_ids, expert_ids, num_tokens_padded
 
 
+def _group(p: MoeGemm, blocks: int) -> torch.Tensor:
+    """Copy the activations into the order of the routing; rows that pad a block stay uninitialized.
+
+    Args:
+        p: The MoE GEMM.
+        blocks: The most blocks that its routing can have.
+    """
+    a = p.a
+    m, k = a.shape
+    grouped = a.new_empty((blocks * p.block_m, k))
+    device = a.get_device()
+    launch.launch_group(
+        kernels().group(device),
+        current_stream(device),
+        a=a.data_ptr(),
+        grouped=grouped.data_ptr(),
+        sorted_token_ids=p.sorted_token_ids.data_ptr(),
+        num_tokens_padded=p.num_tokens_padded.data_ptr(),
+        rows=p.rows,
+        k=k,
+        lda=a.stride(0) if m > 1 else k,
+        top_k=p.top_k,
+    )
+    return grouped
+
+
 def _request(p: Gemm | MoeGemm | MoeGemmTopk, experts: int = 0, top_k: int = 0, block_m: int = 0) -> Request:
     a = p.a
     m, k = a.shape
@@ -115,9 +143,9 @@ def _parse(name: str) -> KernelConfig:
 
 
 def _launch(
-    kernel: GemmKernel, tiles_m: int, p: Gemm | MoeGemm, rows: int, out: torch.Tensor, **moe: int
+    kernel: GemmKernel, tiles_m: int, p: Gemm | MoeGemm, a: torch.Tensor, out: torch.Tensor, **moe: int
 ) -> None:
-    a, bias, zeros, global_scales = p.a, p.bias, p.zeros, p.global_scales
+    rows, bias, zeros, global_scales = p.rows, p.bias, p.zeros, p.global_scales
     m, k = a.shape
     launch.launch_gemm(
         kernel,

@@ -10,7 +10,7 @@ import pytest
 
 import billhook.catalog
 from billhook.arch import parse, supported
-from billhook.catalog import deepest, load
+from billhook.catalog import Shape, deepest, load
 from billhook.config import GemmTypes, KernelConfig, Tile
 from billhook.errors import ConfigError
 from billhook.families import base, fewest_stages, illegal
@@ -70,7 +70,7 @@ def test_deepest_takes_what_fits() -> None:
     types = load().formats[0].types()[0]
     for arch in ("8.0", "8.6", "9.0a"):
         for shape in load().shapes:
-            asked = shape.kernel(types, 128, False, parse(arch))
+            asked = shape.kernel(types, 128, shape.grouped, parse(arch))
             config, why = deepest(asked)
             if why is None:
                 assert illegal(config) is None
@@ -120,6 +120,35 @@ def test_wrong_kernel_file(tmp_path: Path, text: str, words: list[str]) -> None:
 def test_the_small_kernel_file_is_right(tmp_path: Path) -> None:
     catalog = load(folder_with(tmp_path, kernels=KERNELS, rules='[[rules]]\ntile = "m8n128k128"\n'))
     assert [shape.name for shape in catalog.shapes] == ["m8n128k128", "m64n128k128"]
+
+
+GROUPED = '[[tiles]]\nfamily = "machete"\nm = [256]\nn = 128\nk = 64\nstages = 5\ngrouped = true\n'
+
+
+def test_a_grouped_tile_has_a_name_of_its_own_and_serves_moe_layers_alone(tmp_path: Path) -> None:
+    rest = '[[rules]]\ntile = "m8n128k128"\n'
+    rule = '[[rules]]\narch = ["9.0"]\n{}tile = "machete-grouped-m256n128k64"\n' + rest
+    right, wrong = (tmp_path / name for name in ("right", "wrong"))
+    right.mkdir(), wrong.mkdir()
+    catalog = load(folder_with(right, kernels=KERNELS + GROUPED, rules=rule.format("moe = true\n")))
+    shape = catalog.by_name["machete-grouped-m256n128k64"]
+    config = shape.kernel(catalog.formats[0].types()[0], 128, True, parse("9.0a"))
+    assert (Shape.of(config), illegal(config)) == (shape, None)
+    assert "MoE" in str(illegal(replace(config, indexed=False)))
+    with pytest.raises(ConfigError, match="rule 1 names machete-grouped-m256n128k64 for dense layers"):
+        load(folder_with(wrong, kernels=KERNELS + GROUPED, rules=rule.format("")))
+
+
+def test_every_moe_rule_has_tiles_for_every_format_on_its_target() -> None:
+    catalog, arch = load(), parse("9.0a")
+    for rule in catalog.rules:
+        if not rule.moe or rule.arch != ("9.0",):
+            continue
+        for one in catalog.formats:
+            for types in one.types():
+                for group_size in one.group_sizes:
+                    asked = catalog.by_name[rule.tile].kernel(types, group_size, True, arch)
+                    assert deepest(asked)[1] is None, asked
 
 
 @pytest.mark.parametrize(

@@ -121,3 +121,16 @@ def test_the_routing_kernel_is_launched_with_its_own_constants() -> None:
         f"static_assert(billhook::route::kMaxExperts == {launch.MAX_EXPERTS});",
     ]
     agree("\n".join(lines))
+
+
+def test_the_grouping_kernel_is_launched_with_its_own_constants() -> None:
+    lines = [
+        '#include "billhook/kernel/group.cuh"',
+        "using P = billhook::group::Params;",
+        f"static_assert(billhook::group::kThreads == {launch.GROUP_THREADS});",
+        f"static_assert(sizeof(P) == {launch.GROUP_LAYOUT.size});",
+    ]
+    names = ("a", "grouped", "sorted_token_ids", "num_tokens_padded", "rows", "chunks", "stride", "top_k")
+    for name, at in zip(names, (0, 8, 16, 24, 32, 36, 40, 44), strict=True):
+        lines.append(f"static_assert(__builtin_offsetof(P, {name}) == {at});")
+    agree("\n".join(lines))

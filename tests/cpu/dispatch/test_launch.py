@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 
-from billhook.config import parse_name
-from billhook.dispatch import cuda, launch, params, workspace
+from billhook.config import KernelConfig, parse_name
+from billhook.dispatch import cuda, launch, params, tensor_map, workspace
 from billhook.dispatch.loader import GemmKernel, LoadedKernel
 from billhook.errors import CudaError
 from billhook.families import threads
 
 CONFIG = parse_name("marlin_bf16_u4b8_bf16_bf16_g128_m16n128k256s4_dense_sm90a")
+DENSE = parse_name("machete_bf16_u4b8_bf16_bf16_g128_m256n128k64s5c2_dense_sm90a")
+GROUPED = parse_name("machete_bf16_u4b8_bf16_bf16_g128_m256n128k64s5c2_grouped_sm90a")
 A, CODES, SCALES, D, M, N, K = 0x1000, 0x2000, 0x3000, 0x4000, 40, 2880, 1104
 
 
@@ -66,11 +68,13 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Listener:
     return listener
 
 
-def kernel(sms: int = 132, ctas_per_sm: int = 1, overlaps: bool = True) -> GemmKernel:
+def kernel(
+    sms: int = 132, ctas_per_sm: int = 1, overlaps: bool = True, config: KernelConfig = CONFIG
+) -> GemmKernel:
     loaded = LoadedKernel(
-        CONFIG.name, "handle", 0, threads(CONFIG), 1000, sms, ctas_per_sm, overlaps=overlaps
+        config.name, "handle", 0, threads(config), 1000, sms, ctas_per_sm, overlaps=overlaps
     )
-    return GemmKernel(CONFIG, loaded)
+    return GemmKernel(config, loaded)
 
 
 def start(
@@ -150,6 +154,32 @@ def test_allocation_leaves_capture_mode_and_context_as_they_were(driver: Listene
     assert names[0] == "cuCtxPushCurrent" and names[-1] == "cuCtxPopCurrent"
     modes = [arguments[0] for name, arguments in driver.calls if name == "cuThreadExchangeStreamCaptureMode"]
     assert modes == [2, 7]  # relaxed, then what the driver said it was
+
+
+@pytest.mark.parametrize(("config", "rows"), [(DENSE, M), (GROUPED, 3 * 256)], ids=str)
+def test_a_tensor_map_spans_the_rows_that_a_kernel_is_given(
+    driver: Listener, monkeypatch: pytest.MonkeyPatch, config: KernelConfig, rows: int
+) -> None:
+    asked: list[tuple[tensor_map.Matrix, int]] = []
+
+    def encode(matrix: tensor_map.Matrix, box_rows: int) -> bytes:
+        asked.append((matrix, box_rows))
+        return bytes(tensor_map.SIZE)
+
+    monkeypatch.setattr(launch, "tensor_map", encode)
+    start(kernel(config=config), tiles_m=3)
+    assert asked == [(tensor_map.Matrix("bf16", A, rows=rows, features=K, stride=K), 128)]
+
+
+def test_grouping_gets_its_arguments_in_the_order_of_the_struct(driver: Listener) -> None:
+    loaded = LoadedKernel("group_rows", "handle", 0, launch.GROUP_THREADS, 0, 132, 8, overlaps=True)
+    launch.launch_group(
+        loaded, 5, a=A, grouped=D, sorted_token_ids=1, num_tokens_padded=2, rows=M, k=K, lda=K + 8, top_k=4
+    )
+    ((description, packed),) = driver.launched
+    sent = launch.GROUP_LAYOUT.unpack(packed[: launch.GROUP_LAYOUT.size])
+    assert sent == (A, D, 1, 2, M, K // 8, K // 8 + 1, 4)
+    assert (description.gridDimX, description.blockDimX) == (4 * 132, 256)
 
 
 def test_a_refusal_names_the_kernel_and_the_reason(driver: Listener) -> None:

@@ -25,6 +25,14 @@ def test_the_example_is_legal_and_rounds_group_scaled_weights() -> None:
     assert not families.takes_tensor_map(replace(LEGAL, indexed=True))
 
 
+def test_grouped_rows_are_fetched_as_those_of_dense_layers() -> None:
+    grouped = replace(LEGAL, tile=Tile(64, 128, 128, 4, 2), indexed=True, grouped=True)
+    assert families.illegal(grouped) is None  # clusters share them
+    assert families.takes_tensor_map(grouped)
+    looked_up = replace(grouped, grouped=False)
+    assert families.shared_memory(grouped) == families.shared_memory(looked_up)
+
+
 @pytest.mark.parametrize(
     ("change", "word"),
     [
@@ -43,6 +51,7 @@ def test_the_example_is_legal_and_rounds_group_scaled_weights() -> None:
         ({"tile": Tile(64, 128, 128, 4, 3)}, "cluster"),
         ({"tile": Tile(16, 128, 128, 4, 4)}, "cluster"),
         ({"tile": Tile(64, 128, 128, 4, 2), "indexed": True}, "MoE"),
+        ({"grouped": True}, "MoE"),
     ],
 )
 def test_each_limit_is_named(change: dict[str, object], word: str) -> None:
