@@ -13,14 +13,16 @@ test/                  a program that runs every kernel against a reference: cop
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .. import families
 from ..arch import Arch, parse
 from ..config import GemmTypes, KernelConfig, parse_types
 from ..dtypes import BF16, E2M1F, E4M3FN, E8M0FNU, F16, F32, S8, S32, U4, U4B8, U8, U8B128
-from ..plan import Dispatch, Plan
+from ..errors import UnsupportedError
+from ..families import illegal
+from ..plan import Dispatch, Plan, PlannedKernel
 from .environment import templates
 from .manifest import GENERATED
 from .native import emit, emit_support
@@ -76,7 +78,7 @@ def emit_cpp(plan: Plan, headers: Mapping[str, str]) -> list[SourceFile]:
     Returns:
         All files; the first one, `ROOT`, refers to the others.
     """
-    tables = _tables(plan)
+    tables = _tables(_without_grouping(plan))
     rendered = [
         _render("dispatch_table.cpp", ROOT, tables),
         _render("kernel_table.cpp", "src/kernel_table.cpp", tables),
@@ -90,11 +92,38 @@ def emit_cpp(plan: Plan, headers: Mapping[str, str]) -> list[SourceFile]:
 
 def kernel_sources(plan: Plan) -> list[SourceFile]:
     """Write the kernels of a plan, and the routing kernel of its targets."""
-    sources = emit(kernel.config for kernel in plan.kernels)
+    sources = emit(kernel.config for kernel in _without_grouping(plan).kernels)
     routing = emit_support("route", parse(plan.archs[0])).text  # the same for all targets
     return [SourceFile(f"kernels/{one.path}", one.text) for one in sources] + [
         SourceFile("kernels/route.cu", routing)
     ]
+
+
+def _without_grouping(plan: Plan) -> Plan:
+    """Return the plan with kernels that look rows up for those that want them grouped.
+
+    A copy of the activations would need memory that grows with m; the library allocates none.
+
+    Raises:
+        UnsupportedError: A kernel exists for grouped rows alone.
+    """
+    names: dict[str, str] = {}
+    kernels: dict[tuple[str, str], PlannedKernel] = {}
+    for kernel in plan.kernels:
+        config = replace(kernel.config, grouped=False)
+        why = illegal(config)
+        if why is not None:
+            raise UnsupportedError(f"a C++ library groups no rows, and without that {kernel.name} {why}")
+        names[kernel.name] = config.name
+        needed_by = kernel.needed_by
+        if (config.name, kernel.arch) in kernels:
+            needed_by = (*kernels[config.name, kernel.arch].needed_by, *needed_by)
+        kernels[config.name, kernel.arch] = replace(kernel, name=config.name, needed_by=needed_by)
+    dispatch = tuple(
+        replace(one, ranges=tuple(replace(span, kernel=names[span.kernel]) for span in one.ranges))
+        for one in plan.dispatch
+    )
+    return replace(plan, kernels=tuple(kernels.values()), dispatch=dispatch)
 
 
 def _host_files() -> Iterator[Path]:
