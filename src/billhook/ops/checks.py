@@ -128,8 +128,8 @@ def check_output(p: Gemm | MoeGemm, d: torch.Tensor) -> None:
             f"out must be {a.dtype} [{rows}, {n}] on {a.device} "
             f"(got {d.dtype} {tuple(d.shape)} on {d.device})"
         )
-    if d.stride(1) != 1 or (rows > 1 and (d.stride(0) % 4 or d.stride(0) < n)) or d.data_ptr() % 8:
-        raise WeightError(f"out must have dense rows at multiples of 8 bytes (strides {d.stride()})")
+    if d.stride(1) != 1 or (rows > 1 and (d.stride(0) % 8 or d.stride(0) < n)) or d.data_ptr() % 16:
+        raise WeightError(f"out must have dense rows at multiples of 16 bytes (strides {d.stride()})")
 
 
 def _check_extra(name: str, extra: torch.Tensor, like: torch.Tensor, count: int, dtype: torch.dtype) -> None:

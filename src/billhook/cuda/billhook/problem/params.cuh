@@ -23,7 +23,7 @@ struct GemmParams {
   i32 n;                                // output features, a multiple of 16
   i32 k;                                // input features, a multiple of 16
   i32 lda;                              // elements between rows of A, a multiple of 8
-  i32 ldd;                              // elements between rows of D, a multiple of 4
+  i32 ldd;                              // elements between rows of D, a multiple of 8
   i32 strips;                           // ceil(n / 64)
   i32 blocks;                           // ceil(k / 64)
   i32 groups;                           // scale groups along k (1 for channel scales)
