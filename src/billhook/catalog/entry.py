@@ -59,14 +59,11 @@ class Shape:
     @property
     def name(self) -> str:
         """As rules write it: `[FAMILY-][grouped-]m16n128k256[c2]`, no family for Marlin, no stages."""
-        family = "" if self.family == marlin.FAMILY else f"{self.family}-"
-        grouped = "grouped-" if self.grouped else ""
-        tile = self.tile
-        cluster = "" if tile.cluster == 1 else f"c{tile.cluster}"
-        return f"{family}{grouped}m{tile.tile_m}n{tile.tile_n}k{tile.tile_k}{cluster}"
+        return str(self).replace(f"s{self.tile.stages}", "")
 
     def __str__(self) -> str:
-        return f"{self.name}s{self.tile.stages}"
+        family = "" if self.family == marlin.FAMILY else f"{self.family}-"
+        return f"{family}{'grouped-' if self.grouped else ''}{self.tile}"
 
     def kernel(self, types: GemmTypes, group_size: int, indexed: bool, arch: Arch) -> KernelConfig:
         """Return the shape as a kernel."""
