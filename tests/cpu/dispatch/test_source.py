@@ -93,6 +93,17 @@ def test_a_bundle_holds_the_kernels_that_route_and_pack(bundle: Bundle, part: st
     assert (arch.sm, cubin) == ("sm90a", f"machine code of {part}_sm90a".encode())
 
 
+def test_a_bundle_holds_what_groups_rows_if_a_kernel_wants_them_grouped(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    planned = small_plan(max_tokens=2000)
+    large = BundleSource(write_bundle(tmp_path / "large", planned, artifacts(planned)))
+    assert large.choose(replace(MOE, m=2000), H100, 0).grouped
+    assert large.support("group", H100)[1] == b"machine code of group_sm90a"
+    with pytest.raises(BundleError, match="no MoE grouping kernel"):
+        BundleSource(bundle).support("group", H100)
+
+
 def test_the_environment_names_the_bundle(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provider, "_current", None)
     monkeypatch.setenv("BILLHOOK_BUNDLE", str(bundle.folder))

@@ -4,13 +4,21 @@ from pathlib import Path
 import pytest
 from cpu.measure.made_records import make_case, make_record
 
+from billhook.catalog import load
 from billhook.cli import main
+from billhook.measure.ours import parse_tile
 from billhook.measure.record import append
 
 
 @pytest.fixture
 def _no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
+
+
+def test_every_tile_is_read_as_it_is_written() -> None:
+    for shape in load().shapes:
+        assert parse_tile(str(shape)) == (shape, True)
+        assert parse_tile(shape.name) == (shape, False)
 
 
 @pytest.mark.usefixtures("_no_torch")
