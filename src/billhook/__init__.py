@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import nn
     from .dispatch.provider import use_bundle, use_rules
-    from .nn import load, quantize_model
+    from .nn import quantize_model
+    from .nn.load import load
     from .ops import (
         PackedWeight,
         Routing,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -60,7 +61,7 @@ def choose(records: Iterable[Record]) -> list[Choice]:
 
 def _note(tiles: dict[str, float], record: Record) -> None:
     """Keep a tile's time, the best of its pipeline depths."""
-    tile = record.contestant[len(TILE) :].rpartition("s")[0]
+    tile = re.sub(r"s\d+(?=(c\d+)?$)", "", record.contestant[len(TILE) :])
     if record.times is not None:
         tiles[tile] = min(record.times.median_us, tiles.get(tile, math.inf))
 

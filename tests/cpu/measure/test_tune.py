@@ -24,6 +24,16 @@ def test_the_tile_that_costs_least_over_all_shapes_wins() -> None:
     assert choice.last is None
 
 
+def test_depths_of_a_tile_are_one_and_clusters_are_not() -> None:
+    names = ("machete-grouped-m256n128k64s4", "machete-grouped-m256n128k64s5", "machete-m256n128k64s5c2")
+    times = (9.0, 8.0, 7.0)
+    records = [
+        make_record(f"ours:{name}", time, make_case(16)) for name, time in zip(names, times, strict=True)
+    ]
+    assert [choice.tile for choice in choose(records)] == ["machete-m256n128k64c2"]
+    assert [choice.tile for choice in choose(records[:2])] == ["machete-grouped-m256n128k64"]
+
+
 def test_neighbours_merge_and_ranges_leave_no_gap() -> None:
     records = tile_records({1: (5.0, 9.0), 8: (5.0, 9.0), 64: (30.0, 20.0), 128: (60.0, 30.0)})
     small, big = choose(records)
