@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         moe_block_m,
         moe_gemm,
         pack_weight,
+        quantize_activations,
         quantize_weight,
         route,
     )
@@ -42,6 +43,7 @@ __all__ = [
     "moe_gemm",
     "nn",
     "pack_weight",
+    "quantize_activations",
     "quantize_model",
     "quantize_weight",
     "route",

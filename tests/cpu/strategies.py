@@ -38,6 +38,11 @@ def served_types() -> st.SearchStrategy[GemmTypes]:
     return st.sampled_from([types for one in load().formats for types in one.types()])
 
 
+def wide_types() -> st.SearchStrategy[GemmTypes]:
+    """Those of them whose activations have 16 bits, which every target has."""
+    return served_types().filter(lambda types: types.a.bits == 16)
+
+
 def tiles() -> st.SearchStrategy[Tile]:
     """Tiles, legal or not."""
     number = st.integers(1, 1024)
@@ -64,17 +69,23 @@ def kernel_configs() -> st.SearchStrategy[KernelConfig]:
     )
 
 
+def requests() -> st.SearchStrategy[tuple[Problem, Arch]]:
+    """Problems and targets whose installed kernels serve them: 8-bit activations need wgmma."""
+    wide = st.tuples(problems(), marlin_archs())
+    return wide | st.tuples(problems(served_types()), st.just(Arch(9, 0, "a")))
+
+
 @st.composite
-def problems(draw: st.DrawFn) -> Problem:
-    """Problems that the installed kernels serve."""
+def problems(draw: st.DrawFn, types: st.SearchStrategy[GemmTypes] | None = None) -> Problem:
+    """Problems that the installed kernels serve; with 16-bit activations unless other types are given."""
     num_experts = draw(st.sampled_from([0, 0, 1, 3, 8, 60, 128]))
-    types = draw(served_types())
+    served = draw(wide_types() if types is None else types)
     return Problem(
         m=draw(st.integers(1, 20000)),
         n=16 * draw(st.integers(1, 4000)),
         k=16 * draw(st.integers(1, 2000)),
-        types=types,
-        group_size=draw(group_sizes(types)),
+        types=served,
+        group_size=draw(group_sizes(served)),
         num_experts=num_experts,
         top_k=draw(st.integers(1, min(8, num_experts))) if num_experts else 0,
     )

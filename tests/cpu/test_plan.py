@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cpu.strategies import marlin_archs, problems
+from cpu.strategies import problems, requests
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -81,8 +81,9 @@ def test_published_models(max_tokens: int) -> None:
     assert [layer.model for layer in plan.layers[::8]] == BUILT
 
 
-@given(st.lists(problems(), min_size=1, max_size=4), marlin_archs(), st.integers(1, 10000))
-def test_explicit_problems(found: list[Problem], arch: Arch, max_tokens: int) -> None:
+@given(requests(), st.lists(problems(), max_size=3), st.integers(1, 10000))
+def test_explicit_problems(asked: tuple[Problem, Arch], more: list[Problem], max_tokens: int) -> None:
+    found, arch = [asked[0], *more], asked[1]
     plan = plan_problems(found, [arch], max_tokens)
     check(plan)
     assert {layer.problem(found[0].m) for layer in plan.layers} == {

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cpu.strategies import marlin_archs, problems
+from cpu.strategies import requests
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,23 +23,25 @@ DENSE = Problem(m=1, n=4096, k=4096, types=TYPES, group_size=128)
 MOE = Problem(m=1, n=1536, k=2048, types=TYPES, group_size=128, num_experts=128, top_k=8)
 
 
-@given(problems(), marlin_archs())
-def test_the_chosen_kernel_is_legal_and_serves(problem: Problem, arch: Arch) -> None:
+@given(requests())
+def test_the_chosen_kernel_is_legal_and_serves(asked: tuple[Problem, Arch]) -> None:
+    problem, arch = asked
     config = select(problem, arch).config
     assert illegal(config) is None
     assert unserved(config, problem) is None
     assert config.arch == arch
 
 
-@given(problems(), marlin_archs())
-def test_the_first_rule_with_a_legal_tile_wins(problem: Problem, arch: Arch) -> None:
+@given(requests())
+def test_the_first_rule_with_a_legal_tile_wins(asked: tuple[Problem, Arch]) -> None:
+    problem, arch = asked
     catalog = load()
     for rule in catalog.rules:
         inside = (
             rule.rows.above < problem.rows_per_expert <= rule.rows.max
             and problem.n in rule.n
             and problem.k in rule.k
-            and rule.applies(problem.moe, arch.capability)
+            and rule.applies(problem.moe, problem.types.a.bits, arch.capability)
         )
         shape = catalog.by_name[rule.tile]
         config, why = deepest(shape.kernel(problem.types, problem.group_size, problem.moe, arch))
@@ -49,8 +51,9 @@ def test_the_first_rule_with_a_legal_tile_wins(problem: Problem, arch: Arch) -> 
     pytest.fail("no rule serves the problem")
 
 
-@given(problems(), marlin_archs())
-def test_every_other_tile_is_rejected_with_a_reason(problem: Problem, arch: Arch) -> None:
+@given(requests())
+def test_every_other_tile_is_rejected_with_a_reason(asked: tuple[Problem, Arch]) -> None:
+    problem, arch = asked
     choice = select(problem, arch)
     shown = [one.config for one in choice.rejected] + [choice.config]
     assert sorted(Shape.of(one).name for one in shown) == sorted(load().by_name)
@@ -59,10 +62,9 @@ def test_every_other_tile_is_rejected_with_a_reason(problem: Problem, arch: Arch
         assert one.why_not == why if why else one.why_not.startswith("could serve")
 
 
-@given(problems(), marlin_archs(), st.integers(1, 20000), st.data())
-def test_spans_agree_with_single_answers(
-    problem: Problem, arch: Arch, last: int, data: st.DataObject
-) -> None:
+@given(requests(), st.integers(1, 20000), st.data())
+def test_spans_agree_with_single_answers(asked: tuple[Problem, Arch], last: int, data: st.DataObject) -> None:
+    problem, arch = asked
     found = spans(problem, last, arch)
     assert [span.first for span in found] == [1, *(span.last + 1 for span in found[:-1])]
     assert found[-1].last == last

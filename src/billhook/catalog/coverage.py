@@ -1,6 +1,6 @@
 """Do ordered rules leave gaps, and can each of them ever be chosen? Answered exactly, by subtracting boxes.
 
-For one kind of layer on one GPU target a rule is a box in (rows, n, k). A box is a tuple of half-open
+For one kind of layer and of activations on one GPU target a rule is a box in (rows, n, k). A box is a tuple of half-open
 intervals (above, max]. A rule shadows later ones only where its tile is legal for every format.
 """
 
@@ -8,13 +8,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 from .rule import Rule
 
 Box = tuple[tuple[float, float], ...]
-Target = tuple[int, int]  # compute capability
 Case = tuple[tuple[int, bool], ...]  # positions of the rules that apply, and whether their tiles are legal
 EVERYTHING: Box = ((0, math.inf),) * 3
+
+
+class Kind(NamedTuple):
+    """What rules tell apart besides numbers.
+
+    Args:
+        moe: Whether the layer has experts.
+        activations: Bits of the activations.
+        target: Compute capability.
+    """
+
+    moe: bool
+    activations: int
+    target: tuple[int, int]
+
+    def __str__(self) -> str:
+        layers = f"{'MoE' if self.moe else 'dense'} layers on {self.target[0]}.{self.target[1]}"
+        return layers if self.activations == 16 else f"{layers}, {self.activations}-bit activations,"
 
 
 def uncovered(box: Box, covers: Iterable[Box]) -> list[Box]:
@@ -26,18 +44,18 @@ def uncovered(box: Box, covers: Iterable[Box]) -> list[Box]:
 
 
 def unreachable(
-    rules: Sequence[Rule], targets: Iterable[Target], legal: Callable[[str, Target], bool]
+    rules: Sequence[Rule], kinds: Iterable[Kind], legal: Callable[[str, Kind], bool]
 ) -> list[int]:
-    """Return the positions of rules that no problem on any target can choose.
+    """Return the positions of rules that no problem of any kind can choose.
 
     Args:
         rules: In order of precedence.
-        targets: Compute capabilities.
-        legal: Whether the tile of that name exists there for every format.
+        kinds: Those that some tile is legal for.
+        legal: Whether the tile of that name exists for every format of that kind.
     """
     boxes = [_box(rule) for rule in rules]
     reached: set[int] = set()
-    for case in _cases(rules, targets, legal):
+    for case in _cases(rules, kinds, legal):
         shadows: list[Box] = []
         for position, wins in case:
             if position not in reached and uncovered(boxes[position], shadows):
@@ -47,37 +65,31 @@ def unreachable(
     return [position for position in range(len(rules)) if position not in reached]
 
 
-def first_gap(
-    rules: Sequence[Rule], targets: Iterable[Target], legal: Callable[[str, Target], bool]
-) -> str | None:
+def first_gap(rules: Sequence[Rule], kinds: Iterable[Kind], legal: Callable[[str, Kind], bool]) -> str | None:
     """Return, in words, problems that no rule with a legal tile serves; None if there are none.
 
     Args:
         rules: In order of precedence.
-        targets: Compute capabilities.
-        legal: Whether the tile of that name exists there for every format.
+        kinds: Those that some tile is legal for.
+        legal: Whether the tile of that name exists for every format of that kind.
     """
-    for case, (moe, capability) in _cases(rules, targets, legal).items():
+    for case, kind in _cases(rules, kinds, legal).items():
         gaps = uncovered(EVERYTHING, (_box(rules[position]) for position, wins in case if wins))
         if gaps:
-            kind = "MoE" if moe else "dense"
-            return f"{kind} layers on {capability[0]}.{capability[1]} with {_describe(gaps[0])}"
+            return f"{kind} with {_describe(gaps[0])}"
     return None
 
 
 def _cases(
-    rules: Sequence[Rule], targets: Iterable[Target], legal: Callable[[str, Target], bool]
-) -> dict[Case, tuple[bool, Target]]:
-    """Return what tells kinds of layers and targets apart, each with the first (moe, target) like it."""
-    cases: dict[Case, tuple[bool, Target]] = {}
-    for target in targets:
-        for moe in (False, True):
-            case = tuple(
-                (position, legal(rule.tile, target))
-                for position, rule in enumerate(rules)
-                if rule.applies(moe, target)
-            )
-            cases.setdefault(case, (moe, target))
+    rules: Sequence[Rule], kinds: Iterable[Kind], legal: Callable[[str, Kind], bool]
+) -> dict[Case, Kind]:
+    """Return what tells kinds apart, each with the first kind like it."""
+    cases: dict[Case, Kind] = {}
+    for kind in kinds:
+        case = tuple(
+            (position, legal(rule.tile, kind)) for position, rule in enumerate(rules) if rule.applies(*kind)
+        )
+        cases.setdefault(case, kind)
     return cases
 
 

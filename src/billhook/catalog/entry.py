@@ -19,21 +19,24 @@ class Format(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Args:
         weight: Name of the weights' element type.
-        activations: Names of the activations' element types; the output has the same.
+        activations: Names of the activations' element types.
         group_sizes: Weights along k that share a scale; -1 for channel scales.
-        scales: Name of the scales' element type; that of the activations if left out.
+        scales: Name of the scales' element type; that of the output if left out.
+        outputs: Names of the outputs' element types; that of the activations if left out.
     """
 
     weight: str
     activations: tuple[str, ...]
     group_sizes: tuple[int, ...]
     scales: str | None = None
+    outputs: tuple[str, ...] = ()
 
     def types(self) -> list[GemmTypes]:
-        """Return the element types, one entry per activation type."""
+        """Return the element types, one entry per type of activations and outputs."""
         return [
-            GemmTypes(dtype(a), dtype(self.weight), dtype(self.scales or a), dtype(a))
+            GemmTypes(dtype(a), dtype(self.weight), dtype(self.scales or c), dtype(c))
             for a in self.activations
+            for c in self.outputs or (a,)
         ]
 
 

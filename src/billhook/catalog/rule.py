@@ -45,6 +45,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         k: Input features.
         moe: True for MoE layers only, False for dense layers only.
         arch: Compute capabilities, such as `9.0`; empty for all.
+        activations: Bits of the activations, 8 or 16.
     """
 
     tile: str
@@ -53,15 +54,20 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     k: Bounds = ANY
     moe: bool | None = None
     arch: tuple[str, ...] = ()
+    activations: int | None = None
 
-    def applies(self, moe: bool, capability: tuple[int, int]) -> bool:
-        """Whether the conditions on the kind of layer and the GPU target hold."""
-        return self.moe in (None, moe) and (not self.arch or "{}.{}".format(*capability) in self.arch)
+    def applies(self, moe: bool, activations: int, capability: tuple[int, int]) -> bool:
+        """Whether the conditions on the kind of layer, the bits of activations and the GPU target hold."""
+        return (
+            self.moe in (None, moe)
+            and self.activations in (None, activations)
+            and (not self.arch or "{}.{}".format(*capability) in self.arch)
+        )
 
     def matches(self, problem: Problem, capability: tuple[int, int]) -> bool:
         """Whether every condition holds."""
         return (
-            self.applies(problem.moe, capability)
+            self.applies(problem.moe, problem.types.a.bits, capability)
             and last_m(self.rows.above, problem) < problem.m <= last_m(self.rows.max, problem)
             and problem.n in self.n
             and problem.k in self.k
@@ -70,6 +76,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def describe(self) -> str:
         """Return the conditions in words."""
         words = [] if self.moe is None else ["moe" if self.moe else "dense"]
+        words += [] if self.activations is None else [f"{self.activations}-bit activations"]
         words += [bounds.describe(name) for name, bounds in self.bounds().items()]
         words += [f"arch {' or '.join(self.arch)}"] if self.arch else []
         return ", ".join(word for word in words if word) or "otherwise"

@@ -25,7 +25,7 @@ _GROUP_CTAS_PER_SM = 4  # a copy is bound by memory: enough to keep it busy
 _ROUTE_LAYOUT = struct.Struct("=Q3i4xQQQ")
 _ROUTE_OFFSETS = (0, 8, 12, 16, 24, 32, 40)
 GROUP_LAYOUT = struct.Struct("=4Q4i")  # group::Params
-_CHUNK = 8  # elements of 16 bits in 16 bytes
+_CHUNK = 16  # bytes that a thread copies at a time
 
 
 class _Arguments(threading.local):
@@ -200,8 +200,8 @@ def launch_group(
     sorted_token_ids: int,
     num_tokens_padded: int,
     rows: int,
-    k: int,
-    lda: int,
+    row_bytes: int,
+    stride_bytes: int,
     top_k: int,
 ) -> None:
     """Launch the kernel that copies activations into the order of a routing.
@@ -209,13 +209,13 @@ def launch_group(
     Args:
         kernel: The kernel.
         stream: Stream handle.
-        a: Address of the activations, 16 bits each, aligned to 16 bytes.
-        grouped: Address of the copy, to be written: rows of k, as many as sorted_token_ids has room for.
+        a: Address of the activations, aligned to 16 bytes.
+        grouped: Address of the copy, to be written: dense rows, as many as sorted_token_ids has room for.
         sorted_token_ids: Address of the row numbers that `launch_route` wrote.
         num_tokens_padded: Address of their used length.
         rows: (token, slot) rows; larger row numbers are padding, whose rows are left as they are.
-        k: Input features, a multiple of 8.
-        lda: Elements between rows of `a`, a multiple of 8.
+        row_bytes: Of one row, a multiple of 16.
+        stride_bytes: Between rows of `a`, a multiple of 16.
         top_k: Rows that one row of `a` stands for.
 
     Raises:
@@ -229,8 +229,8 @@ def launch_group(
         sorted_token_ids,
         num_tokens_padded,
         rows,
-        k // _CHUNK,
-        lda // _CHUNK,
+        row_bytes // _CHUNK,
+        stride_bytes // _CHUNK,
         top_k,
     )
     launch_kernel(kernel, _GROUP_CTAS_PER_SM * kernel.sms, stream, _arguments.group_pointers)

@@ -32,7 +32,7 @@ class Request(NamedTuple):
         m: Tokens.
         n: Output features.
         k: Input features.
-        activations: Type of the activations, "f16" or "bf16".
+        activations: Type of the activations: "f16", "bf16", "e4m3fn" or "s8".
         weight: Type of the weights, such as "u4b8".
         scale: Type of the scales.
         group_size: Weights along k that share one scale; -1 for channel scales.
@@ -55,9 +55,9 @@ class Request(NamedTuple):
 
     @property
     def types(self) -> GemmTypes:
-        """The element types; the output has the activations'."""
-        element = dtype(self.activations)
-        return GemmTypes(element, dtype(self.weight), dtype(self.scale), element)
+        """The element types; the output has the activations', or the scales' beside 8-bit activations."""
+        a, scale = dtype(self.activations), dtype(self.scale)
+        return GemmTypes(a, dtype(self.weight), scale, a if a.bits == 16 else scale)
 
     @property
     def problem(self) -> Problem:

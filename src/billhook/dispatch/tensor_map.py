@@ -10,6 +10,7 @@ import ctypes
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
+from ..dtypes import ALL
 from ..errors import CudaError, ToolchainError
 from . import cuda
 
@@ -17,20 +18,20 @@ SIZE = 128
 _ALIGNMENT = 64  # CUtensorMap's
 _MOST_KEPT = 4096
 # Source: CUDA Driver API, "Tensor Map Object Management": CUtensorMapDataType and the enumerations after it.
-_TYPES = {"f16": 6, "bf16": 9}
+_TYPES = {"f16": 6, "bf16": 9, "e4m3fn": 0, "s8": 0}  # bytes are bytes to it
 _NO_INTERLEAVE, _SWIZZLE_128B, _L2_PROMOTION_256B, _FILL_ZEROS = 0, 3, 3, 0
-_BOX_FEATURES = 64  # 128 bytes: what the swizzle spans
+_BOX_BYTES = 128  # of features: what the swizzle spans
 
 
 class Matrix(NamedTuple):
     """A row-major matrix in GPU memory.
 
     Args:
-        element: "f16" or "bf16".
+        element: "f16", "bf16", "e4m3fn" or "s8".
         address: Of the first element, a multiple of 16 bytes.
         rows: Rows.
         features: Elements of a row.
-        stride: Elements between rows, a multiple of 8.
+        stride: Elements between rows, in all a multiple of 16 bytes.
     """
 
     element: str
@@ -42,7 +43,7 @@ class Matrix(NamedTuple):
 
 @lru_cache(maxsize=_MOST_KEPT)
 def tensor_map(matrix: Matrix, box_rows: int) -> bytes:
-    """Return the tensor map by which boxes of 64 features come into shared memory as wgmma reads them.
+    """Return the tensor map by which boxes of 128 bytes of features come into shared memory as wgmma reads them.
 
     Args:
         matrix: The activations; boxes that reach beyond are filled with zeros.
@@ -53,14 +54,15 @@ def tensor_map(matrix: Matrix, box_rows: int) -> bytes:
     """
     memory = ctypes.create_string_buffer(SIZE + _ALIGNMENT)
     at = -(-ctypes.addressof(memory) // _ALIGNMENT) * _ALIGNMENT
+    element_bytes = ALL[matrix.element].bits // 8
     status = _encoder()(
         ctypes.c_void_p(at),
         _TYPES[matrix.element],
         2,
         ctypes.c_void_p(matrix.address),
         (ctypes.c_uint64 * 2)(matrix.features, matrix.rows),
-        (ctypes.c_uint64 * 1)(2 * matrix.stride),
-        (ctypes.c_uint32 * 2)(_BOX_FEATURES, box_rows),
+        (ctypes.c_uint64 * 1)(element_bytes * matrix.stride),
+        (ctypes.c_uint32 * 2)(_BOX_BYTES // element_bytes, box_rows),
         (ctypes.c_uint32 * 2)(1, 1),
         _NO_INTERLEAVE,
         _SWIZZLE_128B,

@@ -1,14 +1,17 @@
-"""What all kernel families share: packed weights, 16-bit activations, stream-K, one struct of parameters."""
+"""What all kernel families share: packed weights, stream-K, one struct of parameters."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from ..config import STRIP, KernelConfig, Problem
-from ..dtypes import BF16, E2M1F, E4M3FN, E8M0FNU, F16, U4, U4B8, U8, U8B128, DType
+from ..dtypes import BF16, E2M1F, E4M3FN, E8M0FNU, F16, S8, U4, U4B8, U8, U8B128, DType
 
 SCRATCH_BYTES = 8 * (STRIP + 4) * 4  # sums of 8 tokens x 64 features (+4 against bank conflicts), f32
 BARRIER_BYTES = 128  # mbarriers, one per stage
+OUTPUTS = (F16, BF16)
+ACTIVATIONS = (*OUTPUTS, E4M3FN, S8)
+_S8_MAX_K = (1 << 17) - 1  # a product is at most 2^14 in magnitude: more of them may leave 32 bits
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,7 @@ class Format:
 
     Args:
         weight: Type of the codes.
-        scale: Type of the scales; None: that of the activations.
+        scale: Type of the scales; None: that of the output.
         group_sizes: Weights along k that may share a scale; -1 for channel scales.
         activations: Types that they may be multiplied by.
     """
@@ -38,24 +41,41 @@ FORMATS = (
     Format(E2M1F, E8M0FNU, (32,), (BF16,)),
     Format(E2M1F, E4M3FN, (16,)),
 )
+# Beside activations of 8 bits; the scales have the output's type.
+NARROW_FORMATS = (Format(U4B8, group_sizes=(-1,), activations=(E4M3FN, S8)),)
 
 
 def wrong_types(config: KernelConfig) -> str | None:
     """Return why no kernel has these types or this group size; None if some may."""
     types = config.types
-    if types.a not in (F16, BF16):
-        return f"activations must be f16 or bf16 (got {types.a})"
-    if types.c != types.a:
+    if types.a not in ACTIVATIONS:
+        return f"activations must be one of {', '.join(map(str, ACTIVATIONS))} (got {types.a})"
+    if types.a in OUTPUTS and types.c != types.a:
         return f"the output must have the activations' type {types.a} (got {types.c})"
+    if types.c not in OUTPUTS:
+        return f"the output must be f16 or bf16 beside 8-bit activations (got {types.c})"
     of_weight = [one for one in FORMATS if one.weight == types.b]
+    if types.a.bits == 8:
+        of_weight = [one for one in NARROW_FORMATS if one.weight == types.b]
+        if not of_weight:
+            return (
+                f"{types.a} activations multiply u4b8 weights alone: those are exact in 8 bits without zero "
+                f"points (got {types.b})"
+            )
     if not of_weight:
         known = ", ".join(dict.fromkeys(str(one.weight) for one in FORMATS))
         return f"weights must be one of {known} (got {types.b})"
-    fitting = [one for one in of_weight if types.a in one.activations and types.s == (one.scale or types.a)]
+    of_both = [one for one in of_weight if types.a in one.activations]
+    fitting = [one for one in of_both if types.s == (one.scale or types.c)]
     if not fitting:
-        known = ", ".join(str(one.scale or types.a) for one in of_weight if types.a in one.activations)
+        known = ", ".join(str(one.scale or types.c) for one in of_both)
         return f"scales of {types.b} weights under {types.a} activations must be {known} (got {types.s})"
     (one,) = fitting
+    if types.a.bits == 8 and config.group_size not in one.group_sizes:
+        return (
+            f"group_size must be -1 with {types.a} activations: a weight times the scale of its group does "
+            f"not fit 8 bits (got {config.group_size})"
+        )
     if config.group_size not in one.group_sizes:
         return f"group_size must be one of {one.group_sizes} for {types.b} weights (got {config.group_size})"
     return None
@@ -107,6 +127,8 @@ def unserved(config: KernelConfig, problem: Problem) -> str | None:
     for name, value in (("n", problem.n), ("k", problem.k)):
         if value < 16 or value % 16:
             return f"{name} must be a positive multiple of 16 (got {value})"
+    if problem.types.a == S8 and problem.k > _S8_MAX_K:
+        return f"k must be at most {_S8_MAX_K} with s8 activations, whose sums have 32 bits (got {problem.k})"
     if problem.types != config.types:
         return f"types are {config.types}, the problem's {problem.types}"
     if problem.group_size != config.group_size:

@@ -16,6 +16,7 @@ CLUSTERS = (1, 2, 4)
 _WARPGROUP = 128
 _ALIGNMENT = 1024  # of a stage: what wgmma's 128-byte swizzle repeats after
 _WAVES_BYTES = 64  # which tiles the CTA computes
+_SWIZZLED_BYTES = 128  # of a token's activations: what wgmma reads together
 _MOST_SUMS = 128  # registers of a consumer for float32 sums; it needs about as many for all else
 
 
@@ -37,7 +38,7 @@ def sums(config: KernelConfig) -> int:
 def shared_memory(config: KernelConfig) -> int:
     """Return the dynamic shared memory of one CTA, bytes."""
     tile = config.tile
-    stage = tile.tile_m * tile.tile_k * 2 + base.weight_bytes_per_stage(config)
+    stage = tile.tile_m * tile.tile_k * config.types.a.bits // 8 + base.weight_bytes_per_stage(config)
     stage = -(-stage // _ALIGNMENT) * _ALIGNMENT
     tokens = 32 if tile.tile_m % 32 == 0 and sums(config) > 16 else 16  # in the epilogue's scratch at a time
     batches = tile.strips // consumers(config) * tile.tile_m // tokens
@@ -56,6 +57,9 @@ def illegal(config: KernelConfig) -> str | None:
         return why
     if tile.tile_n not in (128, 256):
         return f"tile_n must be 128 or 256 (got {tile.tile_n})"
+    chunk = 8 * _SWIZZLED_BYTES // config.types.a.bits
+    if tile.tile_k % chunk:
+        return f"tile_k must be a multiple of {chunk} with {config.types.a} activations (got {tile.tile_k})"
     if tile.tile_m % 16:
         return f"tile_m must be a multiple of 16 (got {tile.tile_m})"
     if sums(config) > _MOST_SUMS:
@@ -66,6 +70,8 @@ def illegal(config: KernelConfig) -> str | None:
         return "rows are grouped for MoE layers only"
     if config.indexed and not config.grouped and tile.cluster > 1:
         return f"cluster must be 1 for MoE whose rows are looked up, not grouped (got {tile.cluster})"
+    if config.types.a.bits == 8 and config.indexed and not config.grouped:
+        return f"rows of MoE layers must be grouped with {config.types.a} activations, not looked up"
     return base.too_large(config, shared_memory(config))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..config import GemmTypes
-from ..dtypes import BF16, E2M1F, E4M3FN, E8M0FNU, F16, U4, U4B8, U8, U8B128, DType
+from ..dtypes import BF16, E2M1F, E4M3FN, E8M0FNU, F16, S8, U4, U4B8, U8, U8B128, DType
 from ..errors import WeightError
 from . import pack as order
 from .elements import numpy_dtype
@@ -31,7 +31,9 @@ class PackedFormat:
         weight: Type of the codes.
         scale: Type of the scales; None where they have the activations' type.
         group_sizes: Weights along k that may share one scale, the usual size first; -1 for channel scales.
-        activations: Types of activations that it is multiplied by.
+        activations: Types of 16-bit activations that it is multiplied by; the output has the same.
+        narrow_activations: Types of 8-bit activations that it is multiplied by too, where a scale is that of
+            an output channel; the output has the scales' type.
     """
 
     name: str
@@ -40,6 +42,7 @@ class PackedFormat:
     scale: DType | None
     group_sizes: tuple[int, ...]
     activations: tuple[DType, ...] = (F16, BF16)
+    narrow_activations: tuple[DType, ...] = ()
 
     @property
     def global_scale(self) -> bool:
@@ -55,7 +58,7 @@ _GROUPS = (128, 64, 32, -1)
 FORMATS = {
     one.name: one
     for one in (
-        PackedFormat("u4b8", 1, U4B8, None, _GROUPS),
+        PackedFormat("u4b8", 1, U4B8, None, _GROUPS, narrow_activations=(E4M3FN, S8)),
         PackedFormat("u4", 2, U4, None, _GROUPS),
         PackedFormat("u8b128", 3, U8B128, None, _GROUPS),
         PackedFormat("u8", 4, U8, None, _GROUPS),
@@ -88,7 +91,12 @@ def find_packed(types: GemmTypes) -> PackedFormat:
         WeightError: No format has such weights and scales beside such activations.
     """
     for one in FORMATS.values():
-        if types.a in one.activations and types.b == one.weight and types.s == one.scale_type(types.a):
+        known = types.a == types.c or types.a in one.narrow_activations
+        if (
+            known
+            and types.c in one.activations
+            and (types.b, types.s) == (one.weight, one.scale_type(types.c))
+        ):
             return one
     raise WeightError(f"no packed weights have the types {types}")
 

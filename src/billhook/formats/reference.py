@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..config import STRIP
-from ..dtypes import DType
+from ..dtypes import E4M3FN, S8, DType
 from ..errors import WeightError
 from .elements import rounding
 from .u4b8 import count_groups
@@ -24,6 +24,12 @@ _MMA_LOSSES = _MMA_K + 2
 _UNIT = 2.0**-23
 _MAX_WARPS = 16
 _EPILOGUE_STEPS = 4  # channel scale, global scale, bias, top-k weight
+# 8-bit activations: SM90 aligns 32 products of e4m3 and the accumulator to the largest and keeps 13 bits below it.
+# docs/numerics.md, "Activations of 8 bits", tells why one unit of the sum of magnitudes covers a step.
+_NARROW_MMA_K = 32
+_NARROW_UNIT = 2.0**-13
+_NARROW_RMS = 2.0**-12
+_NARROW_EPILOGUE_STEPS = _EPILOGUE_STEPS + 2  # token scale, another scale per channel
 
 
 @dataclass(frozen=True)
@@ -74,21 +80,28 @@ class ErrorBound:
         )
 
 
-def error_bound(k: int, group_size: int, out: DType, rounded_weights: bool) -> ErrorBound:
+def error_bound(
+    k: int, group_size: int, out: DType, rounded_weights: bool, activations: DType | None = None
+) -> ErrorBound:
     """Derive the error bound of a kernel that accumulates in float32 and rounds its output once.
 
     Args:
         k: Input features.
         group_size: Weights along k that share one scale; -1 for channel scales.
-        out: Type of the output, which is the activations' type too.
+        out: Type of the output.
         rounded_weights: Whether code times scale is rounded to the activations' type before the MMA; products
             of e2m1 codes never are: with scales of 8 bits they are exact.
+        activations: Type of the activations; that of the output if None.
     """
     unit = rounding(out)
     blocks = -(-k // STRIP)
-    mma = _MMA_LOSSES * -(-k // _MMA_K)
-    steps = mma + 2 * count_groups(k, group_size) + blocks + _MAX_WARPS + _EPILOGUE_STEPS
-    gamma = steps * _UNIT / (1 - steps * _UNIT)
+    if activations in (E4M3FN, S8):  # each part of a sum is rounded to float32, exact before if of s8
+        steps = 2 * blocks + _NARROW_EPILOGUE_STEPS
+    else:
+        mma = _MMA_LOSSES * -(-k // _MMA_K)
+        steps = mma + 2 * count_groups(k, group_size) + blocks + _MAX_WARPS + _EPILOGUE_STEPS
+    cuts = -(-k // _NARROW_MMA_K) if activations == E4M3FN else 0
+    gamma = steps * _UNIT / (1 - steps * _UNIT) + cuts * _NARROW_UNIT
     weight = unit.unit if rounded_weights else 0.0
     before = gamma + weight * (1 + gamma)
     return ErrorBound(
@@ -96,7 +109,7 @@ def error_bound(k: int, group_size: int, out: DType, rounded_weights: bool) -> E
         magnitude=before * (1 + unit.unit),
         activations=unit.floor * (1 + gamma) * (1 + unit.unit) if rounded_weights else 0.0,
         floor=unit.floor,
-        rms=float(np.hypot(unit.unit, weight)),
+        rms=float(np.sqrt(unit.unit**2 + weight**2 + cuts * _NARROW_RMS**2)),
         largest=unit.largest,
     )
 

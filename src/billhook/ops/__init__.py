@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .activations import quantize_activations
 from .imports import import_compressed_tensors, import_gptq
 from .machete import machete_mm, machete_prepack_B, machete_supported_schedules
 from .operators import Routing, gemm, moe_block_m, moe_gemm, route
@@ -22,6 +23,7 @@ __all__ = [
     "moe_gemm",
     "pack_quantized",
     "pack_weight",
+    "quantize_activations",
     "quantize_weight",
     "route",
     "stack_weights",

@@ -10,6 +10,11 @@ from typing import NamedTuple
 import torch
 
 
+def output_type(a: torch.Tensor, scales: torch.Tensor) -> torch.dtype:
+    """Return the type of D: that of activations of 16 bits, or that of the scales beside those of 8."""
+    return a.dtype if a.itemsize == 2 else scales.dtype  # noqa: PLR2004 - bytes
+
+
 class Gemm(NamedTuple):
     """A dense GEMM; see `operators.gemm`."""
 
@@ -24,6 +29,13 @@ class Gemm(NamedTuple):
     bias: torch.Tensor | None = None
     split_k: bool = True
     config: str = ""
+    token_scales: torch.Tensor | None = None
+    channel_scales: torch.Tensor | None = None
+
+    @property
+    def output(self) -> torch.dtype:
+        """Type of D."""
+        return output_type(self.a, self.scales)
 
     @property
     def rows(self) -> int:
@@ -52,11 +64,18 @@ class MoeGemm(NamedTuple):
     bias: torch.Tensor | None = None
     split_k: bool = True
     config: str = ""
+    token_scales: torch.Tensor | None = None
+    channel_scales: torch.Tensor | None = None
 
     @property
     def experts(self) -> int:
         """Number of experts."""
         return int(self.codes.shape[0])
+
+    @property
+    def output(self) -> torch.dtype:
+        """Type of D."""
+        return output_type(self.a, self.scales)
 
     @property
     def rows(self) -> int:
@@ -80,11 +99,18 @@ class MoeGemmTopk(NamedTuple):
     bias: torch.Tensor | None = None
     split_k: bool = True
     config: str = ""
+    token_scales: torch.Tensor | None = None
+    channel_scales: torch.Tensor | None = None
 
     @property
     def top_k(self) -> int:
         """Experts that each token visits."""
         return int(self.topk_ids.shape[1])
+
+    @property
+    def output(self) -> torch.dtype:
+        """Type of D."""
+        return output_type(self.a, self.scales)
 
     @property
     def rows(self) -> int:

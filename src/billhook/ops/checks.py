@@ -7,10 +7,10 @@ import torch
 from ..dispatch.launch import MAX_EXPERTS
 from ..dispatch.routing import capacity
 from ..errors import InputError, WeightError
-from ..formats.packed import find_format
+from ..formats.packed import FORMATS, find_format
 from .arguments import Gemm, MoeGemm, MoeGemmTopk
 from .kinds import KINDS
-from .tensors import DTYPES
+from .tensors import DTYPES, NARROW_DTYPES
 
 
 def check_gemm(p: Gemm) -> None:
@@ -21,7 +21,7 @@ def check_gemm(p: Gemm) -> None:
     """
     _check_operands(p)
     if p.bias is not None:
-        _check_extra("bias", p.bias, p.a, p.n, p.a.dtype)
+        _check_extra("bias", p.bias, p.a, p.n, p.output)
 
 
 def check_moe_gemm(p: MoeGemm) -> None:
@@ -33,7 +33,7 @@ def check_moe_gemm(p: MoeGemm) -> None:
     """
     _check_operands(p)
     if p.bias is not None:
-        _check_extra("bias", p.bias, p.a, p.experts * p.n, p.a.dtype)
+        _check_extra("bias", p.bias, p.a, p.experts * p.n, p.output)
     if p.topk_weights is not None:
         _check_extra("topk_weights", p.topk_weights, p.a, p.rows, torch.float32)
     for tensor in (p.sorted_token_ids, p.expert_ids, p.num_tokens_padded):
@@ -81,8 +81,8 @@ def check_topk_ids(topk_ids: torch.Tensor, num_experts: int, block_m: int) -> No
 
 def _check_operands(p: Gemm | MoeGemm) -> None:
     a, scales = p.a, p.scales
-    kind = KINDS.get((p.format, a.dtype))
-    if kind is None or scales.dtype != kind.scales:
+    kind = KINDS.get((p.format, a.dtype, scales.dtype))
+    if kind is None:
         _refuse_types(p)
         return
     device = a.get_device()
@@ -96,18 +96,50 @@ def _check_operands(p: Gemm | MoeGemm) -> None:
         raise WeightError(f"activations must be [m, k] (got shape {tuple(a.shape)}); use .reshape(-1, k)")
     rows, k = a.shape
     between, step = a.stride()
-    if step != 1 or (between % 8 and rows > 1) or a.data_ptr() % 16:
+    if step != 1 or (between * a.itemsize % 16 and rows > 1) or a.data_ptr() % 16:
         raise WeightError(
             "activations must have dense rows that begin at multiples of 16 bytes (got shape "
             f"{tuple(a.shape)}, strides {a.stride()}, address {a.data_ptr():#x}); use .contiguous()"
         )
     if k % 16 or -(-k // 64) != p.codes.shape[kind.block_axis]:
         raise WeightError(f"activations have k={k}, the weight {p.codes.shape[kind.block_axis]} blocks of 64")
+    if kind.narrow:
+        _check_narrow(p)
+    elif p.token_scales is not None or p.channel_scales is not None:
+        raise WeightError(
+            f"token_scales and channel_scales are for float8_e4m3fn or int8 activations (got {a.dtype})"
+        )
+
+
+def _check_narrow(p: Gemm | MoeGemm) -> None:
+    """Check what stands beside 8-bit activations."""
+    scales, a = p.token_scales, p.a
+    if p.group_size != -1:
+        raise WeightError(
+            f"{a.dtype} activations multiply weights with channel scales, group_size -1 (got {p.group_size})"
+        )
+    if scales is None:
+        raise WeightError(
+            f"{a.dtype} activations need token_scales; billhook.quantize_activations makes both"
+        )
+    if scales.dtype != torch.float32 or scales.device != a.device or scales.numel() != a.shape[0]:
+        raise WeightError(
+            f"token_scales must hold {a.shape[0]} elements of torch.float32 on {a.device} "
+            f"(got {tuple(scales.shape)} of {scales.dtype} on {scales.device})"
+        )
+    if not scales.is_contiguous():
+        raise WeightError("token_scales must be contiguous; use .contiguous()")
+    if p.channel_scales is not None:
+        features = p.n * (p.experts if isinstance(p, MoeGemm) else 1)
+        _check_extra("channel_scales", p.channel_scales, a, features, torch.float32)
 
 
 def _refuse_types(p: Gemm | MoeGemm) -> None:
     """Say which activations multiply the weight."""
     held = find_format(p.format)
+    if p.a.dtype in NARROW_DTYPES.values() and not held.narrow_activations:
+        known = ", ".join(one.name for one in FORMATS.values() if one.narrow_activations)
+        raise WeightError(f"{p.a.dtype} activations multiply {known} weights (got {p.format})")
     if held.scale is None:
         raise WeightError(f"activations must be {p.scales.dtype} like the weight's scales (got {p.a.dtype})")
     names = " or ".join(str(DTYPES[one]) for one in held.activations)
@@ -123,9 +155,9 @@ def check_output(p: Gemm | MoeGemm, d: torch.Tensor) -> None:
         WeightError: Wrong dtype, device, shape, strides or alignment.
     """
     a, rows, n = p.a, p.rows, p.n
-    if d.dtype != a.dtype or d.device != a.device or d.shape != (rows, n):
+    if d.dtype != p.output or d.device != a.device or d.shape != (rows, n):
         raise WeightError(
-            f"out must be {a.dtype} [{rows}, {n}] on {a.device} "
+            f"out must be {p.output} [{rows}, {n}] on {a.device} "
             f"(got {d.dtype} {tuple(d.shape)} on {d.device})"
         )
     if d.stride(1) != 1 or (rows > 1 and (d.stride(0) % 8 or d.stride(0) < n)) or d.data_ptr() % 16:

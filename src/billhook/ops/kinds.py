@@ -9,16 +9,17 @@ import torch
 from ..config import GemmTypes
 from ..formats.pack import CODE_BLOCK
 from ..formats.packed import FORMATS
-from .tensors import DTYPES
+from .tensors import DTYPES, NARROW_DTYPES
 
 
 class Kind(NamedTuple):
     """A packed format and the activations that multiply it.
 
     Args:
-        types: Element types of the GEMM; the output has the activations' type.
+        types: Element types of the GEMM.
         names: Names of the types of activations, weights and scales, as in `dispatch.provider.Request`.
-        scales: Type of the tensor of scales, and of zero points.
+        output: Type of D and of bias.
+        narrow: Whether activations have 8 bits, and a scale for each row.
         zeros: Whether there are zero points.
         global_scales: Whether there are global scales.
         block_axis: The axis of the packed codes that counts blocks of 64 along k, from the last.
@@ -26,25 +27,31 @@ class Kind(NamedTuple):
 
     types: GemmTypes
     names: tuple[str, str, str]
-    scales: torch.dtype
+    output: torch.dtype
+    narrow: bool
     zeros: bool
     global_scales: bool
     block_axis: int
 
 
-def _kinds() -> dict[tuple[str, torch.dtype], Kind]:
+def _kinds() -> dict[tuple[str, torch.dtype, torch.dtype], Kind]:
+    """Return kinds by format and the types of the tensors of activations and scales."""
     found = {}
     for held in FORMATS.values():
-        for a in held.activations:
-            types = GemmTypes(a, held.weight, held.scale or a, a)
-            found[held.name, DTYPES[a]] = Kind(
-                types=types,
-                names=(types.a.name, types.b.name, types.s.name),
-                scales=torch.uint8 if held.scale else DTYPES[a],
-                zeros=held.weight.zero_point,
-                global_scales=held.global_scale,
-                block_axis=-len(CODE_BLOCK[held.weight.bits]) - 1,
-            )
+        for c in held.activations:
+            scales = torch.uint8 if held.scale else DTYPES[c]
+            for a in (c, *held.narrow_activations):
+                types = GemmTypes(a, held.weight, held.scale_type(c), c)
+                narrow = a != c
+                found[held.name, NARROW_DTYPES[a] if narrow else DTYPES[a], scales] = Kind(
+                    types=types,
+                    names=(types.a.name, types.b.name, types.s.name),
+                    output=DTYPES[c],
+                    narrow=narrow,
+                    zeros=held.weight.zero_point,
+                    global_scales=held.global_scale,
+                    block_axis=-len(CODE_BLOCK[held.weight.bits]) - 1,
+                )
     return found
 
 

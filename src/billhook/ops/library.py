@@ -14,7 +14,8 @@ from .arguments import Gemm, MoeGemm, MoeGemmTopk
 
 _WEIGHT = "Tensor a, Tensor codes, Tensor scales, int n, int group_size, str format"
 _OPTIONS = (
-    "Tensor? zeros=None, Tensor? global_scales=None, Tensor? bias=None, bool split_k=True, str config=''"
+    "Tensor? zeros=None, Tensor? global_scales=None, Tensor? bias=None, bool split_k=True, str config='', "
+    "Tensor? token_scales=None, Tensor? channel_scales=None"
 )
 _GEMM = f"{_WEIGHT}, {_OPTIONS}"
 _MOE_GEMM = (
@@ -39,7 +40,7 @@ def _implementations(device: ModuleType) -> dict[str, Callable[..., Any]]:
     def gemm(*arguments: Any) -> torch.Tensor:
         p = Gemm(*arguments)
         checks.check_gemm(p)
-        out = p.a.new_empty((p.rows, p.n))
+        out = p.a.new_empty((p.rows, p.n), dtype=p.output)
         device.gemm_out(p, out)
         return out
 
@@ -52,7 +53,7 @@ def _implementations(device: ModuleType) -> dict[str, Callable[..., Any]]:
     def moe_gemm(*arguments: Any) -> torch.Tensor:
         p = MoeGemm(*arguments)
         checks.check_moe_gemm(p)
-        out = p.a.new_empty((p.rows, p.n))
+        out = p.a.new_empty((p.rows, p.n), dtype=p.output)
         device.moe_gemm_out(p, out)
         return out
 
@@ -95,17 +96,17 @@ def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _empty_gemm(*arguments: Any) -> torch.Tensor:
     p = Gemm(*arguments)
-    return p.a.new_empty((p.a.shape[0], p.n))
+    return p.a.new_empty((p.a.shape[0], p.n), dtype=p.output)
 
 
 def _empty_moe_gemm(*arguments: Any) -> torch.Tensor:
     p = MoeGemm(*arguments)
-    return p.a.new_empty((p.a.shape[0] * p.top_k, p.n))
+    return p.a.new_empty((p.a.shape[0] * p.top_k, p.n), dtype=p.output)
 
 
 def _empty_moe_gemm_topk(*arguments: Any) -> torch.Tensor:
     p = MoeGemmTopk(*arguments)
-    return p.a.new_empty((p.topk_ids.numel(), p.n))
+    return p.a.new_empty((p.topk_ids.numel(), p.n), dtype=p.output)
 
 
 def _empty_routing(topk_ids: torch.Tensor, num_experts: int, block_m: int) -> tuple[torch.Tensor, ...]:

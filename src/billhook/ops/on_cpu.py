@@ -17,7 +17,7 @@ from .tensors import from_numpy, to_numpy
 
 def gemm_out(p: Gemm, out: torch.Tensor) -> None:
     """Compute a dense GEMM."""
-    result = p.a.float() @ _weight(p)
+    result = _activations(p) @ _weight(p)
     out.copy_(result if p.bias is None else result + p.bias.float())
 
 
@@ -27,9 +27,10 @@ def moe_gemm_out(p: MoeGemm, out: torch.Tensor) -> None:
     blocks = int(p.num_tokens_padded) // p.block_m
     experts = p.expert_ids[:blocks].repeat_interleave(p.block_m)
     ids = p.sorted_token_ids[: blocks * p.block_m].long()
+    activations = _activations(p)
     for expert in experts.unique().tolist():
         mine = ids[(experts == expert) & (ids < p.rows)]
-        product = p.a[mine // p.top_k].float() @ _weight(p, expert)
+        product = activations[mine // p.top_k] @ _weight(p, expert)
         result[mine] = product if p.bias is None else product + p.bias.view(-1, p.n)[expert].float()
     out.copy_(result if p.topk_weights is None else result * p.topk_weights.reshape(-1, 1))
 
@@ -62,6 +63,11 @@ def route(
     return sorted_token_ids, expert_ids, torch.tensor([length], dtype=torch.int32)
 
 
+def _activations(p: Gemm | MoeGemm) -> torch.Tensor:
+    """Return the activations times their scales, float32."""
+    return p.a.float() if p.token_scales is None else p.a.float() * p.token_scales.view(-1, 1)
+
+
 def _weight(p: Gemm | MoeGemm, expert: int | None = None) -> torch.Tensor:
     """Return one dequantized weight, float32 [k, n]."""
 
@@ -79,4 +85,7 @@ def _weight(p: Gemm | MoeGemm, expert: int | None = None) -> torch.Tensor:
         zeros=None if p.zeros is None else read(p.zeros),
         global_scales=whole if whole is None or expert is None else whole[expert : expert + 1],
     )
-    return from_numpy(host.dequantize(host.unpack(packed)))
+    weight = from_numpy(host.dequantize(host.unpack(packed)))
+    if p.channel_scales is None:
+        return weight
+    return weight * p.channel_scales.view(-1, p.n)[expert or 0]

@@ -110,8 +110,8 @@ def _group(p: MoeGemm, blocks: int) -> torch.Tensor:
         sorted_token_ids=p.sorted_token_ids.data_ptr(),
         num_tokens_padded=p.num_tokens_padded.data_ptr(),
         rows=p.rows,
-        k=k,
-        lda=a.stride(0) if m > 1 else k,
+        row_bytes=k * a.itemsize,
+        stride_bytes=(a.stride(0) if m > 1 else k) * a.itemsize,
         top_k=p.top_k,
     )
     return grouped
@@ -120,7 +120,7 @@ def _group(p: MoeGemm, blocks: int) -> torch.Tensor:
 def _request(p: Gemm | MoeGemm | MoeGemmTopk, experts: int = 0, top_k: int = 0, block_m: int = 0) -> Request:
     a = p.a
     m, k = a.shape
-    names = KINDS[p.format, a.dtype].names
+    names = KINDS[p.format, a.dtype, p.scales.dtype].names
     return Request(a.get_device(), m, p.n, k, *names, p.group_size, experts, top_k, block_m)
 
 
@@ -146,6 +146,7 @@ def _launch(
     kernel: GemmKernel, tiles_m: int, p: Gemm | MoeGemm, a: torch.Tensor, out: torch.Tensor, **moe: int
 ) -> None:
     rows, bias, zeros, global_scales = p.rows, p.bias, p.zeros, p.global_scales
+    token_scales, channel_scales = p.token_scales, p.channel_scales
     m, k = a.shape
     launch.launch_gemm(
         kernel,
@@ -157,6 +158,8 @@ def _launch(
         scales=p.scales.data_ptr(),
         zeros=0 if zeros is None else zeros.data_ptr(),
         global_scales=0 if global_scales is None else global_scales.data_ptr(),
+        channel_scales=0 if channel_scales is None else channel_scales.data_ptr(),
+        token_scales=0 if token_scales is None else token_scales.data_ptr(),
         bias=0 if bias is None else bias.data_ptr(),
         d=out.data_ptr(),
         m=rows,

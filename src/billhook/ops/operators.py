@@ -53,6 +53,8 @@ def gemm(
     weight: PackedWeight,
     bias: torch.Tensor | None = None,
     *,
+    token_scales: torch.Tensor | None = None,
+    channel_scales: torch.Tensor | None = None,
     config: KernelConfig | str | None = None,
     split_k: bool = True,
     out: torch.Tensor | None = None,
@@ -60,23 +62,28 @@ def gemm(
     """Multiply activations by a packed weight: D = A @ W + bias.
 
     Args:
-        a: [m, k] of one of the weight's `dtypes`; rows dense, 16-byte aligned.
+        a: [m, k] of one of the weight's `dtypes`; rows dense, 16-byte aligned. For u4b8 weights with channel
+            scales also float8_e4m3fn or int8, as `quantize_activations` gives them (GPUs of 9.0).
         weight: A dense packed weight.
-        bias: [n] of the same type, or None.
+        bias: [n] of D's type, or None.
+        token_scales: float32 [m], [m, 1] or a single one, of 8-bit activations; else None.
+        channel_scales: float32 [n], multiplied into the columns of A @ W besides the weight's own, with 8-bit
+            activations; or None.
         config: A kernel or its name; chosen for the problem if None.
         split_k: Whether several CTAs may share an output tile. With False and a fixed `config`, a row's
             result does not depend, to the bit, on the other rows given with it.
-        out: Where D goes, [m, n] of the same type, rows dense; a new tensor if None.
+        out: Where D goes, [m, n] of D's type, rows dense; a new tensor if None.
 
     Returns:
-        D [m, n], float32 sums rounded once.
+        D [m, n], float32 sums rounded once, of a's type; of `weight.dtype` for 8-bit activations.
 
     Raises:
         WeightError: A tensor does not fit: dtype, device, shape, strides, alignment or packing.
         UnsupportedError: No kernel serves the problem on this GPU.
     """
     _check_operands(a, weight, moe=False)
-    arguments = (*_weight(a, weight), *_options(weight, bias, split_k, config))
+    scales = _token_scales(token_scales, a)
+    arguments = (*_weight(a, weight), *_options(weight, bias, split_k, config, scales, channel_scales))
     if out is None:
         return library.operators.gemm.default(*arguments)
     library.operators.gemm_out.default(out, *arguments)
@@ -90,6 +97,8 @@ def moe_gemm(
     topk_weights: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     *,
+    token_scales: torch.Tensor | None = None,
+    channel_scales: torch.Tensor | None = None,
     config: KernelConfig | str | None = None,
     split_k: bool = True,
     out: torch.Tensor | None = None,
@@ -100,11 +109,13 @@ def moe_gemm(
     (token, slot), and the routing is the same.
 
     Args:
-        a: [tokens, k], or [tokens * top_k, k], of one of the weight's `dtypes`.
+        a: [tokens, k], or [tokens * top_k, k], of a type that `gemm` takes.
         weight: A packed MoE weight.
         routing: What `route` gave; or the expert ids [tokens, top_k] themselves, routed on the way.
         topk_weights: float32 [tokens, top_k] or [tokens * top_k], multiplied into the rows; or None.
-        bias: [num_experts, n] of a's type, or None.
+        bias: [num_experts, n] of D's type, or None.
+        token_scales: float32, one for each row of 8-bit activations, or a single one; else None.
+        channel_scales: float32 [num_experts, n], as in `gemm`; or None.
         config: A kernel or its name; its tile_m must be the routing's block_m.
         split_k: As in `gemm`.
         out: Where D goes, with a `Routing` only; a new tensor if None.
@@ -119,7 +130,8 @@ def moe_gemm(
         InputError: `out` without a `Routing`, or a routing that does not fit.
     """
     _check_operands(a, weight, moe=True)
-    head, options = _weight(a, weight), _options(weight, bias, split_k, config)
+    scales = _token_scales(token_scales, a)
+    head, options = _weight(a, weight), _options(weight, bias, split_k, config, scales, channel_scales)
     if not isinstance(routing, Routing):
         if out is not None:
             raise InputError("out needs a Routing; call billhook.route first")
@@ -170,10 +182,10 @@ def moe_block_m(weight: PackedWeight, tokens: int, top_k: int, dtype: torch.dtyp
         UnsupportedError: No kernel serves the problem on the weight's GPU.
         WeightError: The weight is not multiplied by such activations.
     """
-    kind = dtype or weight.dtype
-    if kind not in weight.dtypes:
+    kind = KINDS.get((weight.format, dtype or weight.dtype, weight.scales.dtype))
+    if kind is None or (kind.narrow and weight.group_size != -1):
         raise WeightError(
-            f"activations of {weight} must be {' or '.join(map(str, weight.dtypes))} (got {kind})"
+            f"activations of {weight} must be {' or '.join(map(str, weight.dtypes))} (got {dtype})"
         )
     if weight.device.type != "cuda":
         return _HOST_BLOCK_M
@@ -182,7 +194,7 @@ def moe_block_m(weight: PackedWeight, tokens: int, top_k: int, dtype: torch.dtyp
         tokens,
         weight.n,
         weight.k,
-        *KINDS[weight.format, kind].names,
+        *kind.names,
         weight.group_size,
         weight.num_experts,
         top_k,
@@ -210,12 +222,26 @@ def _weight(a: torch.Tensor, weight: PackedWeight) -> tuple[Any, ...]:
     return a, weight.codes, weight.scales, weight.n, weight.group_size, weight.format
 
 
+def _token_scales(scales: torch.Tensor | None, a: torch.Tensor) -> torch.Tensor | None:
+    """Return one scale for each row of A, also where one serves all."""
+    if scales is None or scales.numel() == a.shape[0] or scales.numel() != 1:
+        return scales
+    return scales.reshape(1).expand(a.shape[0]).contiguous()
+
+
 def _options(
-    weight: PackedWeight, bias: torch.Tensor | None, split_k: bool, config: KernelConfig | str | None
+    weight: PackedWeight,
+    bias: torch.Tensor | None,
+    split_k: bool,
+    config: KernelConfig | str | None,
+    token_scales: torch.Tensor | None,
+    channel_scales: torch.Tensor | None,
 ) -> tuple[Any, ...]:
     """Return the arguments that every operator takes last, none if all of them have their defaults."""
     zeros, global_scales = weight.zeros, weight.global_scales
     name = config.name if isinstance(config, KernelConfig) else config or ""
-    if zeros is None and global_scales is None and bias is None and split_k and not name:
+    scaled = token_scales is not None or channel_scales is not None
+    if zeros is None and global_scales is None and bias is None and split_k and not name and not scaled:
         return ()
-    return zeros, global_scales, bias, split_k, name
+    options = (zeros, global_scales, bias, split_k, name)
+    return (*options, token_scales, channel_scales) if scaled else options

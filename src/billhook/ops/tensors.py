@@ -8,12 +8,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..dtypes import BF16, F16, DType
+from ..dtypes import BF16, E4M3FN, F16, S8, DType
 from ..errors import WeightError
 from ..formats.elements import numpy_dtype
 
 ELEMENTS = {torch.float16: F16, torch.bfloat16: BF16}
 DTYPES = {element: dtype for dtype, element in ELEMENTS.items()}
+NARROW_DTYPES = {E4M3FN: torch.float8_e4m3fn, S8: torch.int8}
 
 
 def find_element(dtype: torch.dtype) -> DType:

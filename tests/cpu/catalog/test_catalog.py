@@ -10,7 +10,7 @@ import pytest
 
 import billhook.catalog
 from billhook.arch import parse, supported
-from billhook.catalog import Shape, deepest, load
+from billhook.catalog import Catalog, Format, Shape, deepest, load
 from billhook.config import GemmTypes, KernelConfig, Tile
 from billhook.errors import ConfigError
 from billhook.families import base, fewest_stages, illegal
@@ -29,6 +29,11 @@ def folder_with(tmp_path: Path, *, kernels: str | None = None, rules: str | None
     return tmp_path
 
 
+def wide_formats(catalog: Catalog) -> list[Format]:
+    """Return the formats with 16-bit activations, which most tiles and rules are for."""
+    return [one for one in catalog.formats if all(types.a.bits == 16 for types in one.types())]
+
+
 def test_installed_catalog_loads_once() -> None:
     catalog = load()
     assert catalog is load()
@@ -44,11 +49,25 @@ def test_the_catalog_lists_what_device_headers_and_packed_weights_have() -> None
         for a in one.activations
         for size in one.group_sizes
     }
+    device |= {
+        (GemmTypes(a, one.weight, c, c), size)
+        for one in base.NARROW_FORMATS
+        for a in one.activations
+        for c in base.OUTPUTS
+        for size in one.group_sizes
+    }
     stored = {
         (GemmTypes(a, one.weight, one.scale_type(a), a), size)
         for one in packed.FORMATS.values()
         for a in one.activations
         for size in one.group_sizes
+    }
+    stored |= {
+        (GemmTypes(a, one.weight, c, c), size)
+        for one in packed.FORMATS.values()
+        for a in one.narrow_activations
+        for c in one.activations
+        for size in (-1,)
     }
     assert listed == device == stored
 
@@ -59,7 +78,7 @@ def test_every_tile_and_format_is_legal_somewhere() -> None:
     for shape in catalog.shapes:
         if shape.family == "machete":
             continue
-        for one in catalog.formats:
+        for one in wide_formats(catalog):
             for types in one.types():
                 for group_size in one.group_sizes:
                     configs = [shape.kernel(types, group_size, False, arch) for arch in archs]
@@ -144,7 +163,7 @@ def test_every_moe_rule_has_tiles_for_every_format_on_its_target() -> None:
     for rule in catalog.rules:
         if not rule.moe or rule.arch != ("9.0",):
             continue
-        for one in catalog.formats:
+        for one in wide_formats(catalog):
             for types in one.types():
                 for group_size in one.group_sizes:
                     asked = catalog.by_name[rule.tile].kernel(types, group_size, True, arch)
@@ -163,6 +182,7 @@ def test_every_moe_rule_has_tiles_for_every_format_on_its_target() -> None:
         ('[[rules]]\nk = { above = 64 }\ntile = "m8n128k128"\n', [":1", "routing", "moe = false"]),
         ('[[rules]]\nrows = { max = 0 }\ntile = "m8n128k128"\n', [":1", "rows", "max = 0"]),
         ('[[rules]]\nn = { above = 9, max = 8 }\ntile = "m8n128k128"\n', [":1", "above = 9"]),
+        ('[[rules]]\nactivations = 8\ntile = "m8n128k128"\n', [":1", "8-bit"]),
         ('[[rules]]\narch = ["7.0"]\ntile = "m8n128k128"\n', [":1", "7.0"]),
         ('[[rules]]\narch = ["9.0a"]\ntile = "m8n128k128"\n', [":1", "9.0a", "9.0"]),
         ('[[rules]]\ntile = "m8n128k128"\n\n[[rules]]\ntile = "m64n128k128"\n', [":4", "rule 2", "never"]),

@@ -8,16 +8,20 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billhook.catalog.coverage import first_gap, unreachable
+from billhook.catalog.coverage import Kind, first_gap, unreachable
 from billhook.catalog.rule import ANY, Bounds, Rule
 
-TARGETS = [(8, 0), (8, 6), (9, 0)]
+KINDS = [
+    Kind(*one)
+    for one in itertools.product((False, True), (16, 8), [(8, 0), (8, 6), (9, 0)])
+    if one[1] == 16 or one[2] == (9, 0)
+]
 VALUES = [1, 2, 3, 5, 8]
 TILES = ["small", "big"]
 
 
-def legal(tile: str, target: tuple[int, int]) -> bool:
-    return tile == "small" or target != (8, 6)
+def legal(tile: str, kind: Kind) -> bool:
+    return tile == "small" or (kind.target != (8, 6) and not (kind.moe and kind.activations == 8))
 
 
 @st.composite
@@ -37,6 +41,7 @@ rules = st.lists(
         k=st.just(ANY) | bounds(),
         moe=st.none() | st.booleans(),
         arch=st.just(()) | st.just(("8.6",)) | st.just(("8.0", "9.0")),
+        activations=st.none() | st.sampled_from([8, 16]),
     ),
     max_size=7,
 )
@@ -47,24 +52,26 @@ def test_agrees_with_trying_everything(found: list[Rule]) -> None:
     cells = [*VALUES, 9]  # one number of every interval between bounds
     winners = set()
     served_everywhere = True
-    for target, moe, *place in itertools.product(TARGETS, (False, True), cells, cells, cells):
+    for kind, *place in itertools.product(KINDS, cells, cells, cells):
         served = False
         for position, rule in enumerate(found):
             inside = all(value in one for value, one in zip(place, rule.bounds().values(), strict=True))
-            if not rule.applies(moe, target) or not inside:
+            if not rule.applies(*kind) or not inside:
                 continue
             winners.add(position)
-            if legal(rule.tile, target):
+            if legal(rule.tile, kind):
                 served = True
                 break
         served_everywhere &= served
-    assert unreachable(found, TARGETS, legal) == [i for i in range(len(found)) if i not in winners]
-    assert (first_gap(found, TARGETS, legal) is None) == served_everywhere
+    assert unreachable(found, KINDS, legal) == [i for i in range(len(found)) if i not in winners]
+    assert (first_gap(found, KINDS, legal) is None) == served_everywhere
 
 
 def test_a_gap_is_told_in_words() -> None:
     found = [Rule("small", rows=Bounds(max=8)), Rule("small", n=Bounds(max=64))]
-    assert first_gap(found, [(9, 0)], legal) == "dense layers on 9.0 with rows > 8, n > 64"
+    assert first_gap(found, [Kind(False, 16, (9, 0))], legal) == "dense layers on 9.0 with rows > 8, n > 64"
+    narrow = first_gap(found, [Kind(True, 8, (9, 0))], legal)
+    assert narrow == "MoE layers on 9.0, 8-bit activations, with rows > 8, n > 64"
 
 
 def test_bounds_in_words() -> None:
@@ -73,4 +80,5 @@ def test_bounds_in_words() -> None:
     assert Bounds(max=16).describe("n") == "n <= 16"
     assert ANY.describe("n") == ""
     assert Rule("small").describe() == "otherwise"
+    assert Rule("small", activations=8).describe() == "8-bit activations"
     assert Rule("small", moe=True, k=Bounds(max=4), arch=("9.0",)).describe() == "moe, k <= 4, arch 9.0"

@@ -8,8 +8,8 @@ import pytest
 
 from billhook import families
 from billhook.arch import parse
-from billhook.config import GemmTypes, KernelConfig, Tile
-from billhook.dtypes import BF16, E4M3FN, U4B8
+from billhook.config import GemmTypes, KernelConfig, Problem, Tile, parse_name
+from billhook.dtypes import BF16, E4M3FN, F16, F32, S8, U4, U4B8, U8B128, DType
 
 TYPES = GemmTypes(BF16, U4B8, BF16, BF16)
 LEGAL = KernelConfig("machete", TYPES, 128, Tile(64, 128, 128, 4), indexed=False, arch=parse("9.0a"))
@@ -31,6 +31,51 @@ def test_grouped_rows_are_fetched_as_those_of_dense_layers() -> None:
     assert families.takes_tensor_map(grouped)
     looked_up = replace(grouped, grouped=False)
     assert families.shared_memory(grouped) == families.shared_memory(looked_up)
+
+
+@pytest.mark.parametrize("activations", [E4M3FN, S8])
+@pytest.mark.parametrize("out", [F16, BF16])
+@pytest.mark.parametrize("tile", [Tile(64, 128, 256, 5), Tile(128, 128, 256, 4), Tile(256, 128, 128, 5)])
+def test_activations_of_8_bits_multiply_u4b8_weights_with_channel_scales(
+    activations: DType, out: DType, tile: Tile
+) -> None:
+    types = GemmTypes(activations, U4B8, out, out)
+    dense = replace(LEGAL, types=types, group_size=-1, tile=tile)
+    assert families.illegal(dense) is None
+    assert parse_name(dense.name) == dense
+    assert families.illegal(replace(dense, indexed=True, grouped=True)) is None
+    assert not families.rounds_weights(dense)
+    wide = replace(dense, types=TYPES)
+    assert families.shared_memory(wide) - families.shared_memory(dense) == (
+        tile.stages * tile.tile_m * tile.tile_k
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"types": GemmTypes(E4M3FN, U4, BF16, BF16)}, "zero points"),
+        ({"types": GemmTypes(S8, U8B128, BF16, BF16)}, "u4b8 weights alone"),
+        ({"types": GemmTypes(S8, U4B8, BF16, S8)}, "f16 or bf16"),
+        ({"types": GemmTypes(S8, U4B8, F16, BF16)}, "must be bf16 (got f16)"),
+        ({"types": GemmTypes(F32, U4B8, F16, F16)}, "got f32"),
+        ({"group_size": 128}, "its group"),
+        ({"tile": Tile(256, 128, 64, 5)}, "multiple of 128"),
+        ({"indexed": True}, "grouped"),
+    ],
+)
+def test_each_limit_of_8_bit_activations_is_named(change: dict[str, object], word: str) -> None:
+    narrow = replace(LEGAL, types=GemmTypes(E4M3FN, U4B8, BF16, BF16), group_size=-1)
+    why = families.illegal(replace(narrow, **change))
+    assert why is not None
+    assert word in why
+
+
+def test_sums_of_s8_stay_within_32_bits() -> None:
+    types = GemmTypes(S8, U4B8, BF16, BF16)
+    config = replace(LEGAL, types=types, group_size=-1)
+    assert families.unserved(config, Problem(1, 64, (1 << 17) - 16, types, -1)) is None
+    assert "32 bits" in (families.unserved(config, Problem(1, 64, 1 << 17, types, -1)) or "")
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ def test_the_example_is_legal() -> None:
         ({"arch": parse("7.5")}, "7.5"),
         ({"types": GemmTypes(F32, U4B8, F32, F32)}, "f32"),
         ({"types": GemmTypes(BF16, S8, BF16, BF16)}, "s8"),
+        ({"types": GemmTypes(S8, U4B8, BF16, BF16), "group_size": -1}, "need machete"),
         ({"types": GemmTypes(F16, E2M1F, E8M0FNU, F16)}, "e4m3fn (got e8m0fnu)"),
         ({"types": GemmTypes(BF16, E2M1F, BF16, BF16)}, "e8m0fnu, e4m3fn (got bf16)"),
         ({"types": GemmTypes(BF16, E4M3FN, BF16, BF16), "group_size": 32}, "(-1, 128) for e4m3fn"),

@@ -1,0 +1,186 @@
+"""8-bit activations on CPU tensors: quantizing, both operators, and every refusal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+torch = pytest.importorskip("torch", reason="needs torch (a CPU build will do)")
+
+import billhook  # noqa: E402
+from billhook.dtypes import E4M3FN, S8, DType  # noqa: E402
+from billhook.errors import WeightError  # noqa: E402
+from billhook.formats import activations as oracle  # noqa: E402
+from billhook.formats import reference  # noqa: E402
+from billhook.formats.packed import find_format  # noqa: E402
+from billhook.ops import PackedWeight, stack_weights  # noqa: E402
+from billhook.ops.drawn import Drawn, draw  # noqa: E402
+from billhook.ops.tensors import ELEMENTS  # noqa: E402
+
+DTYPES = {torch.float8_e4m3fn: E4M3FN, torch.int8: S8}
+each_type = pytest.mark.parametrize("dtype", DTYPES)
+K, N = 96, 48
+
+
+def drawn(
+    k: int = K, n: int = N, group: int = -1, out: Any = torch.bfloat16, name: str = "u4b8", seed: int = 0
+) -> Drawn:
+    generator = torch.Generator().manual_seed(seed)
+    return draw(find_format(name), k, n, group, dtype=out, generator=generator)
+
+
+def exact(one: Drawn) -> np.ndarray:
+    return one.exact(torch.arange(one.codes.shape[1])).numpy()
+
+
+def numbers(codes: Any, scales: Any) -> np.ndarray:
+    """Return quantized activations in float64."""
+    return (codes.double() * scales.double().view(-1, 1)).numpy()
+
+
+def check(out: Any, ref: reference.Reference, k: int, element: DType) -> None:
+    bound = reference.error_bound(k, -1, ELEMENTS[out.dtype], rounded_weights=False, activations=element)
+    error = np.abs(out.double().numpy() - ref.value)
+    assert (error <= bound.allowed(ref.value, ref.magnitude, ref.activations)).all()
+
+
+@each_type
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**31), tokens=st.integers(0, 5), exponent=st.integers(-140, 120))
+def test_quantizing_gives_the_numbers_of_the_host(dtype: Any, seed: int, tokens: int, exponent: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(tokens, 257, generator=generator) * 2.0**exponent
+    if tokens > 1:
+        x[0] = 0
+        x[1] = (torch.arange(257) - 128) / 16.0  # ties, and the largest
+    codes, scales = billhook.quantize_activations(x, dtype)
+    assert (codes.dtype, scales.dtype, scales.shape) == (dtype, torch.float32, (tokens, 1))
+    want = oracle.quantize_dynamic(x.numpy(), DTYPES[dtype])
+    got = codes.numpy() if dtype == torch.int8 else codes.view(torch.uint8).numpy()
+    assert np.array_equal(scales.numpy(), want.scales)
+    assert np.array_equal(got, want.codes)
+
+
+@each_type
+def test_what_is_not_finite_stays_in_its_own_row(dtype: Any) -> None:
+    one = drawn()
+    x = torch.randn(3, K)
+    x[0, 3], x[1, 5] = torch.nan, torch.inf
+    codes, scales = billhook.quantize_activations(x, dtype)
+    out = billhook.gemm(codes, one.pack(), token_scales=scales)
+    assert not out[:2].isfinite().any()
+    assert out[2].isfinite().all()
+
+
+@each_type
+@pytest.mark.parametrize("out", [torch.float16, torch.bfloat16])
+@settings(max_examples=10, deadline=None)
+@given(m=st.integers(0, 9), k=st.integers(1, 9), n=st.integers(1, 9), extras=st.booleans())
+def test_gemm_is_within_the_bound(*, dtype: Any, out: Any, m: int, k: int, n: int, extras: bool) -> None:
+    one = drawn(16 * k, 16 * n, out=out)
+    codes, scales = billhook.quantize_activations(torch.randn(m, 16 * k), dtype)
+    bias = torch.randn(16 * n, dtype=out) if extras else None
+    channels = torch.rand(16 * n) + 0.5 if extras else None
+    got = billhook.gemm(codes, one.pack(), bias, token_scales=scales, channel_scales=channels)
+    assert (got.dtype, got.shape) == (out, (m, 16 * n))
+    right = exact(one) * (1 if channels is None else channels.double().numpy())
+    ref = reference.gemm(numbers(codes, scales), right, None if bias is None else bias.double())
+    check(got, ref, 16 * k, DTYPES[dtype])
+    into = torch.full_like(got, torch.nan)
+    billhook.gemm(codes, one.pack(), bias, token_scales=scales[:, 0], channel_scales=channels, out=into)
+    assert torch.equal(into, got)
+
+
+@each_type
+def test_one_scale_may_serve_all_tokens(dtype: Any) -> None:
+    weight, (codes, _) = drawn().pack(), billhook.quantize_activations(torch.randn(5, K), dtype)
+    one, each = torch.tensor([0.25]), torch.full((5, 1), 0.25)
+    assert torch.equal(
+        billhook.gemm(codes, weight, token_scales=one), billhook.gemm(codes, weight, token_scales=each)
+    )
+
+
+@each_type
+def test_experts_take_the_scale_of_the_row_s_token(dtype: Any) -> None:
+    parts = [drawn(seed=expert) for expert in range(3)]
+    weight, right = stack_weights([one.pack() for one in parts]), np.stack([exact(one) for one in parts])
+    codes, scales = billhook.quantize_activations(torch.randn(7, K), dtype)
+    ids, factors = torch.randint(-1, 3, (7, 2)), torch.rand(7, 2)
+    bias = torch.randn(3, N, dtype=torch.bfloat16)
+    routing = billhook.route(ids, 3, billhook.moe_block_m(weight, 7, 2, dtype))
+    got = billhook.moe_gemm(codes, weight, routing, factors, bias, token_scales=scales)
+    check(
+        got, reference.moe_gemm(numbers(codes, scales), right, ids, factors, bias.double()), K, DTYPES[dtype]
+    )
+    assert torch.equal(billhook.moe_gemm(codes, weight, ids, factors, bias, token_scales=scales), got)
+    rows, row_scales = (
+        codes.view(torch.uint8).repeat_interleave(2, 0).view(dtype),
+        scales.repeat_interleave(2),
+    )
+    assert torch.equal(billhook.moe_gemm(rows, weight, routing, factors, bias, token_scales=row_scales), got)
+
+
+@each_type
+def test_the_operators_pass_torch_s_own_checks(dtype: Any) -> None:
+    weight = drawn().pack()
+    codes, scales = billhook.quantize_activations(torch.randn(4, K), dtype)
+    head = (codes, weight.codes, weight.scales, N, -1, "u4b8", None, None, None, True, "", scales)
+    # torch compares no float8 tensors, as test_schema would have to
+    tests = ("test_faketensor",) if dtype.is_floating_point else ("test_schema", "test_faketensor")
+    torch.library.opcheck(torch.ops.billhook.gemm.default, head, test_utils=tests)
+    out = torch.empty(4, N, dtype=torch.bfloat16)
+    torch.library.opcheck(torch.ops.billhook.gemm_out.default, (out, *head), test_utils=tests)
+
+
+WIDE = torch.randn(4, K, dtype=torch.bfloat16)
+CODES, SCALES = billhook.quantize_activations(WIDE)
+
+
+@pytest.mark.parametrize(
+    ("a", "weight", "options", "words"),
+    [
+        (CODES, {}, {}, ["need token_scales", "quantize_activations"]),
+        (WIDE, {}, {"token_scales": SCALES}, ["bfloat16", "token_scales and channel_scales are for"]),
+        (WIDE, {}, {"channel_scales": torch.ones(N)}, ["bfloat16", "channel_scales are for"]),
+        (CODES, {"group": 32}, {"token_scales": SCALES}, ["group_size -1", "32"]),
+        (CODES, {"name": "u8b128"}, {"token_scales": SCALES}, ["u4b8", "u8b128"]),
+        (CODES, {"name": "mxfp4", "group": 32}, {"token_scales": SCALES}, ["u4b8", "mxfp4"]),
+        (CODES, {}, {"token_scales": SCALES[:3]}, ["4 elements", "(3, 1)"]),
+        (CODES, {}, {"token_scales": SCALES.half()}, ["float32", "float16"]),
+        (CODES, {}, {"token_scales": torch.ones(4, 2)[:, :1]}, ["contiguous"]),
+        (CODES, {}, {"token_scales": SCALES, "channel_scales": torch.ones(3)}, ["48 elements", "(3,)"]),
+        (CODES, {}, {"token_scales": SCALES, "bias": torch.ones(N)}, ["bias", "bfloat16"]),
+        (CODES, {}, {"token_scales": SCALES, "out": CODES.new_empty(4, N)}, ["out must be torch.bfloat16"]),
+    ],
+)
+def test_each_refusal_names_value_and_remedy(
+    a: Any, weight: dict[str, Any], options: dict[str, Any], words: list[str]
+) -> None:
+    packed: PackedWeight = drawn(**weight).pack()
+    with pytest.raises(WeightError) as caught:
+        billhook.gemm(a, packed, **options)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_rows_must_begin_at_multiples_of_16_bytes() -> None:
+    one = torch.zeros(4, K + 8, dtype=torch.int8)[:, :K]
+    with pytest.raises(WeightError, match="16 bytes"):
+        billhook.gemm(one, drawn().pack(), token_scales=SCALES)
+
+
+@pytest.mark.parametrize(
+    ("x", "dtype", "word"),
+    [
+        (torch.ones(2, 4), torch.float16, "float8_e4m3fn or torch.int8"),
+        (torch.ones(4), torch.int8, r"\(4,\)"),
+        (torch.ones(2, 4, dtype=torch.int32), torch.int8, "int32"),
+    ],
+)
+def test_what_cannot_be_quantized_is_named(x: Any, dtype: Any, word: str) -> None:
+    with pytest.raises(WeightError, match=word):
+        billhook.quantize_activations(x, dtype)
