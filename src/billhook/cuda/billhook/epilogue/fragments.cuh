@@ -2,11 +2,11 @@
 // CTAs that share a tile, scales, bias, top-k weights, rounding; then a transposition through shared memory (stmatrix) and
 // 16-byte stores. SM90.
 //
-// Partial sums are their own flags, as in store.cuh: a slot of the workspace holds words of all ones until its CTA writes
-// it, and again once it is read. A tile is finished by the worker that holds its first stage: it comes to it last, when the
-// others, which begin with it, have long written their parts. Workers are numbered against the grid, so a CTA waits only for
-// CTAs of lower index, which start no later than itself. Parts are kept as the registers hold them: no order to restore.
+// A shared tile is finished by the worker that holds its first stage: it comes to it last, when the others, which begin with
+// it, have long written their parts. Workers are numbered against the grid, so a CTA waits only for CTAs of lower index, which
+// start no later than itself. Parts are kept as the registers hold them: no order to restore.
 #pragma once
+#include "billhook/epilogue/partial.cuh"
 #include "billhook/mainloop/load.cuh"
 #include "billhook/mma/wgmma.cuh"
 #include "billhook/ptx/memory.cuh"
@@ -79,12 +79,6 @@ struct FragmentEpilogue {
   }
 
  private:
-  static constexpr u32 kEmpty = 0xffffffffu;
-  static __device__ __forceinline__ u32 word(float v) {
-    const u32 bits = __float_as_uint(v);
-    return bits == kEmpty ? 0x7fffffffu : bits;  // another NaN
-  }
-
   static __device__ __forceinline__ Accumulator to_float(const Sum& sum) {
     return {static_cast<float>(sum.v[0]), static_cast<float>(sum.v[1]), static_cast<float>(sum.v[2]),
             static_cast<float>(sum.v[3])};
@@ -103,7 +97,7 @@ struct FragmentEpilogue {
       for (i32 j = 0; j < C::columns; ++j) {
         const Accumulator sum = to_float(sums[s][j]);
         ptx::store_relaxed(to + (s * C::columns + j) * C::consumer_threads,
-                           {word(sum.v[0]), word(sum.v[1]), word(sum.v[2]), word(sum.v[3])});
+                           {partial_word(sum.v[0]), partial_word(sum.v[1]), partial_word(sum.v[2]), partial_word(sum.v[3])});
       }
   }
 
@@ -122,8 +116,7 @@ struct FragmentEpilogue {
 #pragma unroll
       for (i32 i = 0; i < kBatch; ++i) {
         u32x4 u = part[i];
-        while (u.x == kEmpty || u.y == kEmpty || u.z == kEmpty || u.w == kEmpty)
-          u = ptx::load_relaxed(from + i * C::consumer_threads);
+        while (is_partly_empty(u)) u = ptx::load_relaxed(from + i * C::consumer_threads);
         ptx::store_relaxed(from + i * C::consumer_threads, {kEmpty, kEmpty, kEmpty, kEmpty});
         sum[i].v[0] += __uint_as_float(u.x), sum[i].v[1] += __uint_as_float(u.y);
         sum[i].v[2] += __uint_as_float(u.z), sum[i].v[3] += __uint_as_float(u.w);

@@ -1,11 +1,10 @@
 // From the warps' float32 sums to the output. Warps that split k are summed through shared memory, CTAs that share a tile
 // through the workspace; then channel or global scale, bias and top-k weight are applied and the rows are stored.
 //
-// Partial sums are their own flags: a slot of the workspace holds words of all ones (a NaN no sum has) until its CTA
-// writes it, and again once it is read. So handing over costs one write and one read, with no fence or counter between. A
-// tile is finished by its last CTA, which holds its end and meets it first; it does so after its own share, when the CTAs
+// A shared tile is finished by its last CTA, which holds its end and meets it first; it does so after its own share, when the CTAs
 // before it are about to be done too. A CTA waits only for CTAs of lower index, which start no later than itself.
 #pragma once
+#include "billhook/epilogue/partial.cuh"
 #include "billhook/mainloop/load.cuh"
 #include "billhook/ptx/memory.cuh"
 
@@ -97,14 +96,8 @@ struct Epilogue {
       if (first == last)
         finish(v, row, quad);
       else
-        ptx::store_relaxed(mine + tile_row * quads + quad, {word(v.x), word(v.y), word(v.z), word(v.w)});
+        ptx::store_relaxed(mine + tile_row * quads + quad, {partial_word(v.x), partial_word(v.y), partial_word(v.z), partial_word(v.w)});
     });
-  }
-
-  static constexpr u32 kEmpty = 0xffffffffu;
-  static __device__ __forceinline__ u32 word(float v) {
-    const u32 bits = __float_as_uint(v);
-    return bits == kEmpty ? 0x7fffffffu : bits;  // another NaN
   }
 
   // If this CTA began in the middle of the tile `at` and holds its end: sums the parts in the order of their CTAs.
@@ -127,7 +120,7 @@ struct Epilogue {
           if (cta + i > last) break;
           u32x4* const from = slot(cta + i, first) + q;
           u32x4 u = part[i];
-          while (u.x == kEmpty || u.y == kEmpty || u.z == kEmpty || u.w == kEmpty) u = ptx::load_relaxed(from);
+          while (is_partly_empty(u)) u = ptx::load_relaxed(from);
           ptx::store_relaxed(from, {kEmpty, kEmpty, kEmpty, kEmpty});
           add(v, {__uint_as_float(u.x), __uint_as_float(u.y), __uint_as_float(u.z), __uint_as_float(u.w)});
         }

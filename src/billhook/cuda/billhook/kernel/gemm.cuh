@@ -1,10 +1,9 @@
-// The GEMM that all families share: quantized weights x 16-bit activations, dense and MoE.
+// The walk of the Marlin family: quantized weights x 16-bit activations, dense and MoE.
 //
 // Each CTA walks its share of the stream-K line. A stage holds, for tile_k input features, the codes and scales of tile_n
 // output features and the activations of tile_m tokens; some stages are in flight while one is computed. Weights are the
 // MMA's row operand (D^T = B^T A^T): eight tokens fill one MMA, so decoding wastes little. Weights do not depend on the
-// kernel before: on SM90+ their first stages are requested before waiting for it. How a stage is multiplied is the family's:
-// `Config::Warps`.
+// kernel before: on SM90+ their first stages are requested before waiting for it.
 #pragma once
 #include "billhook/epilogue/store.cuh"
 #include "billhook/ptx/grid.cuh"
@@ -63,7 +62,6 @@ __device__ __forceinline__ void run(const GemmParams& p) {
     for (; left > 0 && at.stage < line.stages; --left, ++at.stage) {
       ptx::cp_async_wait<C::ahead - 1>();
 #if __CUDA_ARCH__ >= 900
-      if constexpr (C::async_reads) ptx::fence_proxy_async();
       ptx::mbarrier_wait(shared + C::barriers_at + 8 * slot, parity);
 #endif
       __syncthreads();  // the stage is there for all, and the slot to be filled is free

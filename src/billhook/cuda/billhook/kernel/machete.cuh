@@ -1,9 +1,9 @@
 // The Machete family: warpgroup-level tensor cores (wgmma), SM90a.
 //
-// One producer warpgroup keeps a pipeline of stages filled, two consumer warpgroups multiply; a pair of barriers per stage
-// (`full`, `empty`) is all they exchange. A stage holds, for tile_k input features, the codes and scales of tile_n output
+// One producer warpgroup keeps a pipeline of stages filled, two or four consumer warpgroups multiply; a pair of barriers per
+// stage (`full`, `empty`) is all they exchange. A stage holds, for tile_k input features, the codes and scales of tile_n output
 // features and the activations of tile_m tokens. The grid is persistent: each worker, a CTA or a cluster of CTAs side by
-// side along n that share their activations, walks its share of the stream-K line.
+// side along n that share their activations, computes its part of the tiles (schedule/waves.cuh).
 //
 // Here is also what is fixed at compile time about one kernel, and where things lie in its shared memory;
 // `families/machete.py` computes the same sizes.
@@ -67,7 +67,9 @@ struct Config {
   static constexpr float factor = weight_factor<Activation, Weight>();  // of the sums, for what weights are multiplied as
   static constexpr i32 groups_per_stage = channel_scales ? 0 : tile_k > group_size ? tile_k / group_size : 1;
   static constexpr i32 zero_groups = !has_zeros<Weight> ? 0 : channel_scales ? 1 : groups_per_stage;
+
   // Offsets in a stage. Activations come in blocks that wgmma reads: rows of 128 bytes, swizzled, 1024-aligned.
+  static constexpr i32 chunk = 128 * 8 / bits<Activation>;  // features of a block of activations
   static constexpr i32 activations_at = 0;
   static constexpr i32 codes_at = tile_m * tile_k * bits<Activation> / 8;
   static constexpr i32 scales_at = codes_at + strips * blocks * block_bytes<Weight>;
@@ -98,7 +100,6 @@ struct Config {
   static_assert(sizeof(Waves) <= 64, "waves");
   static_assert(stages >= 2 && stages <= 8, "stages");
   static_assert(!gathers || cluster == 1, "rows that are looked up are not shared");
-  static constexpr i32 chunk = 128 * 8 / bits<Activation>;  // features of a block of activations
   static_assert(tile_k % chunk == 0, "tile_k");
   static_assert(!narrow || (channel_scales && !gathers), "8-bit activations have channel scales, and their rows are not gathered");
   static_assert(indexed || !grouped, "only the rows of MoE are grouped");

@@ -50,7 +50,6 @@ struct Config {
 
   // Stages in flight while one is computed: all others, for a warp has read a stage when it comes to the next barrier.
   static constexpr i32 ahead = stages - 1;
-  static constexpr bool async_reads = false;
 
   // 16 warps an SM hide latency best, where they fit; above 24 tokens the sums of a warp need the registers of two, above 16
   // with zero points and rows to look up.

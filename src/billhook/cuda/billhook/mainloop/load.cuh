@@ -1,7 +1,7 @@
 // Brings one pipeline stage (codes, scales, zero points, activations) into shared memory.
 //
-// Codes, scales and zero points of a stage are contiguous runs, one per strip of 64 output features. From SM90 on one thread moves them
-// by bulk copies that complete on the stage's mbarrier; before, all threads share them by cp.async. Activations are always
+// Codes, scales and zero points of a stage are contiguous runs, one per strip of 64 output features. From SM90 on one thread
+// moves them by bulk copies that complete on the stage's mbarrier; before, all threads share them by cp.async. Activations are
 // gathered by cp.async, by all threads: their rows may lie anywhere (MoE), and one bulk copy per row, or one warp for all
 // rows, is slower (docs/decisions/marlin-kernel.md). Rows and columns that do not exist become zeros. The kernel's Config
 // says where in a stage everything goes.
