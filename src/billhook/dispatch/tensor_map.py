@@ -43,7 +43,7 @@ class Matrix(NamedTuple):
 
 @lru_cache(maxsize=_MOST_KEPT)
 def tensor_map(matrix: Matrix, box_rows: int) -> bytes:
-    """Return the tensor map by which boxes of 128 bytes of features come into shared memory as wgmma reads them.
+    """Return the tensor map by which boxes of 128 bytes a row come into shared memory as wgmma reads them.
 
     Args:
         matrix: The activations; boxes that reach beyond are filled with zeros.

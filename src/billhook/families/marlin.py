@@ -34,7 +34,7 @@ def illegal(config: KernelConfig) -> str | None:
     if config.arch.capability < (8, 0):
         return f"needs compute capability 8.0 or later (got {config.arch})"
     if config.types.a.bits == 8:
-        return f"marlin multiplies activations of 16 bits; those of 8 need machete on 9.0a (got {config.types.a})"
+        return f"marlin multiplies 16-bit activations; those of 8 need machete on 9.0a (got {config.types.a})"
     why = base.wrong_types(config) or base.wrong_tile(config, largest_m=64, fewest_stages=FEWEST_STAGES)
     if why is None and config.group_size > config.tile.tile_k:
         why = f"tile_k must cover a group of {config.group_size} (got {config.tile.tile_k})"

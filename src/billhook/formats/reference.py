@@ -24,7 +24,7 @@ _MMA_LOSSES = _MMA_K + 2
 _UNIT = 2.0**-23
 _MAX_WARPS = 16
 _EPILOGUE_STEPS = 4  # channel scale, global scale, bias, top-k weight
-# 8-bit activations: SM90 aligns 32 products of e4m3 and the accumulator to the largest and keeps 13 bits below it.
+# 8-bit activations: SM90 aligns 32 products of e4m3 and the sum to the largest and keeps 13 bits below it.
 # docs/numerics.md, "Activations of 8 bits", tells why one unit of the sum of magnitudes covers a step.
 _NARROW_MMA_K = 32
 _NARROW_UNIT = 2.0**-13

@@ -16,8 +16,8 @@ def quantize_activations(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantize with one scale for each token, rounding to nearest (ties to even).
 
-    A token's scale is its largest magnitude / 448 (float8_e4m3fn) or / 127 (int8), rounded to float32; that of a
-    token of zeros is 0. Codes are the nearest for the rounded scale, to the bit those of
+    A token's scale is its largest magnitude / 448 (float8_e4m3fn) or / 127 (int8), rounded to float32; that
+    of a token of zeros is 0. Codes are the nearest for the rounded scale, to the bit those of
     `formats.activations.quantize_dynamic`. Infinities and NaN reach their own token's products alone.
 
     Args:

@@ -12,7 +12,7 @@ import torch
 
 def output_type(a: torch.Tensor, scales: torch.Tensor) -> torch.dtype:
     """Return the type of D: that of activations of 16 bits, or that of the scales beside those of 8."""
-    return a.dtype if a.itemsize == 2 else scales.dtype  # noqa: PLR2004 - bytes
+    return a.dtype if a.itemsize == 2 else scales.dtype
 
 
 class Gemm(NamedTuple):

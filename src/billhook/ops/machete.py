@@ -15,7 +15,7 @@ from torch.utils.weak import WeakIdKeyDictionary, WeakIdRef
 
 from ..config import STRIP, GemmTypes, KernelConfig
 from ..dispatch.cuda import capability
-from ..dtypes import ALL, U4, U4B8, U8, U8B128, DType
+from ..dtypes import ALL, E4M3FN, U4, U4B8, U8, U8B128, DType
 from ..errors import ArchError, InputError, UnsupportedError, WeightError
 from ..formats import pack
 from ..formats.blocks import count_groups
@@ -27,10 +27,11 @@ from ..vllm.machete.plan import load_catalog, type_configs
 from ..vllm.machete.types import TypeConfig, generate_type_option_name
 from .operators import gemm
 from .packing import pack_weight
-from .tensors import ELEMENTS
+from .tensors import DTYPES, ELEMENTS
 from .weight import PackedWeight
 
 _WEIGHTS = {"uint4": U4, "uint4b8": U4B8, "uint8": U8, "uint8b128": U8B128}  # names of vLLM's scalar types
+_NATIVE = {DataType.e4m3: E4M3FN}  # where the documents have another name
 _ELEMENTS = {
     None: DataType.void,
     torch.float16: DataType.f16,
@@ -45,6 +46,7 @@ class _Shape(NamedTuple):
     """What a weight's tensors must fit, besides each other."""
 
     weight: DType
+    scales: torch.dtype
     n: int
     k: int
     group_size: int
@@ -55,7 +57,7 @@ class _Groups(NamedTuple):
 
     Args:
         shape: The weight's.
-        sources: Tensors of scales and zeros, by identity and version.
+        sources: Tensors of scales and zeros, by identity and version; None where there are none.
         scales: As in `PackedWeight`.
         zeros: As in `PackedWeight`.
     """
@@ -87,15 +89,16 @@ def machete_mm(  # noqa: PLR0917 - the documented signature
     The first call with a weight, its scales and zeros packs the latter; do it before a stream is captured.
 
     Args:
-        a: float16 or bfloat16 [m, k]; rows dense, 16-byte aligned.
+        a: float16 or bfloat16 [m, k]; rows dense, 16-byte aligned. For u4b8 weights with channel scales
+            instead of group scales also float8_e4m3fn or int8.
         b_q_weight: What `machete_prepack_B` gave.
         b_type: Type of the weights: vLLM's scalar type, its name ("uint4b8") or Billhook's ("u4b8").
         out_type: Type of D; a's if None.
         b_group_scales: a's type [groups, n].
         b_group_zeros: Minus scale times zero point, in the scales' type and shape; for u4 and u8.
         b_group_size: Weights along k that share one scale; None or -1 for all of them.
-        b_channel_scales: For types that have them; no kernel of ours does yet.
-        a_token_scales: As `b_channel_scales`.
+        b_channel_scales: float32 [n] or [1, n]; with 8-bit activations.
+        a_token_scales: float32 [m], [m, 1] or a single one; with 8-bit activations.
         schedule: One of `machete_supported_schedules`, or None.
 
     Returns:
@@ -118,7 +121,7 @@ def machete_mm(  # noqa: PLR0917 - the documented signature
     )
     group_size = -1 if b_group_size is None else b_group_size
     native = _native(types)
-    if native is None or b_group_scales is None:
+    if native is None:
         raise UnsupportedError(
             f"machete_mm is not implemented for {generate_type_option_name(types)}; implemented:"
             + "".join(f"\n  {generate_type_option_name(one)}" for one in _implemented())
@@ -129,7 +132,9 @@ def machete_mm(  # noqa: PLR0917 - the documented signature
     if a.is_cuda and capability(a.get_device()) != (9, 0):
         have = "{}.{}".format(*capability(a.get_device()))
         raise ArchError(f"machete kernels need a GPU of 9.0 (got {have}); billhook.gemm serves others")
-    shape = _Shape(native.b, b_group_scales.shape[-1], a.shape[1], group_size)
+    features = b_channel_scales if b_group_scales is None else b_group_scales
+    n = 0 if features is None else features.shape[-1]
+    shape = _Shape(native.b, DTYPES[native.c], n, a.shape[1], group_size)
     _check_packed(b_q_weight, shape)
     groups = _find_groups(b_q_weight, b_group_scales, b_group_zeros, shape)
     weight = PackedWeight(
@@ -141,7 +146,13 @@ def machete_mm(  # noqa: PLR0917 - the documented signature
         format=native.b.name,
         zeros=groups.zeros,
     )
-    return gemm(a, weight, config=config if a.is_cuda else None)
+    return gemm(
+        a,
+        weight,
+        token_scales=a_token_scales,
+        channel_scales=b_channel_scales,
+        config=config if a.is_cuda else None,
+    )
 
 
 def machete_prepack_B(  # noqa: N802 - the documented name
@@ -181,7 +192,7 @@ def machete_prepack_B(  # noqa: N802 - the documented name
             f"b_q_weight must be int32 [k * {weight.bits} / 32, n] "
             f"(got {b_q_weight.dtype} {tuple(b_q_weight.shape)})"
         )
-    ones = torch.ones((1, b_q_weight.shape[1]), dtype=a_type, device=b_q_weight.device)
+    ones = torch.ones((1, b_q_weight.shape[1]), dtype=torch.float16, device=b_q_weight.device)
     return pack_weight(
         b_q_weight.contiguous(),
         ones,
@@ -269,10 +280,14 @@ def _implemented() -> tuple[TypeConfig, ...]:
 @cache
 def _native(types: TypeConfig) -> GemmTypes | None:
     """Return the types of the kernels that serve documented ones; None if there are none."""
-    names = [str(one.value) for one in (types.a, types.b, types.b_group_scale, types.out)]
-    if not set(names) <= set(ALL) or (types.b_channel_scale, types.a_token_scale) != (DataType.void,) * 2:
+    a, b, c = (_NATIVE.get(one) or ALL.get(str(one.value)) for one in (types.a, types.b, types.out))
+    if a is None or b is None or c is None:
         return None
-    native = GemmTypes(*(ALL[name] for name in names))
+    native, scales = GemmTypes(a, b, c, c), (types.out, DataType.void, DataType.void)
+    if a.bits == 8:
+        scales = (DataType.void, DataType.f32, DataType.f32)
+    if (types.b_group_scale, types.b_channel_scale, types.a_token_scale) != scales:
+        return None
     zero = types.b_group_scale if native.b.zero_point else DataType.void
     if types.b_group_zeropoint is not zero or native.b not in _WEIGHTS.values():
         return None
@@ -308,17 +323,26 @@ def _check_packed(codes: torch.Tensor, shape: _Shape) -> None:
 
 
 def _find_groups(
-    weight: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, shape: _Shape
+    weight: torch.Tensor, scales: torch.Tensor | None, zeros: torch.Tensor | None, shape: _Shape
 ) -> _Groups:
     """Return packed scales and zero points: those packed beside the weight before, if nothing has changed."""
     found: _Groups | None = _packed.get(weight)
     if found is not None and found.shape == shape and found.sources == _sources(scales, zeros):
         return found
-    made = _pack_groups(scales, zeros, shape)
+    made = _ones(weight, shape) if scales is None else _pack_groups(scales, zeros, shape)
     if made.scales.is_cuda:  # kernels request scales before the kernel ahead of them in the stream has ended
         torch.cuda.current_stream(made.scales.device).synchronize()
     _packed[weight] = made
     return made
+
+
+def _ones(weight: torch.Tensor, shape: _Shape) -> _Groups:
+    """Return packed scales of one: with 8-bit activations float32 scales of the channels do all."""
+    if shape.group_size != -1:
+        raise WeightError(f"b_group_size must be None or -1 without b_group_scales (got {shape.group_size})")
+    packed = pack.scale_shape(shape.n, shape.k, -1)
+    ones = torch.ones(packed, dtype=shape.scales, device=weight.device)
+    return _Groups(shape, _sources(None, None), ones, None)
 
 
 def _sources(*tensors: torch.Tensor | None) -> tuple[tuple[WeakIdRef, int] | None, ...]:

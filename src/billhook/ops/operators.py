@@ -82,8 +82,8 @@ def gemm(
         UnsupportedError: No kernel serves the problem on this GPU.
     """
     _check_operands(a, weight, moe=False)
-    scales = _token_scales(token_scales, a)
-    arguments = (*_weight(a, weight), *_options(weight, bias, split_k, config, scales, channel_scales))
+    scales = (_token_scales(token_scales, a), channel_scales)
+    arguments = (*_weight(a, weight), *_options(weight, bias, split_k, config, scales))
     if out is None:
         return library.operators.gemm.default(*arguments)
     library.operators.gemm_out.default(out, *arguments)
@@ -130,8 +130,8 @@ def moe_gemm(
         InputError: `out` without a `Routing`, or a routing that does not fit.
     """
     _check_operands(a, weight, moe=True)
-    scales = _token_scales(token_scales, a)
-    head, options = _weight(a, weight), _options(weight, bias, split_k, config, scales, channel_scales)
+    scales = (_token_scales(token_scales, a), channel_scales)
+    head, options = _weight(a, weight), _options(weight, bias, split_k, config, scales)
     if not isinstance(routing, Routing):
         if out is not None:
             raise InputError("out needs a Routing; call billhook.route first")
@@ -234,14 +234,21 @@ def _options(
     bias: torch.Tensor | None,
     split_k: bool,
     config: KernelConfig | str | None,
-    token_scales: torch.Tensor | None,
-    channel_scales: torch.Tensor | None,
+    scales: tuple[torch.Tensor | None, torch.Tensor | None],
 ) -> tuple[Any, ...]:
-    """Return the arguments that every operator takes last, none if all of them have their defaults."""
+    """Return the arguments that every operator takes last, none if all of them have their defaults.
+
+    Args:
+        weight: The packed weight.
+        bias: As the caller gave it, like the next two.
+        split_k: See `gemm`.
+        config: See `gemm`.
+        scales: Those of tokens, one for each row of A, and those of channels.
+    """
     zeros, global_scales = weight.zeros, weight.global_scales
     name = config.name if isinstance(config, KernelConfig) else config or ""
-    scaled = token_scales is not None or channel_scales is not None
+    scaled = any(one is not None for one in scales)
     if zeros is None and global_scales is None and bias is None and split_k and not name and not scaled:
         return ()
     options = (zeros, global_scales, bias, split_k, name)
-    return (*options, token_scales, channel_scales) if scaled else options
+    return (*options, *scales) if scaled else options

@@ -22,9 +22,10 @@ from ..families import rounds_weights
 from ..formats.packed import find_packed
 from ..formats.reference import ErrorBound, error_bound
 from ..plan import Dispatch, Range
+from .activations import quantize_activations
 from .drawn import draw
 from .operators import gemm, moe_gemm, route
-from .tensors import DTYPES
+from .tensors import DTYPES, NARROW_DTYPES, as_bytes
 from .weight import stack_weights
 
 _ODD_COUNTS = (1, 2, 3, 7, 9, 15, 17, 31, 33, 63, 65, 100, 127, 129, 255, 257, 513, 1025)
@@ -128,12 +129,14 @@ class _Inputs:
 
     Args:
         a: Activations.
+        token_scales: float32, one for each row of 8-bit activations, or None.
         ids: Experts of each row of A; None for a dense layer.
         factors: Top-k weights, or None.
         bias: [experts, n], or None.
     """
 
     a: torch.Tensor
+    token_scales: torch.Tensor | None
     ids: torch.Tensor | None
     factors: torch.Tensor | None
     bias: torch.Tensor | None
@@ -147,6 +150,11 @@ class _Inputs:
     def rows(self) -> int:
         """Rows of D."""
         return len(self.a) * self.top_k
+
+    def numbers(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return rows of A in float64; as bytes first, since torch selects no rows of float8 everywhere."""
+        found = as_bytes(self.a)[rows].view(self.a.dtype).double()
+        return found if self.token_scales is None else found * self.token_scales[rows].double()
 
     def pieces(self) -> Iterator[tuple[torch.Tensor, int]]:
         """Yield rows of D that share an expert, a bounded number at a time."""
@@ -171,7 +179,7 @@ class _Case:
     def __init__(self, entry: Dispatch, generator: torch.Generator) -> None:
         self.entry, self.generator, self.device = entry, generator, generator.device
         self.types = parse_types(entry.types)
-        self.dtype = DTYPES[self.types.a]
+        self.dtype = DTYPES[self.types.c]
         strips = torch.arange(0, entry.n, STRIP, device=self.device)
         offsets = torch.randint(0, STRIP, strips.shape, device=self.device, generator=generator)
         self.columns = torch.minimum(strips + offsets, torch.full_like(strips, entry.n - 1))
@@ -203,18 +211,22 @@ class _Case:
         Raises:
             CudaError: The kernel crashed.
         """
-        bound = error_bound(self.entry.k, self.entry.group_size, self.types.c, rounds_weights(config))
-        a = self._normal(m, self.entry.k)
+        bound = error_bound(
+            self.entry.k, self.entry.group_size, self.types.c, rounds_weights(config), self.types.a
+        )
+        a, token_scales = self._normal(m, self.entry.k), None
+        if self.types.a != self.types.c:
+            a, token_scales = quantize_activations(a, NARROW_DTYPES[self.types.a])
         for routing_name, ids in self._routings(m):
             where = f"{name}, m={m}" + (f", {routing_name}" if routing_name else "")
-            inputs = _Inputs(a, ids, None, None)
+            inputs = _Inputs(a, token_scales, ids, None, None)
             if verdict.runs % 2:  # with bias and top-k weights every other time
                 factors = (
                     None
                     if ids is None
                     else torch.rand(ids.shape, device=self.device, generator=self.generator)
                 )
-                inputs = _Inputs(a, ids, factors, self.bias)
+                inputs = _Inputs(a, token_scales, ids, factors, self.bias)
             try:
                 worst, rms = self._compare(config, inputs, bound)
                 if self.device.type == "cuda":
@@ -234,11 +246,15 @@ class _Case:
         )
         out = poisoned[: inputs.rows]
         if ids is None:
-            gemm(a, self.weight, None if bias is None else bias[0], config=config, out=out)
+            extra = None if bias is None else bias[0]
+            gemm(a, self.weight, extra, token_scales=inputs.token_scales, config=config, out=out)
         else:
             complete = bool((ids >= 0).all())
             routing = route(ids, self.entry.num_experts, config.tile.tile_m, complete=complete)
-            moe_gemm(a, self.weight, routing, inputs.factors, bias, config=config, out=out)
+            scales = inputs.token_scales
+            moe_gemm(
+                a, self.weight, routing, inputs.factors, bias, token_scales=scales, config=config, out=out
+            )
         if not bool(out.isfinite().all()) or not bool(poisoned[inputs.rows :].isnan().all()):
             return float("inf"), float("inf")
         return self._distance(out, inputs, bound)
@@ -259,7 +275,7 @@ class _Case:
         self, inputs: _Inputs, rows: torch.Tensor, expert: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return value, magnitude and activations, as `formats.reference.Reference`, of one expert's rows."""
-        left = inputs.a[rows // inputs.top_k].double()
+        left = inputs.numbers(rows // inputs.top_k)
         right = self.exact[expert] if expert >= 0 else torch.zeros_like(self.exact[0])
         value, magnitude = left @ right, left.abs() @ right.abs()
         activations = left.abs().sum(1, keepdim=True)

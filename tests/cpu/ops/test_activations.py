@@ -27,7 +27,7 @@ K, N = 96, 48
 
 
 def drawn(
-    k: int = K, n: int = N, group: int = -1, out: Any = torch.bfloat16, name: str = "u4b8", seed: int = 0
+    k: int = K, n: int = N, *, group: int = -1, out: Any = torch.bfloat16, name: str = "u4b8", seed: int = 0
 ) -> Drawn:
     generator = torch.Generator().manual_seed(seed)
     return draw(find_format(name), k, n, group, dtype=out, generator=generator)

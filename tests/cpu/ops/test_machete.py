@@ -37,7 +37,7 @@ class Operands:
         words = codes.reshape(k // each, each, n) << (torch.arange(each) * weight.bits)[:, None]
         self.words = words.sum(1).to(torch.int64).numpy().astype(np.uint32).view(np.int32)
         of_row = torch.arange(k) // (k if group == -1 else group)
-        values = (codes - points[of_row]).double() * self.scales[of_row].double()
+        self.values = values = (codes - points[of_row]).double() * self.scales[of_row].double()
         self.exact, self.magnitude = self.a.double() @ values, self.a.double().abs() @ values.abs()
 
     def prepack(self, name: str) -> Any:
@@ -112,6 +112,34 @@ def test_every_documented_type_has_every_documented_schedule() -> None:
             assert SCHEDULE in found
 
 
+@pytest.mark.parametrize("out", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn], ids=str)
+def test_activations_of_8_bits_have_float32_scales_of_tokens_and_channels(dtype: Any, out: Any) -> None:
+    one, f32 = Operands("u4b8", torch.float16, -1), torch.float32
+    found = billhook.machete_supported_schedules(dtype, "uint4b8", None, None, f32, f32, out)
+    assert len(found) == 9
+    codes, tokens = billhook.quantize_activations(one.a, dtype)
+    b = billhook.machete_prepack_B(torch.from_numpy(one.words), dtype, "uint4b8", None)
+    assert torch.equal(b, one.prepack("u4b8"))
+    channels = one.scales[0].float() * 1.001  # no number of 16 bits
+    exact = (codes.double() * tokens.double()) @ (one.values / one.scales.double() * channels.double())
+    for each in (channels, channels[None]):
+        got = billhook.machete_mm(
+            codes, b, "uint4b8", out, b_channel_scales=each, a_token_scales=tokens, schedule=found[0]
+        )
+        assert got.dtype == out
+        unit = torch.finfo(out).eps / 2
+        assert bool(((got.double() - exact).abs() <= unit * exact.abs() + 1e-5 * one.magnitude).all())
+    for wrong in ({"b_channel_scales": None}, {"a_token_scales": None}, {"b_group_scales": one.scales}):
+        given = {"b_channel_scales": channels, "a_token_scales": tokens, **wrong}
+        with pytest.raises(UnsupportedError, match="not implemented for"):
+            billhook.machete_mm(codes, b, "uint4b8", out, **given)
+    with pytest.raises((UnsupportedError, WeightError), match="64"):
+        billhook.machete_mm(
+            codes, b, "uint4b8", out, b_group_size=64, b_channel_scales=channels, a_token_scales=tokens
+        )
+
+
 def test_types_without_kernels_have_no_schedules() -> None:
     supported = billhook.machete_supported_schedules
     assert supported(torch.float16, "uint4b8", None) == []
@@ -119,10 +147,11 @@ def test_types_without_kernels_have_no_schedules() -> None:
     assert supported(torch.float16, "uint4", torch.float16) == []
     assert supported(torch.float16, "uint4b8", torch.bfloat16) == []
     assert supported(torch.float16, "uint4b8", torch.float16, out_type=torch.bfloat16) == []
-    assert (
-        supported(torch.int8, "uint4b8", torch.float16, None, torch.float32, torch.float32, torch.float16)
-        == []
-    )
+    f32 = torch.float32
+    assert supported(torch.int8, "uint4b8", torch.float16, None, f32, f32, torch.float16) == []
+    assert supported(torch.int8, "uint4b8", None, None, f32, None, torch.float16) == []
+    assert supported(torch.int8, "uint8b128", None, None, f32, f32, torch.float16) == []
+    assert supported(torch.float16, "uint4b8", torch.float16, None, f32, f32) == []
 
 
 def test_types_without_kernels_are_refused_with_those_that_have_them() -> None:

@@ -8,9 +8,13 @@ from typing import Any
 import pytest
 from cpu.build.stand_in import artifacts, small_plan
 
+from billhook.arch import parse
 from billhook.build import Bundle, write_bundle
 from billhook.cli import main
+from billhook.config import GemmTypes, Problem
+from billhook.dtypes import BF16, E4M3FN, S8, U4B8
 from billhook.errors import ArchError, CudaError
+from billhook.plan import plan_problems
 
 PLAN = small_plan(max_tokens=20)
 
@@ -38,6 +42,19 @@ def test_every_kernel_runs_and_is_within_its_bound(bundle: Bundle, verify: Any) 
     assert len(told) == len(PLAN.dispatch)
 
 
+def test_activations_of_8_bits_are_quantized_and_within_their_bound(tmp_path: Path, verify: Any) -> None:
+    shapes = [
+        Problem(1, 64, 128, GemmTypes(a, U4B8, BF16, BF16), -1, experts, min(experts, 2))
+        for a in (E4M3FN, S8)
+        for experts in (0, 3)
+    ]
+    plan = plan_problems(shapes, [parse("9.0a")], 20)
+    bundle = write_bundle(tmp_path / "bundle", plan, artifacts(plan))
+    verdicts = verify.verify_bundle(bundle, (9, 0), device="cpu", quick=True)
+    assert len(verdicts) == 4
+    assert all(one.runs and one.passed and one.worst > 0 for one in verdicts)
+
+
 def test_counts_meet_both_edges_and_odd_ones_between(verify: Any) -> None:
     from billhook.plan import Range
 
@@ -56,8 +73,8 @@ def test_a_wrong_kernel_is_found(
 
     right = verify.gemm
 
-    def wrong(a: Any, weight: Any, bias: Any, *, config: Any, out: Any) -> None:
-        right(a, weight, bias, config=config, out=out)
+    def wrong(*arguments: Any, out: Any, **options: Any) -> None:
+        right(*arguments, out=out, **options)
         if fault == "one element":
             out[-1] *= 1.05  # as a lost product would
         elif fault == "not written":
