@@ -20,8 +20,8 @@ from ..arch import Arch
 from ..errors import CompileError, ToolchainError
 from .toolchain import INSTALL, find_nvrtc, nvrtc_bindings
 
-# The log always holds the resource report; it was empty twice in some 900 compilations on 16 threads (NVRTC 13.0,
-# 2026-11-22), though the code was right: then the source is compiled again.
+# The log always holds the resource report; it was empty twice in some 900 compilations on 16 threads (NVRTC
+# 13.0, 2026-11-22), though the code was right: then the source is compiled again.
 _MOST_TRIES = 3
 
 
