@@ -46,7 +46,7 @@ def moe_gemm(config: KernelConfig) -> MoeGemm:
     return MoeGemm(
         a=torch.zeros((TOKENS, K + 8), dtype=torch.bfloat16)[:, :K],
         codes=torch.zeros(EXPERTS, 1),
-        scales=torch.zeros(EXPERTS, 3, 2, 64),
+        scales=torch.zeros(EXPERTS, 3, 2, 64, dtype=torch.bfloat16),
         n=N,
         group_size=128,
         format="u4b8",
@@ -66,7 +66,7 @@ def test_rows_are_grouped_before_a_gemm_that_wants_them_so(launches: list[Any]) 
     (first, (kernel, stream), copy), (second, (*_, tiles_m), gemm) = launches
     assert (first, second, kernel, stream) == ("launch_group", "launch_gemm", "group_rows", 5)
     assert (copy["a"], copy["rows"], copy["k"]) == (p.a.data_ptr(), ROWS, K)
-    assert (copy["lda"], copy["top_k"]) == (K + 8, TOP_K)
+    assert (copy["row_bytes"], copy["stride_bytes"], copy["top_k"]) == (2 * K, 2 * (K + 8), TOP_K)
     assert copy["sorted_token_ids"] == gemm["sorted_token_ids"] == p.sorted_token_ids.data_ptr()
     assert copy["num_tokens_padded"] == gemm["num_tokens_padded"] == p.num_tokens_padded.data_ptr()
     assert (gemm["a"], gemm["lda"], gemm["k"]) == (copy["grouped"], K, K)
