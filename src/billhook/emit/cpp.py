@@ -105,11 +105,13 @@ def _without_grouping(plan: Plan) -> Plan:
     A copy of the activations would need memory that grows with m; the library allocates none.
 
     Raises:
-        UnsupportedError: A kernel exists for grouped rows alone.
+        UnsupportedError: A kernel exists for grouped rows alone, or takes activations of 8 bits.
     """
     names: dict[str, str] = {}
     kernels: dict[tuple[str, str], PlannedKernel] = {}
     for kernel in plan.kernels:
+        if kernel.config.types.a.bits == 8:
+            raise UnsupportedError(f"a C++ library takes activations of 16 bits; {kernel.name} those of 8")
         config = replace(kernel.config, grouped=False)
         why = illegal(config)
         if why is not None:

@@ -15,7 +15,7 @@ from torch.utils.weak import WeakIdKeyDictionary, WeakIdRef
 
 from ..config import STRIP, GemmTypes, KernelConfig
 from ..dispatch.cuda import capability
-from ..dtypes import ALL, E4M3FN, U4, U4B8, U8, U8B128, DType
+from ..dtypes import ALL, U4, U4B8, U8, U8B128, DType
 from ..errors import ArchError, InputError, UnsupportedError, WeightError
 from ..formats import pack
 from ..formats.blocks import count_groups
@@ -31,7 +31,7 @@ from .tensors import DTYPES, ELEMENTS
 from .weight import PackedWeight
 
 _WEIGHTS = {"uint4": U4, "uint4b8": U4B8, "uint8": U8, "uint8b128": U8B128}  # names of vLLM's scalar types
-_NATIVE = {DataType.e4m3: E4M3FN}  # where the documents have another name
+_NATIVE = {"e4m3": "e4m3fn"}  # where the documents have another name
 _ELEMENTS = {
     None: DataType.void,
     torch.float16: DataType.f16,
@@ -280,7 +280,7 @@ def _implemented() -> tuple[TypeConfig, ...]:
 @cache
 def _native(types: TypeConfig) -> GemmTypes | None:
     """Return the types of the kernels that serve documented ones; None if there are none."""
-    a, b, c = (_NATIVE.get(one) or ALL.get(str(one.value)) for one in (types.a, types.b, types.out))
+    a, b, c = (ALL.get(_NATIVE.get(str(one.value), str(one.value))) for one in (types.a, types.b, types.out))
     if a is None or b is None or c is None:
         return None
     native, scales = GemmTypes(a, b, c, c), (types.out, DataType.void, DataType.void)

@@ -173,9 +173,8 @@ def test_a_tensor_map_spans_the_rows_that_a_kernel_is_given(
 
 def test_grouping_gets_its_arguments_in_the_order_of_the_struct(driver: Listener) -> None:
     loaded = LoadedKernel("group_rows", "handle", 0, launch.GROUP_THREADS, 0, 132, 8, overlaps=True)
-    launch.launch_group(
-        loaded, 5, a=A, grouped=D, sorted_token_ids=1, num_tokens_padded=2, rows=M, k=K, lda=K + 8, top_k=4
-    )
+    ids = {"sorted_token_ids": 1, "num_tokens_padded": 2, "rows": M, "top_k": 4}
+    launch.launch_group(loaded, 5, a=A, grouped=D, row_bytes=2 * K, stride_bytes=2 * K + 16, **ids)
     ((description, packed),) = driver.launched
     sent = launch.GROUP_LAYOUT.unpack(packed[: launch.GROUP_LAYOUT.size])
     assert sent == (A, D, 1, 2, M, K // 8, K // 8 + 1, 4)
