@@ -125,14 +125,12 @@ struct Dequantize;
 // -(zero + 128) for bf16; -(zero + 1024) and -(zero + 64) for fp16, with the zero point 8.
 template <>
 struct Dequantize<bf16, u4b8> {
-  static __device__ __forceinline__ Fragment run(u32 word) { return run(&word, 0); }
   static __device__ __forceinline__ Fragment run(const u32* words, u32) {
     return Integers<bf16, 4>::plus(words, {0xc308c308u, 0xc308c308u});
   }
 };
 template <>
 struct Dequantize<f16, u4b8> {
-  static __device__ __forceinline__ Fragment run(u32 word) { return run(&word, 0); }
   static __device__ __forceinline__ Fragment run(const u32* words, u32) {
     return Integers<f16, 4>::plus(words, {0xe408e408u, 0xd480d480u});
   }

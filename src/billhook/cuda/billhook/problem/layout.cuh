@@ -5,8 +5,6 @@
 namespace billhook {
 
 constexpr i32 kStrip = 64;           // packed weights come in blocks of 64 (n) x 64 (k)
-constexpr i32 kBlockBytes = 2048;    // 64 x 64 codes of 4 bits
-constexpr i32 kScaleBytes = 128;     // the 16-bit scales of one strip and one group
 constexpr i32 kScratchRow = 64 + 4;  // floats of a row of sums in shared memory; + 4 spreads the rows over the banks
 constexpr i32 kScratchBytes = 8 * kScratchRow * 4;  // the sums of one strip and 8 tokens
 
