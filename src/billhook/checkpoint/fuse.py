@@ -13,10 +13,11 @@ import numpy as np
 
 from ..dtypes import E4M3FN
 from ..errors import UnsupportedError, WeightError
+from ..formats.order import Order, find_order
 from ..formats.packed import FORMATS, PackedFormat, tensor_shapes
 from ..models import Quantization, WeightFormat
 from .modules import Linear
-from .read import Order, read_global_scale, read_order
+from .read import read_global_scale, read_named
 from .stored import UNQUANTIZED
 
 _DENSE = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
@@ -180,7 +181,7 @@ def _why_unlike(members: Sequence[Linear], wanted: WeightFormat) -> str | None:
 def _order(one: Linear, wanted: WeightFormat) -> Order:
     """Return the order of a module's input features."""
     g_idx = one.parts.get("g_idx") or one.parts.get("weight_g_idx")
-    order = None if g_idx is None else read_order(g_idx, one.stored.k, wanted.group_size)
+    order = None if g_idx is None else find_order(read_named(g_idx), one.stored.k, wanted.group_size)
     return np.arange(one.stored.k, dtype=np.int32) if order is None else order
 
 

@@ -43,7 +43,7 @@ class Affine:
     group_size: int
 
     def __post_init__(self) -> None:
-        _check_element(self.element)
+        check_element(self.element)
         largest = 2**self.element.bits - 1
         check_codes(self.codes, largest)
         want = Block(self.group_size).scale_shape(self.codes.shape)
@@ -85,7 +85,7 @@ def quantize(weight: npt.ArrayLike, element: DType, group_size: int, scale_dtype
     Raises:
         WeightError: Another type, or a weight that is not finite or too large for `scale_dtype`.
     """
-    _check_element(element)
+    check_element(element)
     values, block, largest = read_weights(weight), Block(group_size), 2**element.bits - 1
     grouped = split(values, block)
     low = np.minimum(grouped.min(axis=(-3, -1)), 0).astype(np.float64)
@@ -127,7 +127,12 @@ def dequantize(weight: Affine, dtype: npt.DTypeLike = np.float32) -> npt.NDArray
     )
 
 
-def _check_element(element: DType) -> None:
+def check_element(element: DType) -> None:
+    """Refuse a type that is not one of `ELEMENTS`.
+
+    Raises:
+        WeightError: As said.
+    """
     if element not in ELEMENTS:
         known = ", ".join(str(one) for one in ELEMENTS)
         raise WeightError(f"{element} is no type of integer weights with scales; known: {known}")

@@ -1,41 +1,69 @@
-"""Read compressed-tensors' `pack-quantized` tensors (4 bits, symmetric) as u4b8.
+"""Read compressed-tensors' packed integers (pack-quantized): words of consecutive k, perhaps act-order.
 
-Source: the compressed-tensors format: `weight_packed` holds eight values of
-consecutive k per word, lowest nibble first, each stored as value + 8.
+Source: compressed-tensors. Codes and zero points are stored plus 2^(bits - 1); zero points are packed along
+n.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
-
+from ..dtypes import DType
 from ..errors import WeightError
-from .gptq import nibbles
-from .u4b8 import Quantized
+from .affine import Affine, check_element
+from .named import Named
+from .order import Order, find_order
+from .stored import read_codes, read_zeros
+
+_WORD_BITS = 32
 
 
 def read(
-    weight_packed: npt.NDArray[np.int32], weight_scale: npt.NDArray[Any], *, k: int, group_size: int
-) -> Quantized:
-    """Read one layer.
+    weight_packed: Named,
+    weight_scale: Named,
+    weight_zero_point: Named | None,
+    weight_g_idx: Named | None,
+    *,
+    element: DType,
+    k: int,
+    group_size: int,
+) -> tuple[Affine, Order | None]:
+    """Read one layer; with act-order, its rows are put into the order of their groups.
 
     Args:
-        weight_packed: int32 [n, ceil(k / 8)].
-        weight_scale: f16 or bf16 [n, groups].
+        weight_packed: int32 [n, ceil(k bits / 32)].
+        weight_scale: f16, bf16 or f32 [n, groups].
+        weight_zero_point: int32 [ceil(n bits / 32), groups]; None for types with a bias.
+        weight_g_idx: Integers [k], the group of each input feature; None if they are in order.
+        element: u4, u4b8, u8 or u8b128.
         k: Input features (`weight_shape[1]`).
         group_size: Weights along k that share one scale; -1 for one scale per output channel.
 
+    Returns:
+        The weights, and the order of input features that their rows are in; None if they are in order.
+
     Raises:
-        WeightError: A wrong dtype or shape.
+        WeightError: A wrong type, dtype or shape, scales that are not finite, or groups that are no
+            permutation.
     """
-    if weight_packed.dtype != np.int32 or weight_packed.ndim != 2 or weight_packed.shape[1] != -(-k // 8):
+    check_element(element)
+    words, columns = weight_packed.values, _words(k, element)
+    if words.dtype != "int32" or words.ndim != 2 or words.shape[1] != columns:
         raise WeightError(
-            f"weight_packed must be int32 [n, {-(-k // 8)}] for k={k} "
-            f"(got {weight_packed.dtype} {weight_packed.shape})"
+            f"{weight_packed.name} must be int32 [n, {columns}] for k={k} (got {words.dtype} {words.shape})"
         )
-    if weight_scale.ndim != 2:
-        raise WeightError(f"weight_scale must be [n, groups] (got shape {weight_scale.shape})")
-    codes = nibbles(weight_packed, axis=1)[:, :k]
-    return Quantized(np.ascontiguousarray(codes.T), np.ascontiguousarray(weight_scale.T), group_size)
+    scales = weight_scale.finite()
+    if scales.ndim != 2:
+        raise WeightError(f"{weight_scale.name} must be [n, groups] (got shape {scales.shape})")
+    codes, n = read_codes(words, "compressed_tensors", element.bits)[:k], len(words)
+    zeros = None
+    if weight_zero_point is not None:
+        packed = weight_zero_point.words(_words(n, element), scales.shape[1])
+        zeros = read_zeros(packed, "compressed_tensors", element.bits)[:, :n]
+    order = None if weight_g_idx is None else find_order(weight_g_idx, k, group_size)
+    if order is not None:
+        codes = codes[order]
+    return Affine(element, codes, scales.T, zeros, group_size), order
+
+
+def _words(count: int, element: DType) -> int:
+    """Return how many words hold so many codes."""
+    return -(-count * element.bits // _WORD_BITS)

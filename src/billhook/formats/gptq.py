@@ -1,97 +1,84 @@
-"""Read GPTQ tensors (4 bits, symmetric) as u4b8.
+"""Read GPTQ tensors, both versions: words of consecutive k, zero points in words of n, perhaps act-order.
 
-Source: the tensors that AutoGPTQ and GPTQModel write: `qweight` holds eight codes of
-consecutive k per word, lowest nibble first; `qzeros` eight zero points of consecutive
-n. Format v1 stores the zero point less one (7), v2 stores it as it is (8).
+Source: the tensors that AutoGPTQ and GPTQModel write. Version 1 (`checkpoint_format` gptq) stores zero points
+less one, modulo 2^bits; version 2 (gptq_v2) as they are.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
+from ..dtypes import DType
 from ..errors import WeightError
-from .u4b8 import BIAS, Quantized, count_groups
+from .affine import Affine, check_element
+from .named import Named
+from .order import Order, find_order
+from .stored import read_codes, read_zeros
 
-_PER_WORD = 8
+_NAMES = {1: "gptq", 2: "gptq_v2"}
+_WORD_BITS = 32
 
 
 def read(
-    qweight: npt.NDArray[np.int32],
-    scales: npt.NDArray[Any],
-    qzeros: npt.NDArray[np.int32] | None = None,
-    g_idx: npt.NDArray[np.int32] | None = None,
+    qweight: Named,
+    scales: Named,
+    qzeros: Named | None,
+    g_idx: Named | None,
     *,
+    element: DType,
     group_size: int,
-    version: int = 1,
-) -> Quantized:
-    """Read one layer.
+    version: int,
+) -> tuple[Affine, Order | None]:
+    """Read one layer; with act-order, its rows are put into the order of their groups.
 
     Args:
-        qweight: int32 [k / 8, n].
-        scales: f16 or bf16 [groups, n].
-        qzeros: int32 [groups, n / 8]; checked to be symmetric.
-        g_idx: int [k], the group of each input feature; only k // group_size is served.
+        qweight: int32 [k bits / 32, n].
+        scales: f16, bf16 or f32 [groups, n].
+        qzeros: int32 [groups, n bits / 32]; may be None for types with a bias, which it is compared with.
+        g_idx: Integers [k], the group of each input feature; None if they are in order.
+        element: u4, u4b8, u8 or u8b128.
         group_size: Weights along k that share one scale; -1 for one scale per output channel.
-        version: 1 (`checkpoint_format` gptq) or 2 (gptq_v2).
+        version: 1 or 2.
+
+    Returns:
+        The weights, and the order of input features that their rows are in; None if they are in order.
 
     Raises:
-        WeightError: A wrong dtype or shape, an asymmetric zero point, or act-order.
+        WeightError: A wrong type, dtype or shape, zero points other than the type's, scales that are not
+            finite, or groups that are no permutation.
     """
-    if version not in (1, 2):
+    if version not in _NAMES:
         raise WeightError(f"GPTQ format version must be 1 or 2 (got {version})")
-    if qweight.dtype != np.int32 or qweight.ndim != 2:
-        raise WeightError(f"qweight must be int32 [k / 8, n] (got {qweight.dtype} {qweight.shape})")
-    codes = nibbles(qweight, axis=0)
+    check_element(element)
+    if qweight.values.ndim != 2:
+        raise WeightError(f"{qweight.name} must have 2 axes (got shape {qweight.values.shape})")
+    codes = read_codes(qweight.values, "gptq", element.bits)
     k, n = codes.shape
-    groups = count_groups(k, group_size)
+    held = scales.finite()
+    zeros = None
     if qzeros is not None:
-        _check_zeros(qzeros, groups, n, version)
-    if g_idx is not None:
-        _check_order(g_idx, k, group_size)
-    return Quantized(codes, scales, group_size)
+        groups = len(held) if held.ndim else 0
+        zeros = _read_zeros(qzeros, (groups, -(-n * element.bits // _WORD_BITS)), n, element, version)
+    order = None if g_idx is None else find_order(g_idx, k, group_size)
+    if order is not None:
+        codes = codes[order]
+    return Affine(element, codes, held, zeros, group_size), order
 
 
-def nibbles(words: npt.NDArray[np.int32], axis: int) -> npt.NDArray[np.uint8]:
-    """Spread each word's eight 4-bit codes along `axis` (0 or 1), lowest nibble first."""
-    shifts = np.arange(0, 4 * _PER_WORD, 4, dtype=np.uint32)
-    spread = np.expand_dims(words.view(np.uint32), axis + 1)
-    shape = (1, _PER_WORD, 1) if axis == 0 else (1, 1, _PER_WORD)
-    codes = (spread >> shifts.reshape(shape) & 15).astype(np.uint8)
-    rows, columns = words.shape
-    return codes.reshape((rows * _PER_WORD, columns) if axis == 0 else (rows, columns * _PER_WORD))
-
-
-def _check_zeros(qzeros: npt.NDArray[np.int32], groups: int, n: int, version: int) -> None:
-    want = (groups, -(-n // _PER_WORD))
-    if qzeros.dtype != np.int32 or qzeros.shape != want:
-        raise WeightError(f"qzeros must be int32 {want} (got {qzeros.dtype} {qzeros.shape})")
-    stored = nibbles(qzeros, axis=1)[:, :n]
-    symmetric = BIAS - 1 if version == 1 else BIAS
-    wrong = np.argwhere(stored != symmetric)
-    if len(wrong):
-        group, channel = wrong[0]
+def _read_zeros(
+    qzeros: Named, shape: tuple[int, int], n: int, element: DType, version: int
+) -> npt.NDArray[np.uint8] | None:
+    """Return zero points; None if the type has one throughout, which those stored are then compared with."""
+    offset = 1 if version == 1 else 0
+    stored = read_zeros(qzeros.words(*shape), "gptq", element.bits)[:, :n]
+    if element.zero_point:
+        zeros: npt.NDArray[np.uint8] = (stored + np.uint8(offset)) & np.uint8(2**element.bits - 1)
+        return zeros
+    wanted = element.bias - offset
+    rule = f"zero points of symmetric weights must be {element.bias}, stored as {wanted}"
+    if (stored == element.bias - 1 + offset).all():
         other = 3 - version
-        hint = (
-            f"; it reads as version {other}" if (stored == (BIAS if version == 1 else BIAS - 1)).all() else ""
-        )
-        raise WeightError(
-            f"zero points must be symmetric (stored as {symmetric} in GPTQ version {version}); "
-            f"group {group}, channel {channel} holds {stored[group, channel]}{hint}; "
-            "asymmetric GPTQ is not built yet"
-        )
-
-
-def _check_order(g_idx: npt.NDArray[np.int32], k: int, group_size: int) -> None:
-    if g_idx.shape != (k,):
-        raise WeightError(f"g_idx must have one entry for each of k={k} input features (got {g_idx.shape})")
-    trivial = np.zeros(k, np.int64) if group_size == -1 else np.arange(k) // group_size
-    wrong = np.flatnonzero(g_idx != trivial)
-    if len(wrong):
-        at = wrong[0]
-        raise WeightError(
-            f"g_idx puts input feature {at} into group {g_idx[at]}, not {trivial[at]}: the checkpoint was "
-            "quantized with act-order (desc_act), which is not built yet; use one with desc_act=false"
-        )
+        rule += f"; they are those of {_NAMES[other]}, version {other}, which checkpoint_format should say"
+    Named(qzeros.name, stored).refuse(stored != wanted, rule)
+    return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .activations import quantize_activations
+from .grouped import grouped_gemm
 from .imports import import_compressed_tensors, import_gptq
 from .machete import machete_mm, machete_prepack_B, machete_supported_schedules
 from .operators import Routing, gemm, moe_block_m, moe_gemm, route
@@ -14,6 +15,7 @@ __all__ = [
     "Routing",
     "from_arrays",
     "gemm",
+    "grouped_gemm",
     "import_compressed_tensors",
     "import_gptq",
     "machete_mm",

@@ -9,17 +9,17 @@ import numpy.typing as npt
 
 from ...errors import WeightError
 from ...formats.host import HostWeight
+from ...formats.order import Order
 from ...models import WeightFormat
 from ..modules import Linear
 from .awq import read_awq
-from .checks import read_scales
+from .checks import read_named, read_scales
 from .fp4 import read_experts, read_experts_bias, read_global_scale, read_mxfp4, read_nvfp4
 from .fp8 import read_fp8, read_mxfp8
 from .gptq import read_gptq
 from .integers import read_int_quantized, read_pack_quantized
-from .order import Order, read_order
 
-__all__ = ["Order", "Weight", "read_global_scale", "read_order", "read_weight"]
+__all__ = ["Weight", "read_global_scale", "read_named", "read_weight"]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import WeightError
+from ...formats.named import Named
 from ..data import read_array
 from ..header import Tensor
 
@@ -16,15 +16,18 @@ _E4M3_NAN = 0x7F  # and 0xff: all bits but the sign
 _SIGN = 0x80
 
 
+def read_named(tensor: Tensor) -> Named:
+    """Read a tensor whose values are yet to be checked; messages name its file too."""
+    return _name(tensor, read_array(tensor))
+
+
 def read_scales(tensor: Tensor) -> npt.NDArray[Any]:
     """Read scales that are floats.
 
     Raises:
         WeightError: One is NaN or infinite.
     """
-    scales = read_array(tensor)
-    refuse(tensor, scales, ~np.isfinite(scales.astype(np.float32)), "scales must be finite")
-    return scales
+    return read_named(tensor).finite()
 
 
 def read_magnitudes(tensor: Tensor) -> npt.NDArray[np.float32]:
@@ -89,9 +92,8 @@ def refuse(tensor: Tensor, values: npt.NDArray[Any], wrong: npt.NDArray[np.bool_
     Raises:
         WeightError: One is; names file, tensor, the first place and its value.
     """
-    if not wrong.any():
-        return
-    at = tuple(int(index) for index in np.argwhere(wrong)[0])
-    place = f" at {list(at)}" if at else ""
-    more = f", and {int(wrong.sum()) - 1} more" if wrong.sum() > 1 else ""
-    raise WeightError(f"{tensor.file}: tensor {tensor.name}: {rule} (got {values[at]}{place}{more})")
+    _name(tensor, values).refuse(wrong, rule)
+
+
+def _name(tensor: Tensor, values: npt.NDArray[Any]) -> Named:
+    return Named(f"{tensor.file}: tensor {tensor.name}", values)

@@ -1,7 +1,6 @@
 """compressed-tensors' integers: packed in words of consecutive k (pack-quantized), or as s8 (int-quantized).
 
-Source: compressed-tensors. Packed codes and zero points are stored plus 2^(bits - 1); zero points are packed
-along n. A weight is (code - zero point) * scale, signed or not.
+Source: compressed-tensors. A weight is (code - zero point) * scale, signed or not.
 """
 
 from __future__ import annotations
@@ -12,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import WeightError
+from ...formats import compressed_tensors
 from ...formats.affine import Affine
-from ...formats.stored import read_codes, read_zeros
+from ...formats.order import Order
 from ...models import WeightFormat
 from ..data import read_array
 from ..stored import Parts, Stored
-from .checks import read_scales
-from .order import Order, read_order
+from .checks import read_named, read_scales
 
 _SIGN = np.uint8(0x80)  # two's complement + 128, in 8 bits
 
@@ -37,18 +36,16 @@ def read_pack_quantized(parts: Parts, stored: Stored, wanted: WeightFormat) -> t
             f"{shape.file}: tensor {shape.name} must be [{stored.n}, {stored.k}], by the shape of "
             f"weight_packed (got {said})"
         )
-    codes = read_codes(read_array(parts["weight_packed"]), "compressed_tensors", stored.bits)
-    zeros = None
-    if "weight_zero_point" in parts:
-        packed = read_array(parts["weight_zero_point"])
-        zeros = read_zeros(packed, "compressed_tensors", stored.bits)[:, : stored.n]
-    order = None
-    if "weight_g_idx" in parts and wanted.ordered:
-        order = read_order(parts["weight_g_idx"], stored.k, wanted.group_size)
-    if order is not None:
-        codes = codes[order]
-    scales = read_scales(parts["weight_scale"]).T
-    return Affine(wanted.weight, codes, scales, zeros, wanted.group_size), order
+    zeros, g_idx = parts.get("weight_zero_point"), parts.get("weight_g_idx") if wanted.ordered else None
+    return compressed_tensors.read(
+        read_named(parts["weight_packed"]),
+        read_named(parts["weight_scale"]),
+        None if zeros is None else read_named(zeros),
+        None if g_idx is None else read_named(g_idx),
+        element=wanted.weight,
+        k=stored.k,
+        group_size=wanted.group_size,
+    )
 
 
 def read_int_quantized(parts: Parts, stored: Stored, wanted: WeightFormat) -> Affine:
