@@ -104,6 +104,18 @@ def test_every_kind_of_routing_is_within_the_bound(
         assert not out[ids.reshape(-1) < 0].any()
 
 
+@pytest.mark.parametrize("counts", [(3, 0, 40, 7), (0, 0, 0, 100), (1, 1, 1, 1), (700, 0, 0, 5)], ids=str)
+def test_rows_that_lie_together_meet_their_expert(counts: tuple[int, ...]) -> None:
+    experts, n, k, dtype = len(counts), 144, 336, torch.bfloat16
+    weight = draw_weight(k, n, 64, dtype, experts)
+    a = torch.randn(sum(counts) + 9, k, device="cuda").to(dtype)  # nine rows of no expert
+    offsets = torch.tensor([0, *np.cumsum(counts)], device="cuda")
+    out = billhook.grouped_gemm(a, weight, offsets)
+    ids = np.repeat([*range(experts), -1], [*counts, 9]).reshape(-1, 1)
+    check(out, reference.moe_gemm(host(a), exact(weight), ids), weight, None, f"{counts}")
+    assert not out[sum(counts) :].any()
+
+
 def test_both_gemms_of_a_layer_share_a_routing() -> None:
     experts, top_k, tokens, dtype = 8, 2, 37, torch.bfloat16
     w13, w2 = draw_weight(256, 640, 128, dtype, experts), draw_weight(320, 256, 32, dtype, experts)
