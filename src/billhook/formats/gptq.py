@@ -12,6 +12,7 @@ import numpy.typing as npt
 from ..dtypes import DType
 from ..errors import WeightError
 from .affine import Affine, check_element
+from .blocks import count_groups
 from .named import Named
 from .order import Order, find_order
 from .stored import read_codes, read_zeros
@@ -55,30 +56,27 @@ def read(
         raise WeightError(f"{qweight.name} must have 2 axes (got shape {qweight.values.shape})")
     codes = read_codes(qweight.values, "gptq", element.bits)
     k, n = codes.shape
-    held = scales.finite()
     zeros = None
     if qzeros is not None:
-        groups = len(held) if held.ndim else 0
-        zeros = _read_zeros(qzeros, (groups, -(-n * element.bits // _WORD_BITS)), n, element, version)
+        words = qzeros.words(count_groups(k, group_size), -(-n * element.bits // _WORD_BITS))
+        held = Named(qzeros.name, read_zeros(words, "gptq", element.bits)[:, :n])
+        zeros = _read_zeros(held, element, version)
     order = None if g_idx is None else find_order(g_idx, k, group_size)
     if order is not None:
         codes = codes[order]
-    return Affine(element, codes, held, zeros, group_size), order
+    return Affine(element, codes, scales.finite(), zeros, group_size), order
 
 
-def _read_zeros(
-    qzeros: Named, shape: tuple[int, int], n: int, element: DType, version: int
-) -> npt.NDArray[np.uint8] | None:
+def _read_zeros(stored: Named, element: DType, version: int) -> npt.NDArray[np.uint8] | None:
     """Return zero points; None if the type has one throughout, which those stored are then compared with."""
     offset = 1 if version == 1 else 0
-    stored = read_zeros(qzeros.words(*shape), "gptq", element.bits)[:, :n]
     if element.zero_point:
-        zeros: npt.NDArray[np.uint8] = (stored + np.uint8(offset)) & np.uint8(2**element.bits - 1)
+        zeros: npt.NDArray[np.uint8] = (stored.values + np.uint8(offset)) & np.uint8(2**element.bits - 1)
         return zeros
     wanted = element.bias - offset
     rule = f"zero points of symmetric weights must be {element.bias}, stored as {wanted}"
-    if (stored == element.bias - 1 + offset).all():
+    if (stored.values == element.bias - 1 + offset).all():
         other = 3 - version
         rule += f"; they are those of {_NAMES[other]}, version {other}, which checkpoint_format should say"
-    Named(qzeros.name, stored).refuse(stored != wanted, rule)
+    stored.refuse(stored.values != wanted, rule)
     return None

@@ -5,9 +5,14 @@ from __future__ import annotations
 import torch
 
 from ..formats import compressed_tensors, gptq
+from ..formats.named import Named
+from ..formats.order import refuse_order
+from ..formats.packed import find_format
 from .packing import pack_quantized
 from .tensors import to_numpy
 from .weight import PackedWeight
+
+_NO_ORDER = "a packed weight holds no act-order (desc_act); billhook.load serves checkpoints that have it"
 
 
 def import_gptq(
@@ -19,56 +24,69 @@ def import_gptq(
     group_size: int,
     version: int = 1,
     dtype: torch.dtype | None = None,
+    format: str = "u4b8",  # noqa: A002 - as in pack_weight
 ) -> PackedWeight:
     """Pack a GPTQ checkpoint's tensors of one layer; the result lies where `qweight` does.
 
     Args:
-        qweight: int32 [k / 8, n].
-        scales: float16 or bfloat16 [groups, n].
-        qzeros: int32 [groups, n / 8]; checked to be symmetric.
+        qweight: int32 [k bits / 32, n].
+        scales: float16, bfloat16 or float32 [groups, n].
+        qzeros: int32 [groups, n bits / 32]; checked to be symmetric for u4b8 and u8b128, which may do without.
         g_idx: int32 [k], the group of each input feature; only the trivial order is served.
         group_size: Weights along k that share one scale; -1 for one scale per output channel.
         version: 1 (`gptq`: zero points stored less one) or 2 (`gptq_v2`).
-        dtype: Type of scales and activations; the scales' own by default.
+        dtype: Type of scales and activations; as in `pack_weight` by default.
+        format: u4b8 or u8b128 (symmetric), u4 or u8 (with zero points).
 
     Raises:
-        WeightError: A wrong dtype or shape, an asymmetric zero point, or act-order.
+        WeightError: A wrong dtype or shape, zero points that the format does not have, or act-order.
     """
-    quantized = gptq.read(
-        to_numpy(qweight),
-        to_numpy(scales.to(dtype or scales.dtype)),
-        None if qzeros is None else to_numpy(qzeros),
-        None if g_idx is None else to_numpy(g_idx),
+    groups = None if g_idx is None else Named("g_idx", to_numpy(g_idx))
+    value, order = gptq.read(
+        Named("qweight", to_numpy(qweight)),
+        Named("scales", to_numpy(scales)),
+        None if qzeros is None else Named("qzeros", to_numpy(qzeros)),
+        groups,
+        element=find_format(format).weight,
         group_size=group_size,
         version=version,
     )
-    return pack_quantized(quantized, qweight.device)
+    if groups is not None:
+        refuse_order(groups, order, _NO_ORDER)
+    return pack_quantized(value, qweight.device, dtype)
 
 
 def import_compressed_tensors(
     weight_packed: torch.Tensor,
     weight_scale: torch.Tensor,
+    weight_zero_point: torch.Tensor | None = None,
     *,
     k: int,
     group_size: int,
     dtype: torch.dtype | None = None,
+    format: str = "u4b8",  # noqa: A002 - as in pack_weight
 ) -> PackedWeight:
-    """Pack a compressed-tensors (`pack-quantized`, 4 bits, symmetric) layer where `weight_packed` lies.
+    """Pack a compressed-tensors layer (`pack-quantized`) where `weight_packed` lies.
 
     Args:
-        weight_packed: int32 [n, ceil(k / 8)].
-        weight_scale: float16 or bfloat16 [n, groups].
+        weight_packed: int32 [n, ceil(k bits / 32)].
+        weight_scale: float16, bfloat16 or float32 [n, groups].
+        weight_zero_point: int32 [ceil(n bits / 32), groups]; for u4 and u8.
         k: Input features (the checkpoint's `weight_shape[1]`).
         group_size: Weights along k that share one scale; -1 for one scale per output channel.
-        dtype: Type of scales and activations; the scales' own by default.
+        dtype: Type of scales and activations; as in `pack_weight` by default.
+        format: u4b8 or u8b128 (symmetric), u4 or u8 (with zero points).
 
     Raises:
-        WeightError: A wrong dtype or shape.
+        WeightError: A wrong dtype or shape, or zero points that the format does not have.
     """
-    quantized = compressed_tensors.read(
-        to_numpy(weight_packed),
-        to_numpy(weight_scale.to(dtype or weight_scale.dtype)),
+    value, _ = compressed_tensors.read(
+        Named("weight_packed", to_numpy(weight_packed)),
+        Named("weight_scale", to_numpy(weight_scale)),
+        None if weight_zero_point is None else Named("weight_zero_point", to_numpy(weight_zero_point)),
+        None,
+        element=find_format(format).weight,
         k=k,
         group_size=group_size,
     )
-    return pack_quantized(quantized, weight_packed.device)
+    return pack_quantized(value, weight_packed.device, dtype)
