@@ -31,7 +31,7 @@ def import_gptq(
     Args:
         qweight: int32 [k bits / 32, n].
         scales: float16, bfloat16 or float32 [groups, n].
-        qzeros: int32 [groups, n bits / 32]; checked to be symmetric for u4b8 and u8b128, which may do without.
+        qzeros: int32 [groups, n bits / 32]; checked to be symmetric for u4b8 and u8b128, which need none.
         g_idx: int32 [k], the group of each input feature; only the trivial order is served.
         group_size: Weights along k that share one scale; -1 for one scale per output channel.
         version: 1 (`gptq`: zero points stored less one) or 2 (`gptq_v2`).

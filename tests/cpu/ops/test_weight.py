@@ -54,22 +54,42 @@ def test_quantizing_a_tensor_is_quantizing_its_numbers() -> None:
     assert billhook.quantize_weight(values.float(), 32, torch.float16).dtype == torch.float16
 
 
-def test_gptq_and_compressed_tensors_layers_are_packed_alike() -> None:
-    codes = torch.randint(0, 16, (64, 32), dtype=torch.uint8)
+def join(rows: torch.Tensor, bits: int) -> torch.Tensor:
+    """Join neighbours of a row into int32, the first in the lowest bits."""
+    shifts = torch.arange(0, 32, bits)
+    words = (rows.reshape(rows.shape[0], -1, 32 // bits).long() << shifts).sum(-1)
+    return (words - ((words >> 31) << 32)).int()
+
+
+@pytest.mark.parametrize("name", ["u4b8", "u4", "u8b128", "u8"])
+def test_gptq_and_compressed_tensors_layers_are_packed_alike(name: str) -> None:
+    bits, bias = FORMATS[name].weight.bits, FORMATS[name].weight.bias
+    codes = torch.randint(0, 2**bits, (64, 32), dtype=torch.uint8)
     scales = torch.rand(2, 32, dtype=torch.float16)
-    want = billhook.pack_weight(codes, scales, 32)
-    shifts = torch.arange(0, 32, 4)
-
-    def join(rows: torch.Tensor) -> torch.Tensor:
-        words = (rows.reshape(rows.shape[0], -1, 8).long() << shifts).sum(-1)
-        return (words - ((words >> 31) << 32)).int()
-
-    gptq = billhook.import_gptq(join(codes.t()).t(), scales, join(torch.full((2, 32), 7)), group_size=32)
-    other = billhook.import_compressed_tensors(join(codes.t()), scales.t(), k=64, group_size=32)
+    zeros = None if bias else torch.randint(1, 2**bits, (2, 32), dtype=torch.uint8)
+    want = billhook.pack_weight(codes, scales, 32, format=name, zeros=zeros)
+    packed = None if zeros is None else join(zeros, bits).t()
+    stored = join(torch.full((2, 32), bias - 1) if zeros is None else zeros - 1, bits)
+    qweight, words = join(codes.t(), bits).t(), join(codes.t(), bits)
+    gptq = billhook.import_gptq(qweight, scales, stored, group_size=32, format=name)
+    other = billhook.import_compressed_tensors(words, scales.t(), packed, k=64, group_size=32, format=name)
     for got in (gptq, other):
-        assert torch.equal(got.codes, want.codes) and torch.equal(got.scales, want.scales)
-    converted = billhook.import_gptq(join(codes.t()).t(), scales, group_size=32, dtype=torch.bfloat16)
+        assert got.format == name and got.dtype == torch.float16
+        for mine, theirs in zip(got.state_dict().values(), want.state_dict().values(), strict=True):
+            assert torch.equal(mine, theirs)
+    converted = billhook.import_gptq(
+        qweight, scales, stored, group_size=32, dtype=torch.bfloat16, format=name
+    )
     assert converted.dtype == torch.bfloat16
+
+
+def test_importing_act_order_is_refused_in_words() -> None:
+    qweight, scales = torch.zeros(8, 16, dtype=torch.int32), torch.ones(2, 16, dtype=torch.float16)
+    g_idx = torch.arange(64, dtype=torch.int32) // 32
+    assert billhook.import_gptq(qweight, scales, g_idx=g_idx, group_size=32).k == 64
+    g_idx[[3, 40]] = g_idx[[40, 3]]
+    with pytest.raises(WeightError, match=r"act-order.*billhook\.load.*got 1 at \[3\]"):
+        billhook.import_gptq(qweight, scales, g_idx=g_idx, group_size=32)
 
 
 def test_a_weight_survives_a_state_dict() -> None:
