@@ -19,9 +19,9 @@ from billhook.dtypes import E2M1F, E4M3FN  # noqa: E402
 from billhook.families import rounds_weights  # noqa: E402
 from billhook.formats import reference  # noqa: E402
 from billhook.formats.elements import numpy_dtype  # noqa: E402
-from billhook.formats.packed import FORMATS, PackedFormat  # noqa: E402
 from billhook.ops.drawn import Drawn, draw  # noqa: E402
 from billhook.ops.weight import stack_weights  # noqa: E402
+from billhook.weights import FORMATS, PackedFormat  # noqa: E402
 
 CASES = [
     (held, dtype, group)

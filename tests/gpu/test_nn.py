@@ -10,9 +10,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from billhook.formats.host import dequantize  # noqa: E402
-from billhook.formats.packed import FORMATS  # noqa: E402
 from billhook.nn import QuantLinear, QuantMoE, silu_and_mul, top_k_softmax  # noqa: E402
 from billhook.ops import PackedWeight, quantize_weight, unpack_weight  # noqa: E402
+from billhook.weights import FORMATS  # noqa: E402
 
 BF16 = torch.bfloat16
 EXPERTS, TOP_K, HIDDEN, INNER = 8, 2, 256, 192

@@ -15,8 +15,8 @@ from billhook.errors import WeightError  # noqa: E402
 from billhook.formats.blocks import Block, count_groups  # noqa: E402
 from billhook.formats.fp8 import BLOCK, TENSOR, quantize  # noqa: E402
 from billhook.formats.host import quantize as quantize_any  # noqa: E402
-from billhook.formats.packed import FORMATS, PackedFormat  # noqa: E402
 from billhook.ops import PackedWeight, pack_quantized  # noqa: E402
+from billhook.weights import FORMATS, PackedFormat  # noqa: E402
 
 SHAPES = [(16, 16), (64, 64), (80, 144), (144, 80), (128, 128), (336, 208), (192, 1040), (2064, 320)]  # k, n
 AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]

@@ -20,11 +20,11 @@ import billhook  # noqa: E402
 from billhook.config import GemmTypes  # noqa: E402
 from billhook.dtypes import ALL  # noqa: E402
 from billhook.formats.blocks import count_groups  # noqa: E402
-from billhook.formats.packed import FORMATS  # noqa: E402
 from billhook.ops import PackedWeight, stack_weights  # noqa: E402
 from billhook.ops.drawn import draw  # noqa: E402
 from billhook.ops.tensors import DTYPES, ELEMENTS  # noqa: E402
 from billhook.vllm.machete.native import schedule_kernel, schedules  # noqa: E402
+from billhook.weights import FORMATS  # noqa: E402
 
 MACHETE_SHAPES = (  # m, n, k
     (1, 128, 128),

@@ -13,7 +13,7 @@ from billhook.build import Artifact, Cache, Unit, compile_kernel, compile_suppor
 from billhook.config import GemmTypes, parse_name
 from billhook.emit import SUPPORT, SourceFile
 from billhook.families import illegal
-from billhook.families.base import FORMATS, NARROW_FORMATS
+from billhook.weights import FORMATS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -80,10 +80,13 @@ def test_the_set_holds_experts_and_large_tiles_of_every_generation() -> None:
         mine = [config for config in configs if config.arch == target]
         assert {config.indexed for config in mine} == {False, True}
         assert any(config.tile.tile_m >= 48 for config in mine)
-    assert {config.group_size for config in configs} == {size for one in FORMATS for size in one.group_sizes}
-    for one in FORMATS:
+    assert {config.group_size for config in configs} == {
+        size for one in FORMATS.values() for size in one.group_sizes
+    }
+    for one in FORMATS.values():
         for a in one.activations:
             wanted = GemmTypes(a, one.weight, one.scale or a, a)
             assert any(config.types == wanted for config in configs), wanted
-    for one in NARROW_FORMATS:
-        assert set(one.activations) <= {config.types.a for config in configs if config.types.b == one.weight}
+        assert set(one.narrow_activations) <= {
+            config.types.a for config in configs if config.types.b == one.weight
+        }

@@ -14,8 +14,9 @@ import numpy as np
 from ..dtypes import E4M3FN
 from ..errors import UnsupportedError, WeightError
 from ..formats.order import Order, find_order
-from ..formats.packed import FORMATS, PackedFormat, tensor_shapes
+from ..formats.packed import tensor_shapes
 from ..models import Quantization, WeightFormat
+from ..weights import FORMATS, PackedFormat
 from .modules import Linear
 from .read import read_global_scale, read_named
 from .stored import UNQUANTIZED

@@ -2,47 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ..config import STRIP, KernelConfig, Problem
-from ..dtypes import BF16, E2M1F, E4M3FN, E8M0FNU, F16, S8, U4, U4B8, U8, U8B128, DType
+from ..dtypes import BF16, E4M3FN, F16, S8
+from ..weights import FORMATS
 
 SCRATCH_BYTES = 8 * (STRIP + 4) * 4  # sums of 8 tokens x 64 features (+4 against bank conflicts), f32
 BARRIER_BYTES = 128  # mbarriers, one per stage
 OUTPUTS = (F16, BF16)
 ACTIVATIONS = (*OUTPUTS, E4M3FN, S8)
 _S8_MAX_K = (1 << 17) - 1  # a product is at most 2^14 in magnitude: more of them may leave 32 bits
-
-
-@dataclass(frozen=True)
-class Format:
-    """Weights that the device headers dequantize.
-
-    Args:
-        weight: Type of the codes.
-        scale: Type of the scales; None: that of the output.
-        group_sizes: Weights along k that may share a scale; -1 for channel scales.
-        activations: Types that they may be multiplied by.
-    """
-
-    weight: DType
-    scale: DType | None = None
-    group_sizes: tuple[int, ...] = (-1, 32, 64, 128)
-    activations: tuple[DType, ...] = (F16, BF16)
-
-
-FORMATS = (
-    Format(U4B8),
-    Format(U4),
-    Format(U8B128),
-    Format(U8),
-    Format(E4M3FN, group_sizes=(-1, 128)),
-    Format(E4M3FN, E8M0FNU, (32,), (BF16,)),
-    Format(E2M1F, E8M0FNU, (32,), (BF16,)),
-    Format(E2M1F, E4M3FN, (16,)),
-)
-# Beside activations of 8 bits; the scales have the output's type.
-NARROW_FORMATS = (Format(U4B8, group_sizes=(-1,), activations=(E4M3FN, S8)),)
 
 
 def wrong_types(config: KernelConfig) -> str | None:
@@ -54,30 +22,29 @@ def wrong_types(config: KernelConfig) -> str | None:
         return f"the output must have the activations' type {types.a} (got {types.c})"
     if types.c not in OUTPUTS:
         return f"the output must be f16 or bf16 beside 8-bit activations (got {types.c})"
-    of_weight = [one for one in FORMATS if one.weight == types.b]
-    if types.a.bits == 8:
-        of_weight = [one for one in NARROW_FORMATS if one.weight == types.b]
-        if not of_weight:
-            return (
-                f"{types.a} activations multiply u4b8 weights alone: those are exact in 8 bits without zero "
-                f"points (got {types.b})"
-            )
+    of_weight = [one for one in FORMATS.values() if one.weight == types.b]
+    of_both = [one for one in of_weight if types.a in one.activations + one.narrow_activations]
+    if types.a.bits == 8 and not of_both:
+        return (
+            f"{types.a} activations multiply u4b8 weights alone: those are exact in 8 bits without zero "
+            f"points (got {types.b})"
+        )
     if not of_weight:
-        known = ", ".join(dict.fromkeys(str(one.weight) for one in FORMATS))
+        known = ", ".join(dict.fromkeys(str(one.weight) for one in FORMATS.values()))
         return f"weights must be one of {known} (got {types.b})"
-    of_both = [one for one in of_weight if types.a in one.activations]
-    fitting = [one for one in of_both if types.s == (one.scale or types.c)]
+    fitting = [one for one in of_both if types.s == one.scale_type(types.c)]
     if not fitting:
-        known = ", ".join(str(one.scale or types.c) for one in of_both)
+        known = ", ".join(str(one.scale_type(types.c)) for one in of_both)
         return f"scales of {types.b} weights under {types.a} activations must be {known} (got {types.s})"
     (one,) = fitting
-    if types.a.bits == 8 and config.group_size not in one.group_sizes:
+    if types.a.bits == 8 and config.group_size != -1:
         return (
             f"group_size must be -1 with {types.a} activations: a weight times the scale of its group does "
             f"not fit 8 bits (got {config.group_size})"
         )
     if config.group_size not in one.group_sizes:
-        return f"group_size must be one of {one.group_sizes} for {types.b} weights (got {config.group_size})"
+        sizes = tuple(sorted(one.group_sizes))
+        return f"group_size must be one of {sizes} for {types.b} weights (got {config.group_size})"
     return None
 
 

@@ -53,7 +53,7 @@ def quantize(
 
     Args:
         weight: Finite numbers [.., k, n].
-        format: A name of `packed.FORMATS`.
+        format: A name of `weights.FORMATS`.
         group_size: Weights along k that share one scale, -1 for channel scales; the format's usual if None.
         activations: f16 or bf16: the type of scales that have the activations' type.
 

@@ -1,4 +1,4 @@
-"""Packed weights of every format: which exist, what tensors one has, and the way from host values and back.
+"""Packed weights of every format: found by name, number or types, and the tensors that each has.
 
 `PackedArrays` is the numpy twin of `ops.PackedWeight`; docs/layout.md, "Packed weights", draws the layout.
 """
@@ -13,61 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ..config import GemmTypes
-from ..dtypes import BF16, E2M1F, E4M3FN, E8M0FNU, F16, S8, U4, U4B8, U8, U8B128, DType
 from ..errors import WeightError
+from ..weights import FORMATS, PackedFormat
 from . import pack as order
 from .elements import numpy_dtype
 
 ALIGNMENT = 16  # n and k are multiples of it
-
-
-@dataclass(frozen=True)
-class PackedFormat:
-    """A format that kernels read.
-
-    Args:
-        name: Its name, such as "u4b8".
-        number: Its number in state dicts; another layout gets another number.
-        weight: Type of the codes.
-        scale: Type of the scales; None where they have the activations' type.
-        group_sizes: Weights along k that may share one scale, the usual size first; -1 for channel scales.
-        activations: Types of 16-bit activations that it is multiplied by; the output has the same.
-        narrow_activations: Types of 8-bit activations that it is multiplied by too, where a scale is that of
-            an output channel; the output has the scales' type.
-    """
-
-    name: str
-    number: int
-    weight: DType
-    scale: DType | None
-    group_sizes: tuple[int, ...]
-    activations: tuple[DType, ...] = (F16, BF16)
-    narrow_activations: tuple[DType, ...] = ()
-
-    @property
-    def global_scale(self) -> bool:
-        """Whether one more scale multiplies a whole weight: e4m3 scales lack the range to do without."""
-        return self.scale == E4M3FN
-
-    def scale_type(self, activations: DType) -> DType:
-        """Return the type of the scales beside activations of a type."""
-        return self.scale or activations
-
-
-_GROUPS = (128, 64, 32, -1)
-FORMATS = {
-    one.name: one
-    for one in (
-        PackedFormat("u4b8", 1, U4B8, None, _GROUPS, narrow_activations=(E4M3FN, S8)),
-        PackedFormat("u4", 2, U4, None, _GROUPS),
-        PackedFormat("u8b128", 3, U8B128, None, _GROUPS),
-        PackedFormat("u8", 4, U8, None, _GROUPS),
-        PackedFormat("fp8", 5, E4M3FN, None, (128, -1)),
-        PackedFormat("mxfp8", 6, E4M3FN, E8M0FNU, (32,), (BF16,)),
-        PackedFormat("mxfp4", 7, E2M1F, E8M0FNU, (32,), (BF16,)),
-        PackedFormat("nvfp4", 8, E2M1F, E4M3FN, (16,)),
-    )
-}
 
 
 def find_format(name: str) -> PackedFormat:

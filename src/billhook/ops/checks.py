@@ -7,7 +7,8 @@ import torch
 from ..dispatch.launch import MAX_EXPERTS
 from ..dispatch.routing import capacity
 from ..errors import InputError, WeightError
-from ..formats.packed import FORMATS, find_format
+from ..formats.packed import find_format
+from ..weights import FORMATS
 from .arguments import Gemm, MoeGemm, MoeGemmTopk
 from .kinds import KINDS
 from .tensors import DTYPES, NARROW_DTYPES

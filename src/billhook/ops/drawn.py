@@ -12,7 +12,7 @@ from ..dtypes import E4M3FN, E8M0FNU
 from ..formats.blocks import count_groups
 from ..formats.minifloat import decode
 from ..formats.mx import SCALE_BIAS
-from ..formats.packed import PackedFormat
+from ..weights import PackedFormat
 from .packing import pack_weight
 from .weight import PackedWeight
 

@@ -8,7 +8,7 @@ import torch
 
 from ..config import GemmTypes
 from ..formats.pack import CODE_BLOCK
-from ..formats.packed import FORMATS
+from ..weights import FORMATS
 from .tensors import DTYPES, NARROW_DTYPES
 
 

@@ -12,7 +12,8 @@ from ..dispatch.provider import kernels
 from ..dtypes import E4M3FN, E8M0FNU, DType
 from ..errors import WeightError
 from ..formats.blocks import count_groups
-from ..formats.packed import PackedFormat, tensor_shapes
+from ..formats.packed import tensor_shapes
+from ..weights import PackedFormat
 from .tensors import DTYPES, ELEMENTS, current_stream
 from .weight import PackedWeight
 

@@ -38,7 +38,7 @@ def pack_weight(
         scales: [.., groups, n]: float16, bfloat16 or float32, or the codes of e8m0 (mxfp4, mxfp8) or
             e4m3 (nvfp4) scales as uint8 or float8.
         group_size: Weights along k that share one scale; -1 for one scale per output channel.
-        format: A name of `formats.packed.FORMATS`; "u4b8" stands for (code - 8) * scale.
+        format: A name of `weights.FORMATS`; "u4b8" stands for (code - 8) * scale.
         zeros: Zero points, uint8 [.., groups, n]; for u4 and u8.
         global_scales: float32, one for each expert or one; for nvfp4.
         stored: "codes", or how words hold them: "gptq", "awq" or "compressed_tensors".
@@ -122,7 +122,7 @@ def quantize_weight(
         group_size: Weights along k that share one scale; -1 for one scale per output channel; by default what
             the format usually has: 128, for mxfp4 and mxfp8 32, for nvfp4 16.
         dtype: Activations, float16 or bfloat16, and scales that have their type; the weight's own by default.
-        format: A name of `formats.packed.FORMATS`.
+        format: A name of `weights.FORMATS`.
 
     Raises:
         WeightError: A wrong dtype or shape, or weights that are not finite or beyond the scales' range.

@@ -30,7 +30,7 @@ class PackedWeight:
         k: Input features.
         group_size: Weights along k that share one scale; -1 for one scale per output channel.
         num_experts: 0 for a dense layer.
-        format: A name of `formats.packed.FORMATS`: u4b8, u4, u8b128, u8, fp8, mxfp8, mxfp4 or nvfp4.
+        format: A name of `weights.FORMATS`: u4b8, u4, u8b128, u8, fp8, mxfp8, mxfp4 or nvfp4.
         zeros: Zero points in the scales' type and shape (u4 and u8), else None.
         global_scales: float32, one for each expert or one (nvfp4), else None.
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 import billhook.catalog
+from billhook import weights
 from billhook.arch import parse, supported
 from billhook.catalog import Catalog, Format, Shape, deepest, load
 from billhook.config import GemmTypes, KernelConfig, Tile
 from billhook.errors import ConfigError
-from billhook.families import base, fewest_stages, illegal
-from billhook.formats import packed
+from billhook.families import fewest_stages, illegal
 
 INSTALLED = Path(billhook.catalog.__file__).parent
 
@@ -41,35 +41,21 @@ def test_installed_catalog_loads_once() -> None:
     assert len(catalog.by_name) == len(catalog.shapes)
 
 
-def test_the_catalog_lists_what_device_headers_and_packed_weights_have() -> None:
+def test_the_catalog_lists_every_format_of_weights() -> None:
     listed = {(types, size) for one in load().formats for types in one.types() for size in one.group_sizes}
-    device = {
-        (GemmTypes(a, one.weight, one.scale or a, a), size)
-        for one in base.FORMATS
-        for a in one.activations
-        for size in one.group_sizes
-    }
-    device |= {
-        (GemmTypes(a, one.weight, c, c), size)
-        for one in base.NARROW_FORMATS
-        for a in one.activations
-        for c in base.OUTPUTS
-        for size in one.group_sizes
-    }
-    stored = {
+    wide = {
         (GemmTypes(a, one.weight, one.scale_type(a), a), size)
-        for one in packed.FORMATS.values()
+        for one in weights.FORMATS.values()
         for a in one.activations
         for size in one.group_sizes
     }
-    stored |= {
-        (GemmTypes(a, one.weight, c, c), size)
-        for one in packed.FORMATS.values()
+    narrow = {
+        (GemmTypes(a, one.weight, one.scale_type(c), c), -1)
+        for one in weights.FORMATS.values()
         for a in one.narrow_activations
         for c in one.activations
-        for size in (-1,)
     }
-    assert listed == device == stored
+    assert listed == wide | narrow
 
 
 def test_every_tile_and_format_is_legal_somewhere() -> None:

@@ -19,8 +19,7 @@ from billhook.dispatch import launch, params
 from billhook.dtypes import BF16, U4B8
 from billhook.errors import CompileError
 from billhook.families import machete, marlin
-from billhook.families.base import FORMATS
-from billhook.formats import packed
+from billhook.weights import FORMATS
 
 HEADERS = Path(billhook.__file__).parent / "cuda/billhook/problem"
 ARCH = parse("9.0a")
@@ -88,13 +87,13 @@ def test_memory_threads_and_rounding_are_those_of_the_kernel() -> None:
 
 def test_what_is_known_of_element_types_is_what_headers_know() -> None:
     lines = ['#include "billhook/kernel/marlin.cuh"', "using namespace billhook;"]
-    for one in FORMATS:
+    for one in FORMATS.values():
         lines.append(f"static_assert(bits<{one.weight}> == {one.weight.bits});")
         lines.append(f"static_assert(has_zeros<{one.weight}> == {str(one.weight.zero_point).lower()});")
         lines.append(f"static_assert(block_bytes<{one.weight}> == {64 * 64 * one.weight.bits // 8});")
         for scale in (one.scale,) if one.scale else one.activations:
             lines.append(f"static_assert(row_bytes<{scale}> == {64 * scale.bits // 8});")
-    for name, held in packed.FORMATS.items():
+    for name, held in FORMATS.items():
         lines += [
             f"static_assert(has_global_scale<{held.scale_type(a)}> == {str(held.global_scale).lower()}, "
             f'"{name}");'

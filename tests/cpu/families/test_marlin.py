@@ -10,7 +10,8 @@ from billhook import families
 from billhook.arch import parse
 from billhook.config import GemmTypes, KernelConfig, Problem, Tile
 from billhook.dtypes import BF16, E2M1F, E4M3FN, E8M0FNU, F16, F32, S8, U4, U4B8, U8B128, DType
-from billhook.families.base import FORMATS, Format, weight_bytes_per_stage
+from billhook.families.base import weight_bytes_per_stage
+from billhook.weights import FORMATS, PackedFormat
 
 TYPES = GemmTypes(BF16, U4B8, BF16, BF16)
 LEGAL = KernelConfig("marlin", TYPES, 128, Tile(16, 128, 256, 4), indexed=False, arch=parse("9.0a"))
@@ -83,8 +84,8 @@ def test_shared_memory_grows_with_the_tile_and_depth() -> None:
     assert families.shared_memory(replace(LEGAL, group_size=32)) > base
 
 
-@pytest.mark.parametrize("one", FORMATS, ids=lambda one: f"{one.weight}-{one.scale}")
-def test_every_format_is_legal_with_each_of_its_groups_and_activations(one: Format) -> None:
+@pytest.mark.parametrize("one", FORMATS.values(), ids=lambda one: one.name)
+def test_every_format_is_legal_with_each_of_its_groups_and_activations(one: PackedFormat) -> None:
     for a in one.activations:
         for group_size in one.group_sizes:
             types = GemmTypes(a, one.weight, one.scale or a, a)

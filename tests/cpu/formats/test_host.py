@@ -14,7 +14,8 @@ from billhook.errors import WeightError
 from billhook.formats import affine, fp8, host, nvfp4
 from billhook.formats.blocks import Block
 from billhook.formats.elements import numpy_dtype
-from billhook.formats.packed import FORMATS, find_format, read_number
+from billhook.formats.packed import find_format, read_number
+from billhook.weights import FORMATS
 
 SIZES = st.integers(1, 6).map(lambda count: 32 * count)
 

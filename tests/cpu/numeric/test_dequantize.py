@@ -12,11 +12,14 @@ from cpu.numeric import ptx
 from billhook.build.toolchain import find_nvrtc
 from billhook.dtypes import BF16, E2M1F, E4M3FN, F16, U4, U4B8, U8, DType, dtype
 from billhook.errors import ToolchainError
-from billhook.families.base import FORMATS
 from billhook.formats import minifloat, pack
+from billhook.weights import FORMATS
 
 PAIRS = [
-    (a, one.weight) for one in FORMATS for a in one.activations if one.scale is None or one.weight == E2M1F
+    (a, one.weight)
+    for one in FORMATS.values()
+    for a in one.activations
+    if one.scale is None or one.weight == E2M1F
 ]
 each_pair = pytest.mark.parametrize(("activations", "weight"), dict.fromkeys(PAIRS), ids=str)
 

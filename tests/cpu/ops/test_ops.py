@@ -14,10 +14,11 @@ torch = pytest.importorskip("torch", reason="needs torch (a CPU build will do)")
 import billhook  # noqa: E402
 from billhook.errors import InputError, WeightError  # noqa: E402
 from billhook.formats import host, reference  # noqa: E402
-from billhook.formats.packed import FORMATS, find_format  # noqa: E402
+from billhook.formats.packed import find_format  # noqa: E402
 from billhook.ops import PackedWeight, stack_weights, unpack_weight  # noqa: E402
 from billhook.ops import drawn as drawing  # noqa: E402
 from billhook.ops.tensors import DTYPES, ELEMENTS  # noqa: E402
+from billhook.weights import FORMATS  # noqa: E402
 
 SIZES = st.integers(1, 9).map(lambda count: 16 * count)
 

@@ -15,10 +15,10 @@ import billhook  # noqa: E402
 from billhook.dtypes import BF16, U4B8  # noqa: E402
 from billhook.errors import WeightError  # noqa: E402
 from billhook.formats import host, pack, u4b8  # noqa: E402
-from billhook.formats.packed import FORMATS  # noqa: E402
 from billhook.ops import PackedWeight, from_arrays, stack_weights, to_arrays, unpack_weight  # noqa: E402
 from billhook.ops.drawn import draw  # noqa: E402
 from billhook.ops.tensors import from_numpy, to_numpy  # noqa: E402
+from billhook.weights import FORMATS  # noqa: E402
 
 SIZES = st.integers(1, 12).map(lambda count: 16 * count)
 

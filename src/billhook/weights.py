@@ -1,0 +1,56 @@
+"""The formats of weights that kernels read; docs/layout.md, "Packed weights", draws their layouts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .dtypes import BF16, E2M1F, E4M3FN, E8M0FNU, F16, S8, U4, U4B8, U8, U8B128, DType
+
+
+@dataclass(frozen=True)
+class PackedFormat:
+    """A format that kernels read.
+
+    Args:
+        name: Its name, such as "u4b8".
+        number: Its number in state dicts; another layout gets another number.
+        weight: Type of the codes.
+        scale: Type of the scales; None where they have the output's type.
+        group_sizes: Weights along k that may share one scale, the usual size first; -1 for channel scales.
+        activations: Types of 16-bit activations that it is multiplied by; the output has the same.
+        narrow_activations: Types of 8-bit activations that it is multiplied by too, where a scale is that of
+            an output channel; the output has the scales' type.
+    """
+
+    name: str
+    number: int
+    weight: DType
+    scale: DType | None
+    group_sizes: tuple[int, ...]
+    activations: tuple[DType, ...] = (F16, BF16)
+    narrow_activations: tuple[DType, ...] = ()
+
+    @property
+    def global_scale(self) -> bool:
+        """Whether one more scale multiplies a whole weight: e4m3 scales lack the range to do without."""
+        return self.scale == E4M3FN
+
+    def scale_type(self, output: DType) -> DType:
+        """Return the type of the scales where the output has a type."""
+        return self.scale or output
+
+
+_GROUPS = (128, 64, 32, -1)
+FORMATS = {
+    one.name: one
+    for one in (
+        PackedFormat("u4b8", 1, U4B8, None, _GROUPS, narrow_activations=(E4M3FN, S8)),
+        PackedFormat("u4", 2, U4, None, _GROUPS),
+        PackedFormat("u8b128", 3, U8B128, None, _GROUPS),
+        PackedFormat("u8", 4, U8, None, _GROUPS),
+        PackedFormat("fp8", 5, E4M3FN, None, (128, -1)),
+        PackedFormat("mxfp8", 6, E4M3FN, E8M0FNU, (32,), (BF16,)),
+        PackedFormat("mxfp4", 7, E2M1F, E8M0FNU, (32,), (BF16,)),
+        PackedFormat("nvfp4", 8, E2M1F, E4M3FN, (16,)),
+    )
+}
