@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +14,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import pytest
+from cpu.sm90 import model as sm90
 
 from billhook.build.resources import read_resources, read_warnings
 from billhook.build.toolchain import find_nvrtc
@@ -52,55 +51,20 @@ def test_a_step_compiles_without_spills_and_serialised_wgmma(step: Any) -> None:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """All steps compiled for the CPU, with ptx_on_cpu.hpp in the place of ptx.cuh."""
+    """All steps, compiled for the CPU."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("the model of the GPU needs g++")
-    folder = tmp_path_factory.mktemp("model")
-    for source in (*FOLDER.glob("*.cu"), *FOLDER.glob("*.cuh")):
-        shutil.copy(source, folder)
-    shutil.copy(Path(__file__).with_name("ptx_on_cpu.hpp"), folder / "ptx.cuh")
     # The headers that steps share first, so that each step's constants alone are in its namespace.
     lines = ['#include "int4.cuh"']
     for step in ladder.STEPS:
         lines += [f'namespace of_{step.symbol} {{\n#include "{step.source.name}"\n}}']
-        lines += [f'extern "C" const char* launch_{step.symbol}(const cpu::Launch& how) {{']
-        lines += [f"  return cpu::launch(of_{step.symbol}::{step.symbol}, how);\n}}"]
-    (folder / "model.cpp").write_text("\n".join(lines))
-    command = [compiler, "-std=c++17", "-O1", "-w", "-shared", "-fPIC", "model.cpp", "-o", "model.so"]
-    subprocess.run(command, cwd=folder, check=True, timeout=120, stderr=subprocess.PIPE)
-    return ctypes.CDLL(str(folder / "model.so"))
+        lines += [sm90.entry(step.symbol, f"of_{step.symbol}")]
+    return sm90.compile_library(compiler, "\n".join(lines), FOLDER, tmp_path_factory.mktemp("model"))
 
 
-class TensorMap(ctypes.Structure):
-    """The TensorMap of ptx_on_cpu.hpp."""
-
-    _fields_ = (
-        ("base", ctypes.c_void_p),
-        ("columns", ctypes.c_uint64),
-        ("rows", ctypes.c_uint64),
-        ("row_bytes", ctypes.c_uint64),
-        ("box_columns", ctypes.c_uint64),
-        ("box_rows", ctypes.c_uint64),
-        ("padding", ctypes.c_uint64 * 10),
-    )
-
-
-class Launch(ctypes.Structure):
-    """The Launch of ptx_on_cpu.hpp."""
-
-    _fields_ = (
-        ("arguments", ctypes.c_void_p),
-        ("grid", ctypes.c_int * 2),
-        ("cluster", ctypes.c_int * 2),
-        ("threads", ctypes.c_int),
-        ("shared_bytes", ctypes.c_int),
-        ("seed", ctypes.c_uint),
-    )
-
-
-def tensor_map(address: int, rows: int, columns: int, box_rows: int) -> TensorMap:
-    return TensorMap(address, columns, rows, columns * 2, ladder.DEPTH, box_rows)
+def tensor_map(address: int, rows: int, columns: int, box_rows: int) -> sm90.TensorMap:
+    return sm90.TensorMap(address, columns, rows, columns * 2, 2, box_rows)
 
 
 def run_on(model: Any, step: Any, problem: Any, seed: int, sms: int = 12) -> npt.NDArray[Any]:
@@ -117,15 +81,18 @@ def run_on(model: Any, step: Any, problem: Any, seed: int, sms: int = 12) -> npt
         partials=partials.ctypes.data,
         tensor_map=tensor_map,
     )
-    block = ladder.pointers(values)
-    run = getattr(model, f"launch_{step.symbol}")
-    run.restype = ctypes.c_char_p
-    error = run(
-        ctypes.byref(
-            Launch(ctypes.addressof(block), grid, step.cluster_shape, step.threads, step.shared_bytes, seed)
-        )
+    error = sm90.launch(
+        model,
+        step.symbol,
+        ladder.pointers(values),
+        [problem.x, *weights],
+        grid=grid,
+        cluster=step.cluster_shape,
+        threads=step.threads,
+        shared_bytes=step.shared_bytes,
+        seed=seed,
     )
-    assert error == b""
+    assert error == ""
     assert (partials == 0xFF).all()  # ready for the next launch
     return d
 

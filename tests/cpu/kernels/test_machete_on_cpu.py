@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,16 +10,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cpu.sm90 import model
 
 from billhook import families
+from billhook.build.compile import kernel_unit
+from billhook.build.headers import CUDA_ROOT
 from billhook.config import KernelConfig, parse_name
+from billhook.dispatch import params
 from billhook.dispatch.routing import capacity, route
-from billhook.dtypes import E2M1F, E4M3FN, E8M0FNU, S8, DType
+from billhook.dtypes import E4M3FN, E8M0FNU, S8, DType
 from billhook.formats import activations, host, reference
 from billhook.formats.blocks import count_groups
 from billhook.formats.elements import numpy_dtype
 from billhook.formats.packed import find_packed
-from cpu.kernels import model
 
 MARGIN = 128  # bytes of all ones around each array
 
@@ -107,7 +111,14 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Any:
         pytest.skip("the model of the GPU needs g++")
     configs = dict.fromkeys(case.config for case in CASES)
     assert not any(families.illegal(config) for config in configs)
-    return model.compile_kernels(compiler, list(configs), tmp_path_factory.mktemp("kernels"))
+    lines = ['#include "billhook/kernel/machete.cuh"']
+    for config in configs:
+        lines += [f"namespace of_{config} {{", kernel_unit(config).source.text]
+        lines += [f"static_assert(Config::threads == {families.threads(config)});"]
+        lines += [f"static_assert(Config::shared_bytes == {families.shared_memory(config)});\n}}"]
+        lines += [model.entry(config.name, f"of_{config}")]
+    folder = tmp_path_factory.mktemp("kernels")
+    return model.compile_library(compiler, "\n".join(lines), CUDA_ROOT, folder)
 
 
 def surrounded(array: np.ndarray) -> np.ndarray:
@@ -125,7 +136,7 @@ class Inputs:
     def __init__(self, case: Case) -> None:
         rng = np.random.default_rng(case.m * case.n * case.k)
         self.case, self.config, self.rng = case, case.config, rng
-        types, n, k = self.config.types, case.n, case.k
+        types, n = self.config.types, case.n
         self.out = numpy_dtype(types.c)
         self.top_k = 2 if case.experts else 1
         self.rows = case.m * self.top_k
@@ -199,8 +210,7 @@ class Inputs:
 
     def store_activations(self, a: np.ndarray) -> None:
         rows, k = a.shape
-        self.lda = k + 16
-        padded = np.full((rows, self.lda * a.itemsize), 0xFF, np.uint8)  # NaN, unless integers
+        padded = np.full((rows, (k + 16) * a.itemsize), 0xFF, np.uint8)  # NaN, unless integers
         padded[:, : k * a.itemsize] = np.ascontiguousarray(a).view(np.uint8)
         self.arrays["a"] = padded.view(a.dtype)
 
@@ -232,35 +242,38 @@ class Inputs:
         d = surrounded(np.full((self.rows, ldd), np.nan, self.out))
         arrays = {name: surrounded(array) for name, array in self.arrays.items()}
         partials = surrounded(np.full(families.workspace(config, case.grid), 0xFF, np.uint8))
-        error = model.run(
-            library,
-            config,
-            arrays | {"d": d, "partials": partials},
-            {
-                "m": self.rows,
-                "n": case.n,
-                "k": case.k,
-                "lda": self.lda,
-                "ldd": ldd,
-                "strips": -(-case.n // 64),
-                "blocks": -(-case.k // 64),
-                "groups": self.groups,
-                "top_k": self.top_k,
-                "split_k": case.shared,
-            },
-            grid=case.grid,
-            seed=seed,
-            mapped_rows=len(arrays["a"]),
-        )
+        error = self.launch(library, arrays | {"d": d, "partials": partials}, ldd, seed)
         assert error == ""
         assert (library.count_handed_over() > 0) == case.shared
         for array in (d, partials):
-            around = array.base[:]
+            around: Any = array.base
             start = array.ctypes.data - around.ctypes.data
             assert (around[:start] == 0xFF).all() and (around[start + array.nbytes :] == 0xFF).all()
         assert (partials == 0xFF).all()  # ready for the next launch
         assert np.isnan(d[:, case.n :].astype(np.float32)).all()
         return d[:, : case.n].copy()
+
+    def launch(self, library: Any, arrays: dict[str, np.ndarray], ldd: int, seed: int) -> str:
+        """Run the kernel on arrays by the names of its parameters; return what went wrong, or ""."""
+        case, config = self.case, self.config
+        tile, a, strips, blocks = config.tile, arrays["a"], -(-case.n // 64), -(-case.k // 64)
+        addresses = [arrays[name].ctypes.data if name in arrays else 0 for name in params.POINTERS]
+        sizes = (self.rows, case.n, case.k, a.shape[1], ldd, strips, blocks, self.groups, self.top_k)
+        values = ctypes.create_string_buffer(params.LAYOUT.pack(*addresses, *sizes, case.shared))
+        tensor_map = model.TensorMap(
+            a.ctypes.data, case.k, len(a), a.strides[0], a.itemsize, tile.tile_m // tile.cluster
+        )
+        return model.launch(
+            library,
+            config.name,
+            (ctypes.c_void_p * 2)(ctypes.addressof(values), ctypes.addressof(tensor_map)),
+            list(arrays.values()),
+            grid=(case.grid, 1),
+            cluster=(tile.cluster, 1),
+            threads=families.threads(config),
+            shared_bytes=families.shared_memory(config),
+            seed=seed,
+        )
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -1,9 +1,10 @@
-// A model of SM90 in C++, so that the shipped kernels, their PTX translated by ptx_to_cpp.py, run on the CPU: each CUDA thread is a
+// A model of SM90, so that kernels run on the CPU as they are, their PTX translated by ptx_to_cpp.py: each CUDA thread is a
 // fiber, and every instruction does what the PTX ISA says of it. Asynchrony is modelled at its worst: a wgmma reads shared
 // memory and its sums only when its group is waited for, copies land in any order and at any time after their issue, words
-// of a vector that CTAs exchange become visible one by one, and the order of the threads is random. So data that is overwritten or
-// read too early gives a wrong result, and a wrong count of arrivals or bytes, or an address outside an array, gives an error. Not
-// modelled: proxies and memory order (fences do nothing), the fewer bits of e4m3 sums, and time.
+// of a vector that CTAs exchange become visible one by one, and the order of the threads is random. So data that is
+// overwritten or read too early gives a wrong result; a wrong count of arrivals or bytes, an address outside an array and a
+// deadlock give an error. Not modelled: proxies and memory order (fences do nothing), the fewer bits that sums of e4m3 have,
+// and time.
 #pragma once
 #include <ucontext.h>
 
@@ -20,6 +21,7 @@
 #include <set>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #define __global__
@@ -31,6 +33,7 @@
 #define __grid_constant__
 
 struct Index { unsigned x, y, z; };
+struct uint4 { unsigned x, y, z, w; };
 struct float4 { float x, y, z, w; };
 using std::max;
 using std::min;
@@ -74,10 +77,11 @@ struct Cta {
 // One wgmma as a lane issued it.
 struct Multiply {
   int columns;
-  void (*run)(Cta*, Multiply* const*);  // for the lanes of a warp
+  void (*run)(Cta*, int warp, Multiply* const*);  // for the lanes of a warp
   void* sums[128];
+  bool from_registers;  // A
   u32 a[4];
-  u64 b;
+  u64 a_at, b_at;
   bool add;
 };
 
@@ -109,7 +113,7 @@ inline long handed_over;  // vectors of partial sums written in this run
 // Ends the run: the scheduler sees `error` and resumes nobody.
 inline void fail(const std::string& what) {
   if (error.empty())
-    error = "CTA " + std::to_string(self->cta->block.x) + ", thread " + std::to_string(self->index.x) + ": " + what;
+    error = "CTA " + std::to_string(self->cta->block.x) + ", " + std::to_string(self->cta->block.y) + ", thread " + std::to_string(self->index.x) + ": " + what;
   swapcontext(&self->context, &scheduler);
 }
 
@@ -293,6 +297,7 @@ inline void fma_rn_f16x2(u32& d, u32 a, u32 b, u32 c) { d = fma_pair<f16>(a, b, 
 inline void fma_rn_bf16x2(u32& d, u32 a, u32 b, u32 c) { d = fma_pair<bf16>(a, b, c); }
 inline void cvt_rn_f16x2_f32(u32& d, float high, float low) { d = f16::bits(low) | f16::bits(high) << 16; }
 inline void cvt_rn_bf16x2_f32(u32& d, float high, float low) { d = bf16::bits(low) | bf16::bits(high) << 16; }
+inline void cvt_rn_bf16_f32(u16& d, float a) { d = bf16::bits(a); }
 inline void cvt_f32_f16(float& d, u16 a) { d = static_cast<float>(f16::value(a)); }
 inline void max_bf16x2(u32& d, u32 a, u32 b) {
   const auto one = [](u32 a, u32 b) { return bf16::value(a) > bf16::value(b) ? a : b; };
@@ -322,21 +327,22 @@ inline u32 element(Cta* cta, u64 descriptor, int row, int at, int bytes) {
 // The 16 rows of a warp, of `columns` columns. Of A, lane 4 g + t holds rows g (registers 0 and 2) and g + 8 (1 and 3); registers 2
 // and 3 are the upper half of k.
 template <class A, class B, class Sum>
-void multiply(Cta* cta, Multiply* const* lanes) {
+void multiply(Cta* cta, int warp, Multiply* const* lanes) {
   constexpr int k = A::width == 16 ? 16 : 32, bytes = 32 / k, each = 4 / bytes;  // of an element; elements of a register
   static double a[16][k], b[256][k];
   const Multiply& first = *lanes[0];
   for (int lane = 1; lane < 32; ++lane)
-    if (lanes[lane]->b != first.b || lanes[lane]->add != first.add || lanes[lane]->columns != first.columns)
+    if (lanes[lane]->b_at != first.b_at || lanes[lane]->a_at != first.a_at || lanes[lane]->add != first.add || lanes[lane]->columns != first.columns)
       return fail("the lanes of a warp do not issue the same wgmma");
   for (int row = 0; row < 16; ++row)
     for (int i = 0; i < k; ++i) {
       const int half = i / (k / 2), within = i % (k / 2);
       const u32 held = lanes[row % 8 * 4 + within / each]->a[row / 8 + half * 2];
-      a[row][i] = A::value(held >> within % each * A::width & ((1u << A::width) - 1));
+      a[row][i] = A::value(first.from_registers ? held >> within % each * A::width & ((1u << A::width) - 1)
+                                                : element(cta, first.a_at, warp * 16 + row, i * bytes, bytes));
     }
   for (int column = 0; column < first.columns; ++column)
-    for (int i = 0; i < k; ++i) b[column][i] = B::value(element(cta, first.b, column, i * bytes, bytes));
+    for (int i = 0; i < k; ++i) b[column][i] = B::value(element(cta, first.b_at, column, i * bytes, bytes));
   for (int lane = 0; lane < 32; ++lane)
     for (int i = 0; i < first.columns / 2; ++i) {
       const int row = lane / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
@@ -347,15 +353,20 @@ void multiply(Cta* cta, Multiply* const* lanes) {
     }
 }
 
-template <int n, int k, class D, class A, class B, class Sum, class... Flags>
-void wgmma_mma_async_sync_aligned(std::array<Sum*, n / 2> d, std::array<const u32*, 4> a, u64 b, bool add, Flags... flags) {
-  // After `add`: of floats, neither A nor B is negated (1, 1); of 16-bit types, B is not transposed (0).
-  static_assert(std::is_same_v<Sum, typename D::Type> && k * A::width == 256, "types of wgmma");
-  static_assert(sizeof...(Flags) == (std::is_same_v<Sum, i32> ? 0 : A::width == 16 ? 3 : 2), "flags of wgmma");
-  constexpr int plain[] = {1, 1, 0};
-  const std::array<int, sizeof...(flags)> given = {flags...};
-  if (!std::equal(given.begin(), given.end(), plain)) return fail("flags that the model lacks");
-  Multiply one = {n, multiply<A, B, Sum>, {}, {*a[0], *a[1], *a[2], *a[3]}, b, add};
+// A: four registers, or a descriptor. `flags`: of floats, neither A nor B is negated (1, 1); of 16-bit types, what lies in
+// shared memory is not transposed (0).
+template <int n, int k, class D, class A, class B, class Sum, class From, class... Flags>
+void wgmma_mma_async_sync_aligned(std::array<Sum*, n / 2> d, From a, u64 b, bool add, Flags... flags) {
+  constexpr bool from_registers = !std::is_integral_v<From>;
+  constexpr int plain[] = {1, 1, 0, 0}, count = std::is_same_v<Sum, i32> ? 0 : A::width == 8 ? 2 : from_registers ? 3 : 4;
+  static_assert(std::is_same_v<Sum, typename D::Type> && k * A::width == 256 && sizeof...(Flags) == count, "wgmma");
+  const std::array<int, count> given = {flags...};
+  if (!std::equal(given.begin(), given.end(), plain)) return fail("wgmma with flags that the model lacks");
+  Multiply one = {n, multiply<A, B, Sum>, {}, from_registers, {}, 0, b, add};
+  if constexpr (from_registers)
+    for (int i = 0; i < 4; ++i) one.a[i] = *a[i];
+  else
+    one.a_at = a;
   std::copy(d.begin(), d.end(), one.sums);
   self->issued.push_back(one);
 }
@@ -369,7 +380,7 @@ inline void wgmma_wait_group_sync_aligned(size_t pending) {
       for (size_t i = 0; i < lanes[0]->groups.front().size(); ++i) {
         Multiply* of[32];
         for (int lane = 0; lane < 32; ++lane) of[lane] = &lanes[lane]->groups.at(0).at(i);
-        of[0]->run(self->cta, of);
+        of[0]->run(self->cta, self->index.x / 32 % 4, of);
       }
       for (int lane = 0; lane < 32; ++lane) lanes[lane]->groups.pop_front();
     }
@@ -388,6 +399,10 @@ void load_four(std::array<T*, 4> d, u32 from) {
 }
 inline void ld_shared_v4_u32(std::array<u32*, 4> d, u32 from) { load_four(d, from); }
 inline void ld_shared_v4_f32(std::array<float*, 4> d, u32 from) { load_four(d, from); }
+inline void st_shared_v4_u32(u32 to, std::array<const u32*, 4> v) {
+  char* const words = shared(self->cta, to, 16);
+  for (int i = 0; i < 4; ++i) std::memcpy(words + 4 * i, v[i], 4);
+}
 
 // Lane l gives the address of row l % 8 of matrix l / 8, which held fragments have as a column.
 inline void stmatrix_sync_aligned_m8n8_x4_trans_shared_b16(u32 to, std::array<const u32*, 4> r) {
@@ -404,21 +419,33 @@ inline void stmatrix_sync_aligned_m8n8_x4_trans_shared_b16(u32 to, std::array<co
 }
 
 // What is not written yet is read as such, or waited for: a reader that only polls would hide a deadlock.
-inline void ld_relaxed_gpu_global_v4_u32(std::array<u32*, 4> d, const void* from) {
+template <class T>
+void load_relaxed(std::array<T*, 4> d, const void* from) {
   const volatile u32* const words = static_cast<const u32*>(from);
   const auto written = [words] { return words[0] != ~0u && words[1] != ~0u && words[2] != ~0u && words[3] != ~0u; };
   if (!written() && dice() % 4 != 0) wait_until(written);
-  for (int i = 0; i < 4; ++i) *d[i] = words[i];
+  for (int i = 0; i < 4; ++i) {
+    const u32 word = words[i];
+    std::memcpy(d[i], &word, 4);
+  }
 }
 
-inline void st_relaxed_gpu_global_v4_u32(void* to, std::array<const u32*, 4> v) {
+template <class T>
+void store_relaxed(void* to, std::array<const T*, 4> v) {
   volatile u32* const words = static_cast<u32*>(to);
-  handed_over += *v[0] != ~0u;
+  u32 held[4];
+  for (int i = 0; i < 4; ++i) std::memcpy(held + i, v[i], 4);
+  handed_over += held[0] != ~0u;
   for (u32 i = 0, first = dice(); i < 4; ++i) {
-    words[(first + i) % 4] = *v[(first + i) % 4];
+    words[(first + i) % 4] = held[(first + i) % 4];
     yield_now_and_then(32);
   }
 }
+
+inline void ld_relaxed_gpu_global_v4_u32(std::array<u32*, 4> d, const void* from) { load_relaxed(d, from); }
+inline void ld_relaxed_gpu_global_v4_f32(std::array<float*, 4> d, const void* from) { load_relaxed(d, from); }
+inline void st_relaxed_gpu_global_v4_u32(void* to, std::array<const u32*, 4> v) { store_relaxed(to, v); }
+inline void st_relaxed_gpu_global_v4_f32(void* to, std::array<const float*, 4> v) { store_relaxed(to, v); }
 
 // ---- copies and barriers
 
@@ -453,6 +480,7 @@ inline void mbarrier_arrive_shared_b64(Nothing, u32 at) { arrive(self->cta, at, 
 inline void mbarrier_arrive_expect_tx_shared_b64(Nothing, u32 at, u32 bytes) { arrive(self->cta, at, bytes); }
 inline void mapa_shared_cluster_u32(u32& d, u32 at, u32 rank) { d = at + (rank + 1) * kRank; }
 inline void mbarrier_arrive_shared_cluster_b64(Nothing, u32 at) { arrive(self->cta->peers.at(at / kRank - 1), at % kRank, 0); }
+inline void mbarrier_arrive_release_cluster_shared_cluster_b64(Nothing, u32 at) { mbarrier_arrive_shared_cluster_b64({}, at); }
 inline void mbarrier_try_wait_parity_shared_b64(bool& done, u32 at, u32 parity) {
   const Barrier& barrier = self->cta->barriers.at(at);
   wait_until([&barrier, parity] { return (barrier.phase & 1) != parity; });
@@ -491,7 +519,7 @@ inline void cp_async_bulk_tensor_2d_shared_cluster_global_mbarrier_complete_tx_b
 inline void prefetch_tensormap(const void*) {}
 inline void fence_mbarrier_init_release_cluster() {}
 inline void fence_proxy_async() {}
-inline void fence_proxy_async_shared_cta() {}
+inline void fence_proxy_async_shared() {}
 
 // ---- threads
 
@@ -503,9 +531,12 @@ inline void bar_sync(i32 id, int expected) {
   wait_until([&meeting, mine] { return meeting.past != mine; });
 }
 inline u32 cluster_ctarank() { return self->cta->rank; }
-inline void mov_u32(i32& d, u32 a) { d = a; }
+template <class T>
+void mov_u32(T& d, u32 a) { d = a; }
 inline void barrier_cluster_arrive_release() {}
+inline void barrier_cluster_arrive_release_aligned() {}
 inline void barrier_cluster_wait_acquire() { meet(self->cta->cluster->meeting, self->cta->cluster->live); }
+inline void barrier_cluster_wait_acquire_aligned() { barrier_cluster_wait_acquire(); }
 inline void setmaxnreg_inc_sync_aligned_u32(int) {}
 inline void setmaxnreg_dec_sync_aligned_u32(int) {}
 inline void griddepcontrol_launch_dependents() {}
@@ -526,9 +557,9 @@ LACKS(mma_sync_aligned_m16n8k16_row_col_f32_bf16_bf16_f32)
 // ---- a launch
 
 struct Launch {  // the test fills it in
-  const void *params, *map;
+  void** arguments;
   const Range* ranges;
-  int count, grid, cluster, threads, shared_bytes;
+  int count, grid[2], cluster[2], threads, shared_bytes;
   u32 seed;
 };
 
@@ -559,21 +590,24 @@ inline bool happen() {
 extern "C" long count_handed_over() { return handed_over; }
 
 // Runs a grid whose CTAs are all resident. Returns what went wrong, or "".
-inline const char* run(const Launch& how, std::function<void()> kernel) {
-  body = std::move(kernel), threads.clear(), events.clear(), error.clear(), dice.seed(how.seed), handed_over = 0;
-  readable.assign(how.ranges, how.ranges + how.count), grid = {u32(how.grid), 1, 1};
-  std::vector<char> memory(how.grid * (how.shared_bytes + 2048), char(0xff));
-  std::deque<Cluster> clusters(how.grid / how.cluster);
+inline const char* run(const Launch& how) {
+  threads.clear(), events.clear(), error.clear(), dice.seed(how.seed), handed_over = 0;
+  readable.assign(how.ranges, how.ranges + how.count), grid = {u32(how.grid[0]), u32(how.grid[1]), 1};
+  const size_t apart = (how.shared_bytes + 1023) / 1024 * 1024;
+  std::vector<char> memory(grid.x * grid.y * apart + 1024, char(0xff));
+  char* place = memory.data() + 1024 - reinterpret_cast<uintptr_t>(memory.data()) % 1024;
+  std::map<std::pair<u32, u32>, std::pair<Cluster, std::vector<Cta*>>> clusters;
   std::deque<Cta> ctas;
-  for (int i = 0; i < how.grid; ++i) {
-    Cluster& cluster = clusters[i / how.cluster];
-    cluster.live += how.threads;
-    const auto at = reinterpret_cast<uintptr_t>(memory.data()) + i * (how.shared_bytes + 1024 - how.shared_bytes % 1024);
-    ctas.push_back({{u32(i), 0, 0}, u32(i % how.cluster), &cluster, {}, reinterpret_cast<char*>((at + 1023) / 1024 * 1024),
-                    size_t(how.shared_bytes), {}, {}, {}, std::vector<Warp>(how.threads / 32), how.threads});
-  }
-  for (int i = 0; i < how.grid; ++i)
-    for (int j = 0; j < how.cluster; ++j) ctas[i].peers.push_back(&ctas[i / how.cluster * how.cluster + j]);
+  const auto cluster_of = [&](Index at) -> auto& { return clusters[{at.x / how.cluster[0], at.y / how.cluster[1]}]; };
+  for (u32 y = 0; y < grid.y; ++y)
+    for (u32 x = 0; x < grid.x; ++x, place += apart) {
+      auto& [common, members] = cluster_of({x, y, 0});
+      ctas.push_back({{x, y, 0}, y % how.cluster[1] * how.cluster[0] + x % how.cluster[0], &common, {}, place,
+                      size_t(how.shared_bytes), {}, {}, {}, std::vector<Warp>(how.threads / 32), how.threads});
+      members.push_back(&ctas.back());
+      common.live += how.threads;
+    }
+  for (Cta& cta : ctas) cta.peers = cluster_of(cta.block).second;
   for (Cta& cta : ctas)
     for (int i = 0; i < how.threads; ++i) {
       threads.push_back(std::make_unique<Thread>());
@@ -603,6 +637,17 @@ inline const char* run(const Launch& how, std::function<void()> kernel) {
   return error.c_str();
 }
 
+template <class... P, size_t... i>
+void call(void (*kernel)(P...), void** arguments, std::index_sequence<i...>) {
+  kernel(*static_cast<std::decay_t<P>*>(arguments[i])...);
+}
+
+template <class... P>
+const char* launch(void (*kernel)(P...), const Launch& how) {
+  body = [=] { call(kernel, how.arguments, std::index_sequence_for<P...>{}); };
+  return run(how);
+}
+
 }  // namespace cpu
 
 #define threadIdx (cpu::self->index)
@@ -610,6 +655,16 @@ inline const char* run(const Launch& how, std::function<void()> kernel) {
 #define gridDim (cpu::grid)
 inline constexpr cpu::Nothing _;
 
+template <class T>
+T __shfl_sync(unsigned, T v, int from) {
+  T got;
+  struct Lane { T v, *got; } mine = {v, &got};
+  cpu::together(mine, [from](Lane* const* lanes) {
+    for (int lane = 0; lane < 32; ++lane) *lanes[lane]->got = lanes[from]->v;
+  });
+  return got;
+}
+inline void __syncwarp() {}
 inline void __syncthreads() { cpu::meet(cpu::self->cta->meeting, cpu::self->cta->live); }
 inline unsigned __float_as_uint(float v) { return cpu::as_bits(v); }
 inline float __uint_as_float(unsigned bits) { return cpu::as_float(bits); }

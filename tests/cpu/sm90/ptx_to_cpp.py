@@ -1,10 +1,10 @@
-"""Inline PTX -> C++: each asm statement of preprocessed CUDA C++ becomes calls of the functions in `sm90_on_cpu.hpp`.
+"""CUDA C++ as C++ that runs on the CPU: asm statements become calls of the functions in `sm90.hpp`.
 
-So the shipped headers run on the CPU as they are. `asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(v) : "r"(a), ..)` becomes
-`fma_rn_f16x2(v, a, b, c)`; operands in braces become one array of pointers. An instruction that the model lacks is an error
-of the C++ compiler, which names it.
+`asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(v) : "r"(a), "r"(b), "r"(c));` becomes `fma_rn_f16x2(v, a, b, c);`.
+Operands in braces become an array of pointers, predicates and temporary registers variables. An instruction
+that the model lacks is an error of the C++ compiler, which names it.
 
-Source: PTX ISA 9.0, "Directives", "Instruction Statements"; GCC manual, "Extended Asm".
+Source: PTX ISA 9.0, "Syntax"; GCC manual, "Extended Asm".
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _REGISTERS = {"pred": "bool", "b16": "u16", "b32": "u32"}
 
 
 def translate(text: str) -> str:
-    """Return preprocessed CUDA C++ with its asm statements, and its dynamic shared memory, as the model has them."""
+    """Return preprocessed CUDA C++ without asm statements and declarations of dynamic shared memory."""
     text = _DYNAMIC_SHARED.sub(r"char* const \2 = cpu::dynamic_shared<\1>();", text)
     parts, at = [], 0
     for found in _ASM.finditer(text):
@@ -65,7 +65,7 @@ def _split(text: str, separator: str) -> list[str]:
 
 def _statement(inner: str) -> str:
     template, *lists = _split(inner, ":")
-    bound = []
+    bound: list[str] = []
     for operand in [one for each in lists[:2] for one in _split(each, ",") if one.strip()]:
         found = _OPERAND.fullmatch(operand)
         if found is None:
@@ -101,7 +101,7 @@ def _instruction(text: str) -> str:
 
 
 def _name(opcode: str) -> str:
-    return re.sub(r"[.:]+", "_", opcode)
+    return re.sub(r"[.:]+", "_", opcode.replace(".shared::cta", ".shared"))  # the default
 
 
 def _value(text: str) -> str:
