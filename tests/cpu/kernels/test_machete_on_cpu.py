@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -109,16 +111,19 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Any:
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("the model of the GPU needs g++")
-    configs = dict.fromkeys(case.config for case in CASES)
-    assert not any(families.illegal(config) for config in configs)
+    folder = tmp_path_factory.mktemp("kernels")
+    return compile_kernels(compiler, {case.config for case in CASES}, CUDA_ROOT, folder)
+
+
+def compile_kernels(compiler: str, configs: Iterable[KernelConfig], headers: Path, folder: Path) -> Any:
     lines = ['#include "billhook/kernel/machete.cuh"']
-    for config in configs:
+    for config in sorted(configs):
+        assert families.illegal(config) is None
         lines += [f"namespace of_{config} {{", kernel_unit(config).source.text]
         lines += [f"static_assert(Config::threads == {families.threads(config)});"]
         lines += [f"static_assert(Config::shared_bytes == {families.shared_memory(config)});\n}}"]
         lines += [model.entry(config.name, f"of_{config}")]
-    folder = tmp_path_factory.mktemp("kernels")
-    return model.compile_library(compiler, "\n".join(lines), CUDA_ROOT, folder)
+    return model.compile_library(compiler, "\n".join(lines), headers, folder)
 
 
 def surrounded(array: np.ndarray) -> np.ndarray:
@@ -190,7 +195,7 @@ class Inputs:
         zeros = (
             rng.integers(0, 2**held.weight.bits, shape, dtype=np.uint8) if held.weight.zero_point else None
         )
-        whole = np.full(1, 2.0**-9 * 1.25, np.float32) if held.global_scale else None
+        whole = np.full(head or 1, 1.25 / 512, np.float32) if held.global_scale else None
         return host.join(host.Parts(held.name, codes, scales, zeros, whole, size))
 
     def draw_activations(self) -> tuple[np.ndarray, np.ndarray]:
@@ -217,8 +222,8 @@ class Inputs:
     def store_routing(self, ids: np.ndarray, a: np.ndarray) -> None:
         tile_m = self.config.tile.tile_m
         sorted_ids, expert_ids, padded = route(ids, self.case.experts, tile_m)
-        expert_ids[1] = -1  # a block that is skipped
-        skipped = sorted_ids[tile_m : 2 * tile_m]
+        expert_ids[-1] = -1  # a block that is skipped
+        skipped = sorted_ids[-tile_m:]
         self.missing[skipped[skipped < self.rows]] = True
         blocks = capacity(self.rows, self.case.experts, tile_m)
         full = np.full(blocks * tile_m, 0x7EADBEEF, np.int32)
@@ -276,11 +281,10 @@ class Inputs:
         )
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_a_kernel_is_right_whatever_the_order_of_threads_and_copies(library: Any, case: Case) -> None:
+def check(library: Any, case: Case, orders: int = 2) -> None:
     inputs = Inputs(case)
-    first, second = (inputs.run(library, seed) for seed in (1, 2))
-    assert first.tobytes() == second.tobytes()
+    first, *others = (inputs.run(library, seed) for seed in range(orders))
+    assert all(one.tobytes() == first.tobytes() for one in others)
     got, exact, config = first.astype(np.float64), inputs.exact, case.config
     if case.experts:
         assert np.isnan(got[inputs.missing]).all()
@@ -294,3 +298,34 @@ def test_a_kernel_is_right_whatever_the_order_of_threads_and_copies(library: Any
     allowed = bound.allowed(exact.value, exact.magnitude, exact.activations)[rows]
     assert (off <= allowed).all(), f"{(~(off <= allowed)).sum()} of {off.size} are wrong"
     assert np.sqrt((off**2).mean() / (exact.value[rows] ** 2).mean()) <= bound.rms
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_kernel_is_right_whatever_the_order_of_threads_and_copies(library: Any, case: Case) -> None:
+    check(library, case)
+
+
+@pytest.mark.parametrize(
+    ("header", "right", "wrong"),
+    [
+        (
+            "mainloop/wgmma_narrow.cuh",
+            "wgmma_wait<1>()",
+            "wgmma_wait<2>()",
+        ),  # a stage is given back too early
+        ("epilogue/partial.cuh", " || u.w == kEmpty", ""),  # a part is taken before all of it is there
+    ],
+)
+def test_a_race_is_seen(tmp_path: Path, header: str, right: str, wrong: str) -> None:
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("the model of the GPU needs g++")
+    case = Case("s8_u4b8_f16_f16_gch_m16n128k128s2_dense", 16, 144, 1040, grid=5, shared=True)
+    headers = tmp_path / "headers"
+    shutil.copytree(CUDA_ROOT, headers)
+    text = (headers / "billhook" / header).read_text()
+    assert right in text
+    (headers / "billhook" / header).write_text(text.replace(right, wrong))
+    library = compile_kernels(compiler, [case.config], headers, tmp_path)
+    with pytest.raises(AssertionError):
+        check(library, case, orders=20)

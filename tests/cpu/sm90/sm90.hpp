@@ -438,7 +438,7 @@ void store_relaxed(void* to, std::array<const T*, 4> v) {
   handed_over += held[0] != ~0u;
   for (u32 i = 0, first = dice(); i < 4; ++i) {
     words[(first + i) % 4] = held[(first + i) % 4];
-    yield_now_and_then(32);
+    yield_now_and_then(8);
   }
 }
 
