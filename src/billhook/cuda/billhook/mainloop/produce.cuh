@@ -1,8 +1,9 @@
 // The producer side of the Machete mainloop: one warpgroup fills the stages of the pipeline. SM90.
 //
-// Codes, scales and zero points of a stage are contiguous runs, one per strip: bulk copies. Activations of dense layers come as boxes of
-// a 2-D tensor (TMA), swizzled as wgmma reads them; the CTAs of a cluster, which compute the same tokens, fetch a part each
-// and send it to all. Rows that are looked up (MoE) are gathered by cp.async, by the whole warpgroup.
+// Codes, scales and zero points of a stage are contiguous runs, one per strip: bulk copies. Activations of dense layers, and of
+// MoE layers whose rows have been grouped by expert, come as boxes of a 2-D tensor (TMA), swizzled as wgmma reads them; the CTAs
+// of a cluster, which compute the same tokens, fetch a part each and send it to all. Rows that are looked up (MoE) are gathered
+// by cp.async, by the whole warpgroup.
 #pragma once
 #include "billhook/mainloop/load.cuh"
 #include "billhook/ptx/grid.cuh"

@@ -23,10 +23,6 @@ __device__ __forceinline__ void mbarrier_init(u32 barrier, u32 arrivals) {
   asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
 
-__device__ __forceinline__ void mbarrier_arrive(u32 barrier) {
-  asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-
 // Arrives at the barrier of the cluster's CTA `rank` that lies where `barrier` lies in this one, if `yes`. No branch: it
 // may stand between wgmma in flight. What was read before is ordered, ordinary writes are not (that would take a fence).
 __device__ __forceinline__ void mbarrier_arrive_cluster(u32 barrier, u32 rank, bool yes) {
