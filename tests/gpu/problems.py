@@ -16,7 +16,9 @@ from billhook.config import GemmTypes, KernelConfig, Tile
 from billhook.driver import native_arch
 from billhook.dtypes import BF16, F16
 from billhook.families import rounds_weights
-from billhook.formats import reference, u4b8
+from billhook.formats import reference
+from billhook.formats.blocks import count_groups
+from billhook.formats.host import dequantize
 from billhook.formats.packed import find_format
 from billhook.ops import PackedWeight, unpack_weight
 
@@ -59,13 +61,13 @@ def draw_weight(k: int, n: int, group: int, dtype: torch.dtype, experts: int = 0
     head = (experts,) if experts else ()
     codes = torch.randint(0, 16, (*head, k, n), dtype=torch.uint8, device="cuda")
     codes.reshape(-1)[:16] = torch.arange(16, dtype=torch.uint8, device="cuda")
-    scales = torch.randn(*head, u4b8.count_groups(k, group), n, device="cuda") / 16
+    scales = torch.randn(*head, count_groups(k, group), n, device="cuda") / 16
     return billhook.pack_weight(codes, scales.to(dtype), group)
 
 
 def exact(weight: PackedWeight) -> np.ndarray:
     """Return the weights in float64 [.., k, n]."""
-    return u4b8.dequantize(unpack_weight(weight), np.float64)
+    return dequantize(unpack_weight(weight), np.float64)
 
 
 def host(tensor: torch.Tensor | None) -> np.ndarray | None:

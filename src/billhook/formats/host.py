@@ -8,9 +8,9 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ..dtypes import BF16, E2M1F, U4B8, DType
+from ..dtypes import BF16, E2M1F, DType
 from ..errors import WeightError
-from . import affine, fp8, mx, nvfp4, u4b8
+from . import affine, fp8, mx, nvfp4
 from . import pack as order
 from .affine import Affine
 from .blocks import Block
@@ -20,7 +20,7 @@ from .mx import Mx
 from .nvfp4 import Nvfp4
 from .packed import PackedArrays, find_format
 
-HostWeight: TypeAlias = u4b8.Quantized | Affine | Fp8 | Mx | Nvfp4
+HostWeight: TypeAlias = Affine | Fp8 | Mx | Nvfp4
 
 
 class Parts(NamedTuple):
@@ -65,8 +65,6 @@ def quantize(
     size = held.group_sizes[0] if group_size is None else group_size
     if size not in held.group_sizes:
         raise WeightError(f"{format} weights have group_size {held.group_sizes} (got {group_size})")
-    if held.weight == U4B8:
-        return u4b8.quantize(weight, size, activations)
     if held.weight in affine.ELEMENTS:
         return affine.quantize(weight, held.weight, size, activations)
     if held.global_scale:
@@ -81,8 +79,6 @@ def dequantize(weight: HostWeight, dtype: npt.DTypeLike = np.float32) -> npt.NDA
         weight: Any host value.
         dtype: numpy type of the result.
     """
-    if isinstance(weight, u4b8.Quantized):
-        return u4b8.dequantize(weight, dtype)
     if isinstance(weight, Affine):
         return affine.dequantize(weight, dtype)
     if isinstance(weight, Fp8):
@@ -98,8 +94,6 @@ def split(weight: HostWeight) -> Parts:
     Raises:
         WeightError: fp8 scales of blocks other than all or 128 along k.
     """
-    if isinstance(weight, u4b8.Quantized):
-        return Parts("u4b8", weight.codes, weight.scales, None, None, weight.group_size)
     if isinstance(weight, Affine):
         return Parts(weight.element.name, weight.codes, weight.scales, weight.zeros, None, weight.group_size)
     if isinstance(weight, Mx):
@@ -131,8 +125,6 @@ def join(parts: Parts) -> HostWeight:
     ):
         if (extra is None) == wanted:
             raise WeightError(f"{held.name} weights {'need' if wanted else 'have no'} {name}")
-    if held.weight == U4B8:
-        return u4b8.Quantized(parts.codes, parts.scales, parts.group_size)
     if held.weight in affine.ELEMENTS:
         return Affine(held.weight, parts.codes, parts.scales, parts.zeros, parts.group_size)
     if parts.global_scales is not None:

@@ -14,8 +14,8 @@ import numpy.typing as npt
 from ..config import STRIP
 from ..dtypes import E4M3FN, S8, DType
 from ..errors import WeightError
+from .blocks import count_groups
 from .elements import rounding
-from .u4b8 import count_groups
 
 # A tensor core adds 16 products and the accumulator, aligned to the largest and cut to 24 bits: each of the
 # 17 addends and the sum lose less than one unit of the last place: the unit is 2^-23, not 2^-24 (rounding).

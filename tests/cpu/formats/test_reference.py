@@ -5,21 +5,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from billhook.dtypes import BF16, F16, DType
+from billhook.dtypes import BF16, F16, U4B8, DType
 from billhook.errors import WeightError
-from billhook.formats import reference, u4b8
+from billhook.formats import reference
+from billhook.formats.affine import Affine, dequantize
+from billhook.formats.blocks import count_groups
 from billhook.formats.elements import numpy_dtype
 
 SEEDS = st.integers(0, 2**32 - 1)
 
 
-def draw(
-    m: int, n: int, k: int, *, group: int, element: DType, seed: int
-) -> tuple[np.ndarray, u4b8.Quantized]:
+def draw(m: int, n: int, k: int, *, group: int, element: DType, seed: int) -> tuple[np.ndarray, Affine]:
     rng = np.random.default_rng(seed)
     kind = numpy_dtype(element)
-    scales = rng.uniform(-1, 1, (u4b8.count_groups(k, group), n)).astype(kind)
-    quantized = u4b8.Quantized(rng.integers(0, 16, (k, n), dtype=np.uint8), scales, group)
+    scales = rng.uniform(-1, 1, (count_groups(k, group), n)).astype(kind)
+    quantized = Affine(U4B8, rng.integers(0, 16, (k, n), dtype=np.uint8), scales, None, group)
     return rng.standard_normal((m, k)).astype(kind), quantized
 
 
@@ -38,8 +38,8 @@ def test_a_float32_gemm_rounded_once_is_within_the_bound(
 ) -> None:
     a, quantized = draw(m, n, k, group=group, element=element, seed=seed)
     kind = numpy_dtype(element)
-    ref = reference.gemm(a, u4b8.dequantize(quantized, np.float64))
-    weight = u4b8.dequantize(quantized)
+    ref = reference.gemm(a, dequantize(quantized, np.float64))
+    weight = dequantize(quantized)
     if rounded:
         weight = weight.astype(kind).astype(np.float32)
     total = np.zeros((m, n), np.float32)
@@ -54,7 +54,7 @@ def test_a_float32_gemm_rounded_once_is_within_the_bound(
 def test_one_lost_product_is_outside_the_bounds(element: DType) -> None:
     k = 256
     a, quantized = draw(16, 64, k, group=128, element=element, seed=0)
-    weight = u4b8.dequantize(quantized, np.float64)
+    weight = dequantize(quantized, np.float64)
     ref = reference.gemm(a, weight)
     bound = reference.error_bound(k, 128, element, rounded_weights=False)
     weight[k // 2] = 0

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from billhook.dtypes import BF16, E2M1F
-from billhook.formats import mx, u4b8
+from billhook.formats import host, mx
 
 GROUP = 32
 _WEIGHTS = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": GROUP}
@@ -84,22 +84,22 @@ def _exact(weights: np.ndarray) -> torch.Tensor:
 
 
 def _compress(weights: np.ndarray) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    value = u4b8.quantize(weights, GROUP, BF16)
+    value = host.quantize(weights, "u4b8", GROUP, BF16)
     parts = {
         "weight_packed": _words(value.codes).T,
         "weight_scale": _tensor(value.scales).T,
         "weight_shape": torch.tensor(weights.T.shape),
     }
-    return parts, _exact(u4b8.dequantize(value))
+    return parts, _exact(host.dequantize(value))
 
 
 def _store_gptq(weights: np.ndarray) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Store rows as they come, while groups are of rows that lie apart: act-order."""
     k, n = weights.shape
     order = np.random.default_rng(k).permutation(k)
-    value = u4b8.quantize(weights[order], GROUP, BF16)
+    value = host.quantize(weights[order], "u4b8", GROUP, BF16)
     codes, exact, group = np.empty_like(value.codes), np.empty_like(weights), np.empty(k, np.int32)
-    codes[order], exact[order], group[order] = value.codes, u4b8.dequantize(value), np.arange(k) // GROUP
+    codes[order], exact[order], group[order] = value.codes, host.dequantize(value), np.arange(k) // GROUP
     parts = {
         "qweight": _words(codes),
         "qzeros": torch.full((k // GROUP, n // 8), 0x77777777, dtype=torch.int32),

@@ -14,7 +14,8 @@ torch = pytest.importorskip("torch", reason="needs torch (a CPU build will do)")
 import billhook  # noqa: E402
 from billhook.dtypes import BF16, U4B8  # noqa: E402
 from billhook.errors import WeightError  # noqa: E402
-from billhook.formats import host, pack, u4b8  # noqa: E402
+from billhook.formats import host, pack  # noqa: E402
+from billhook.formats.blocks import count_groups  # noqa: E402
 from billhook.ops import PackedWeight, from_arrays, stack_weights, to_arrays, unpack_weight  # noqa: E402
 from billhook.ops.drawn import draw  # noqa: E402
 from billhook.ops.tensors import from_numpy, to_numpy  # noqa: E402
@@ -35,7 +36,7 @@ def test_torch_packs_as_the_host_does(*, k: int, n: int, group: int, experts: in
     rng = np.random.default_rng(seed)
     head = (experts,) if experts else ()
     codes = rng.integers(0, 16, (*head, k, n), dtype=np.uint8)
-    scales = rng.standard_normal((*head, u4b8.count_groups(k, group), n)).astype(np.float16)
+    scales = rng.standard_normal((*head, count_groups(k, group), n)).astype(np.float16)
     weight = billhook.pack_weight(torch.from_numpy(codes), torch.from_numpy(scales), group)
     assert (to_numpy(weight.codes).view(np.uint32) == pack.pack_codes(codes, U4B8)).all()
     assert (to_numpy(weight.scales) == pack.pack_scales(scales, k, group)).all()
@@ -45,7 +46,7 @@ def test_torch_packs_as_the_host_does(*, k: int, n: int, group: int, experts: in
 
 def test_quantizing_a_tensor_is_quantizing_its_numbers() -> None:
     values = torch.randn(3, 80, 48, dtype=torch.bfloat16)
-    want = u4b8.quantize(values.float().numpy(), 32, BF16)
+    want = host.quantize(values.float().numpy(), "u4b8", 32, BF16)
     got = unpack_weight(billhook.quantize_weight(values, 32))
     assert (got.codes == want.codes).all()
     assert (got.scales == want.scales).all()
@@ -221,7 +222,7 @@ def test_what_cannot_be_packed_is_refused() -> None:
         ((codes[:, :40], scales[:, :40], 32), "multiples of 16"),
         ((codes + 16, scales, 32), "0 to 15"),
         ((codes, scales[:1], 32), r"\(2, 48\)"),
-        ((codes, scales.int(), 32), "float16, bfloat16 or float32"),
+        ((codes, scales.int(), 32), "f16, bf16 or f32"),
         ((codes, scales, 48), "group_size 128 or 64 or 32 or -1"),
         ((codes, scales * torch.nan, 32), "finite"),
         ((codes[:0], scales[:0], 32), "multiples of 16"),
