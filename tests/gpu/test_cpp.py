@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,9 @@ from billhook.build.headers import included_headers  # noqa: E402
 from billhook.catalog import load  # noqa: E402
 from billhook.config import Problem  # noqa: E402
 from billhook.driver import native_arch  # noqa: E402
-from billhook.emit.cpp import HOST_INCLUDE, emit_cpp, kernel_sources  # noqa: E402
+from billhook.emit.cpp import emit_cpp, kernel_sources  # noqa: E402
 from billhook.plan import Plan, plan_problems  # noqa: E402
+from billhook.select import candidates  # noqa: E402
 from billhook.vllm.machete.native import find_catalog  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
@@ -26,7 +28,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def run(plan: Plan, folder: Path) -> None:
-    headers = included_headers(f'#include "{HOST_INCLUDE}"\n')
+    headers: dict[str, str] = {}
     for source in kernel_sources(plan):
         headers |= included_headers(source.text)
     for file in emit_cpp(plan, headers):
@@ -54,6 +56,30 @@ def test_every_format_dense_and_moe(tmp_path: Path) -> None:
         for n, k, experts, top_k in ((272, 352, 0, 0), (256, 192, 5, 2))
     ]
     run(plan_problems(problems, [native_arch(torch.cuda.get_device_capability())], 80), tmp_path)
+
+
+def test_eight_bit_activations_dense_and_moe(tmp_path: Path) -> None:
+    arch = native_arch(torch.cuda.get_device_capability())
+    problems = []
+    for held, (n, k, experts, top_k) in product(
+        load().formats, ((272, 352, 0, 0), (256, 192, 5, 2), (1024, 4096, 0, 0))
+    ):
+        for types in held.types():
+            one = Problem(1, n, k, types, held.group_sizes[0], experts, top_k)
+            if types.a.bits == 8 and any(why is None for _, why in candidates(one, arch)):
+                problems.append(one)
+    if not problems:
+        pytest.skip(f"no kernel takes 8-bit activations on {arch}")
+    run(plan_problems(problems, [arch], 2048), tmp_path)
+
+
+def test_rows_of_experts_grouped(tmp_path: Path) -> None:
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("needs a GPU of 9.0, where rows are grouped")
+    types = load().formats[0].types()[-1]
+    plan = plan_problems([Problem(1, 528, 1040, types, 128, 4, 2)], [native_arch((9, 0))], 2048)
+    assert any(kernel.config.grouped for kernel in plan.kernels)
+    run(plan, tmp_path)
 
 
 def test_every_range_of_large_layers(tmp_path: Path) -> None:

@@ -29,12 +29,12 @@ def command(
     with nvcc; `make -C OUT test` runs it on a GPU, without Python. A later run touches only what changed.
     """
     from ..build.headers import included_headers
-    from ..emit.cpp import HOST_INCLUDE, emit_cpp, kernel_sources
+    from ..emit.cpp import emit_cpp, kernel_sources
     from ..emit.writer import require_writable, write
 
     require_writable(out)
     loaded, plan = plan_request(models, arch, tp, max_tokens, act, rules=rules)
-    headers = included_headers(f'#include "{HOST_INCLUDE}"\n')
+    headers: dict[str, str] = {}
     for source in kernel_sources(plan):
         headers |= included_headers(source.text)
     request: dict[str, object] = {

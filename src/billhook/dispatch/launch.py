@@ -21,10 +21,10 @@ from .workspace import workspace
 ROUTE_THREADS = 1024  # kThreads of cuda/billhook/kernel/route.cuh
 MAX_EXPERTS = 1024  # kMaxExperts of the same
 GROUP_THREADS = 256  # kThreads of cuda/billhook/kernel/group.cuh
-_GROUP_CTAS_PER_SM = 4  # a copy is bound by memory: enough to keep it busy
+GROUP_CTAS_PER_SM = 4  # a copy is bound by memory: enough to keep it busy
 _ROUTE_LAYOUT = struct.Struct("=Q3i4xQQQ")
 _ROUTE_OFFSETS = (0, 8, 12, 16, 24, 32, 40)
-GROUP_LAYOUT = struct.Struct("=4Q4i")  # group::Params
+GROUP_LAYOUT = struct.Struct("=4Q4i")  # GroupParams
 _CHUNK = 16  # bytes that a thread copies at a time
 
 
@@ -233,7 +233,7 @@ def launch_group(
         stride_bytes // _CHUNK,
         top_k,
     )
-    launch_kernel(kernel, _GROUP_CTAS_PER_SM * kernel.sms, stream, _arguments.group_pointers)
+    launch_kernel(kernel, GROUP_CTAS_PER_SM * kernel.sms, stream, _arguments.group_pointers)
 
 
 def launch_kernel(kernel: LoadedKernel, ctas: int, stream: int, pointers: int) -> None:

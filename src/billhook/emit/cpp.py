@@ -6,23 +6,21 @@ include/billhook/...   device headers, copied
 src/                   dispatch, launch, the interface's implementation: copied from `cpp/src`
 src/dispatch_table.cpp kernels, and which one serves which problem
 src/kernel_table.cpp   the kernels' handles
-kernels/NAME.cu        one file per kernel; route.cu for all targets
+kernels/NAME.cu        one file per kernel; route.cu and group.cu for all targets
 test/                  a program that runs every kernel against a reference: copied from `cpp/test`
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from .. import families
 from ..arch import Arch, parse
 from ..config import GemmTypes, KernelConfig, parse_types
 from ..dtypes import BF16, E2M1F, E4M3FN, E8M0FNU, F16, F32, S8, S32, U4, U4B8, U8, U8B128
-from ..errors import UnsupportedError
-from ..families import illegal
-from ..plan import Dispatch, Plan, PlannedKernel
+from ..plan import Dispatch, Plan
 from .environment import templates
 from .manifest import GENERATED
 from .native import emit, emit_support
@@ -31,7 +29,7 @@ from .source import SourceFile
 ROOT = "src/dispatch_table.cpp"  # names every kernel
 HOST = Path(__file__).parents[1] / "cpp"
 TYPES = (F16, BF16, F32, S8, S32, U4, U4B8, U8, U8B128, E4M3FN, E2M1F, E8M0FNU)  # BillhookType, from 1 on
-HOST_INCLUDE = "billhook/problem/params.cuh"  # the one device header that host code includes
+_MOE = ("route", "group")  # what stands beside the GEMMs of MoE layers
 
 
 @dataclass(frozen=True)
@@ -72,13 +70,12 @@ def emit_cpp(plan: Plan, headers: Mapping[str, str]) -> list[SourceFile]:
 
     Args:
         plan: Kernels and dispatch.
-        headers: The device headers to be copied, by name as in `#include`: those of `kernel_sources` and
-            `HOST_INCLUDE`.
+        headers: The device headers to be copied, by name as in `#include`: those of `kernel_sources`.
 
     Returns:
         All files; the first one, `ROOT`, refers to the others.
     """
-    tables = _tables(_without_grouping(plan))
+    tables = _tables(plan)
     rendered = [
         _render("dispatch_table.cpp", ROOT, tables),
         _render("kernel_table.cpp", "src/kernel_table.cpp", tables),
@@ -91,41 +88,14 @@ def emit_cpp(plan: Plan, headers: Mapping[str, str]) -> list[SourceFile]:
 
 
 def kernel_sources(plan: Plan) -> list[SourceFile]:
-    """Write the kernels of a plan, and the routing kernel of its targets."""
-    sources = emit(kernel.config for kernel in _without_grouping(plan).kernels)
-    routing = emit_support("route", parse(plan.archs[0])).text  # the same for all targets
-    return [SourceFile(f"kernels/{one.path}", one.text) for one in sources] + [
-        SourceFile("kernels/route.cu", routing)
+    """Write the kernels of a plan, and those that route and group for them."""
+    sources = [
+        SourceFile(f"kernels/{one.path}", one.text) for one in emit(one.config for one in plan.kernels)
     ]
-
-
-def _without_grouping(plan: Plan) -> Plan:
-    """Return the plan with kernels that look rows up for those that want them grouped.
-
-    A copy of the activations would need memory that grows with m; the library allocates none.
-
-    Raises:
-        UnsupportedError: A kernel exists for grouped rows alone, or takes activations of 8 bits.
-    """
-    names: dict[str, str] = {}
-    kernels: dict[tuple[str, str], PlannedKernel] = {}
-    for kernel in plan.kernels:
-        if kernel.config.types.a.bits == 8:
-            raise UnsupportedError(f"a C++ library takes activations of 16 bits; {kernel.name} those of 8")
-        config = replace(kernel.config, grouped=False)
-        why = illegal(config)
-        if why is not None:
-            raise UnsupportedError(f"a C++ library groups no rows, and without that {kernel.name} {why}")
-        names[kernel.name] = config.name
-        needed_by = kernel.needed_by
-        if (config.name, kernel.arch) in kernels:
-            needed_by = (*kernels[config.name, kernel.arch].needed_by, *needed_by)
-        kernels[config.name, kernel.arch] = replace(kernel, name=config.name, needed_by=needed_by)
-    dispatch = tuple(
-        replace(one, ranges=tuple(replace(span, kernel=names[span.kernel]) for span in one.ranges))
-        for one in plan.dispatch
-    )
-    return replace(plan, kernels=tuple(kernels.values()), dispatch=dispatch)
+    for part in _MOE:
+        text = emit_support(part, parse(plan.archs[0])).text  # the same for all targets
+        sources.append(SourceFile(f"kernels/{part}.cu", text))
+    return sources
 
 
 def _host_files() -> Iterator[Path]:
@@ -183,6 +153,7 @@ def _kernel_row(config: KernelConfig, target: int) -> dict[str, object]:
         "types": _spell(config.types),
         "group_size": config.group_size,
         "indexed": str(config.indexed).lower(),
+        "grouped": str(config.grouped).lower(),
         "target": target,
         "tile_m": tile.tile_m,
         "tile_n": tile.tile_n,

@@ -125,7 +125,7 @@ def test_the_routing_kernel_is_launched_with_its_own_constants() -> None:
 def test_the_grouping_kernel_is_launched_with_its_own_constants() -> None:
     lines = [
         '#include "billhook/kernel/group.cuh"',
-        "using P = billhook::group::Params;",
+        "using P = billhook::GroupParams;",
         f"static_assert(billhook::group::kThreads == {launch.GROUP_THREADS});",
         f"static_assert(sizeof(P) == {launch.GROUP_LAYOUT.size});",
     ]

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -19,11 +20,10 @@ from billhook import arch
 from billhook.build.headers import included_headers
 from billhook.cli import main
 from billhook.config import Problem, parse_types
-from billhook.dispatch.launch import MAX_EXPERTS, ROUTE_THREADS, grid
+from billhook.dispatch.launch import GROUP_CTAS_PER_SM, GROUP_THREADS, MAX_EXPERTS, ROUTE_THREADS, grid
 from billhook.dispatch.loader import GemmKernel
-from billhook.dtypes import ALL, BF16, E2M1F, E4M3FN, E8M0FNU, F16, U4, U4B8, U8, U8B128, VOID, DType
-from billhook.emit.cpp import HOST, HOST_INCLUDE, TYPES, emit_cpp, kernel_sources
-from billhook.errors import UnsupportedError
+from billhook.dtypes import ALL, BF16, E2M1F, E4M3FN, E8M0FNU, F16, S8, U4, U4B8, U8, U8B128, VOID, DType
+from billhook.emit.cpp import HOST, TYPES, emit_cpp, kernel_sources
 from billhook.formats import pack, reference
 from billhook.plan import Plan, plan_problems
 from billhook.select import select
@@ -38,7 +38,7 @@ needs_gxx = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a host
 
 
 def write_library(plan: Plan, folder: Path) -> None:
-    headers = included_headers(f'#include "{HOST_INCLUDE}"\n')
+    headers: dict[str, str] = {}
     for source in kernel_sources(plan):
         headers |= included_headers(source.text)
     for file in emit_cpp(plan, headers):
@@ -75,14 +75,16 @@ class Host:
         table = str(folder / "src/dispatch_table.cpp")
         subprocess.run([*command, table, "-o", str(self.program)], check=True)
 
-    def select(self, asked: list[tuple[Problem, tuple[int, int], int]]) -> list[str]:
-        """Ask which kernel serves each (problem, compute capability, block_m)."""
+    def select(
+        self, asked: list[tuple[Problem, tuple[int, int], int]], question: str = "select"
+    ) -> list[str]:
+        """Ask which kernel serves each (problem, compute capability, block_m), or another question."""
         lines = []
         for one, (major, minor), block_m in asked:
             types = (code(each) for each in (one.types.a, one.types.b, one.types.s, one.types.c))
             sizes = (one.group_size, one.num_experts, one.top_k, one.n, one.k, one.m, block_m)
             lines.append(" ".join(map(str, (major, minor, *types, *sizes))))
-        return self._run("select", text="\n".join(lines)).splitlines()
+        return self._run(question, text="\n".join(lines)).splitlines()
 
     def grid(self, asked: list[tuple[int, ...]]) -> list[int]:
         """Ask for the CTAs of each (kernel, multiprocessors, resident, tiles_m, strips, blocks, split_k)."""
@@ -184,6 +186,23 @@ def test_a_routing_of_another_block_gets_the_nearest_kernel(host: Host, plan: Pl
     assert [next(c.tile.tile_m for c in kernels if c.name == name) for name in found] == blocks
 
 
+@needs_gxx
+@pytest.mark.parametrize("types", ["bf16_u4b8_bf16_bf16", "e4m3fn_u4b8_f16_f16"])
+def test_rows_are_grouped_where_python_groups_them(types: str, tmp_path: Path) -> None:
+    target, most = arch.parse("9.0a"), 2048
+    one = replace(problem(512, 512, group=-1, experts=4, top_k=2), types=parse_types(types))
+    host = Host(plan_problems([one], [target], most), tmp_path)
+    chosen = [select(replace(one, m=m), target).config for m in range(1, most + 1)]
+    asked = [(replace(one, m=m), target.capability, 0) for m in range(1, most + 1)]
+    assert host.select(asked) == [config.name for config in chosen]
+    assert any(config.grouped for config in chosen)
+    blocks = {config.tile.tile_m for config in chosen}
+    want = {block: any(one.grouped for one in chosen if one.tile.tile_m == block) for block in blocks}
+    assert host.select([(one, target.capability, block) for block in (*want, 3)], "group") == [
+        str(int(grouped)) for grouped in (*want.values(), False)
+    ]
+
+
 FLOATS = {
     F16: np.float16,
     BF16: ml_dtypes.bfloat16,
@@ -209,8 +228,8 @@ FORMATS = [
 def test_the_test_program_packs_as_python_does(
     host: Host, held: tuple[DType, DType, DType, int, int, int]
 ) -> None:
-    (a, b, s, group, n, k), experts = held, 2
-    got = host.pack(code(a), code(b), code(s), n, k, group, experts)
+    (d, b, s, group, n, k), experts = held, 2
+    got = host.pack(code(b), code(s), code(d), n, k, group, experts)
     groups = 1 if group == -1 else -(-k // group)
     codes = got["codes"].astype(np.uint8).reshape(experts, k, n)
     wide = s.bits == 16
@@ -225,7 +244,7 @@ def test_the_test_program_packs_as_python_does(
     zeros = np.zeros_like(scales)
     if b.zero_point:
         zeros = got["zeros"].reshape(experts, groups, n)
-        packed = pack.pack_scales(zeros.astype(FLOATS[a]), k, group)
+        packed = pack.pack_scales(zeros.astype(FLOATS[d]), k, group)
         assert np.array_equal(got["packed_zeros"].astype(np.uint8), packed.view(np.uint8).ravel())
     spread = np.repeat(np.arange(groups), k if group == -1 else group)[:k]
     if b.kind == "int":
@@ -240,10 +259,10 @@ def test_the_test_program_packs_as_python_does(
 @pytest.mark.parametrize("out", [F16, BF16], ids=str)
 @pytest.mark.parametrize("group", [-1, 32])
 def test_the_test_program_bounds_errors_as_python_does(host: Host, out: DType, group: int) -> None:
-    got = host.pack(code(out), code(U4B8), code(out), 16, 336, group, 1)
-    for rounds, name in ((False, "bound"), (True, "rounding_bound")):
-        bound = reference.error_bound(336, group, out, rounds)
-        floor, *factors, rms = got[name]
+    got = host.pack(code(U4B8), code(out), code(out), 16, 336, group, 1)
+    for a, (rounds, name) in product((out, S8, E4M3FN), ((False, "bound"), (True, "rounding_bound"))):
+        bound = reference.error_bound(336, group, out, rounds, a)
+        floor, *factors, rms = got[f"{a}_{name}"]
         want = [bound.allowed(*sums) for sums in ((-1, 0, 0), (0, 1, 0), (0, 0, 1))]
         assert np.allclose([floor, *factors, rms], [bound.floor, *want, bound.rms], rtol=1e-12, atol=0)
 
@@ -257,9 +276,11 @@ def test_the_interface_lists_every_type_in_the_order_of_the_tables() -> None:
     assert set(TYPES) | {VOID} == set(ALL.values())
 
 
-def test_routing_has_the_constants_of_the_launcher() -> None:
+def test_routing_and_grouping_have_the_constants_of_the_launcher() -> None:
     text = (HOST / "src/launch.h").read_text()
     assert f"kRouteThreads = {ROUTE_THREADS};" in text
+    assert f"kGroupThreads = {GROUP_THREADS};" in text
+    assert f"kGroupCtasPerSm = {GROUP_CTAS_PER_SM};" in text
     assert f"kMaxExperts = {MAX_EXPERTS};" in text
 
 
@@ -267,27 +288,7 @@ def test_every_file_says_that_it_is_generated(plan: Plan) -> None:
     files = {file.path: file.text for file in emit_cpp(plan, {})}
     assert all("Generated by Billhook" in text.split("\n", 1)[0] for text in files.values())
     names = {kernel.name for kernel in plan.kernels}
-    assert {f"kernels/{name}.cu" for name in (*names, "route")} <= set(files)
-
-
-def test_rows_are_looked_up_where_python_groups_them() -> None:
-    plan = plan_problems([problem(512, 512, experts=4, top_k=2)], [arch.parse("9.0a")], 4096)
-    (grouped,) = (kernel.name for kernel in plan.kernels if kernel.config.grouped)
-    looked_up = grouped.replace("_grouped_", "_moe_")
-    files = {file.path: file.text for file in emit_cpp(plan, {})}
-    assert f"kernels/{looked_up}.cu" in files
-    assert not [path for path, text in files.items() if grouped in path or grouped in text]
-
-
-def test_a_kernel_that_needs_its_rows_grouped_is_refused_by_name() -> None:
-    plan = plan_problems([problem(512, 512, experts=4, top_k=2)], [arch.parse("9.0a")], 4096)
-    name = next(kernel.name for kernel in plan.kernels if kernel.config.grouped)
-    shared = name.replace("s5_", "s5c2_")
-    kernels = tuple(
-        replace(kernel, name=shared) if kernel.name == name else kernel for kernel in plan.kernels
-    )
-    with pytest.raises(UnsupportedError, match=rf"{shared}.*cluster"):
-        kernel_sources(replace(plan, kernels=kernels))
+    assert {f"kernels/{name}.cu" for name in (*names, "route", "group")} <= set(files)
 
 
 def test_the_command_writes_once_and_touches_nothing_twice(
@@ -315,12 +316,14 @@ def test_the_command_leaves_files_of_others_alone(tmp_path: Path, capsys: pytest
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc (CUDA 12.5 or later) on PATH")
 def test_the_library_compiles_and_its_test_program_says_what_it_lacks(tmp_path: Path) -> None:
-    shapes = [problem(256, 128), problem(256, 128, experts=9, top_k=1)]
+    eight_bit = replace(problem(256, 128, group=-1, experts=9, top_k=1), types=parse_types("s8_u4b8_f16_f16"))
+    shapes = [problem(256, 128), problem(256, 128, experts=9, top_k=1), eight_bit]
     plan = plan_problems(shapes, arch.parse_list("9.0a"), 17, find_catalog("machete-0.20"))
-    assert [(one.config.family, one.config.tile.cluster) for one in plan.kernels] == [
-        ("machete", 1),
-        ("machete", 2),
-        ("marlin", 1),
+    assert [(one.config.family, one.config.tile.cluster, one.config.grouped) for one in plan.kernels] == [
+        ("machete", 1, False),
+        ("machete", 2, False),
+        ("marlin", 1, False),
+        ("machete", 1, True),
     ]
     write_library(plan, tmp_path)
     made = subprocess.run(["make", "-j2", "-C", str(tmp_path)], capture_output=True, text=True, check=False)

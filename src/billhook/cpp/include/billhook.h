@@ -30,6 +30,7 @@ typedef enum BillhookStatus {
   BILLHOOK_UNSUPPORTED_GPU,
   BILLHOOK_INVALID_BLOCK_M,
   BILLHOOK_WORKSPACE_TOO_SMALL,
+  BILLHOOK_GROUPED_TOO_SMALL,
   BILLHOOK_CUDA_ERROR
 } BillhookStatus;
 
@@ -78,6 +79,8 @@ typedef struct BillhookMoeGemm {
   const int32_t* expert_ids;        /* likewise */
   const int32_t* num_tokens_padded; /* likewise */
   const float* topk_weights;        /* [m * top_k]; optional */
+  void* grouped;                    /* where rows of A are copied, aligned to 16 bytes; see billhook_moe_grouped_bytes */
+  size_t grouped_bytes;             /* its size */
 } BillhookMoeGemm;
 
 /* The routing of a Mixture-of-Experts layer: (row, slot) pairs sorted by expert, in blocks that each belong to one. */
@@ -100,8 +103,13 @@ BillhookStatus billhook_load(size_t* workspace_bytes);
 BillhookStatus billhook_gemm_workspace(const BillhookGemm* problem, size_t* bytes);
 BillhookStatus billhook_moe_gemm_workspace(const BillhookMoeGemm* problem, size_t* bytes);
 
+/* Finds the bytes of `grouped` that are enough for a Mixture-of-Experts GEMM with its block_m, and for each with fewer rows: 0
+ * if its kernels look their rows of A up, else room for a copy in the routing's order, which they fetch many rows at a time
+ * from. What the room holds before and after a call does not matter. */
+BillhookStatus billhook_moe_grouped_bytes(const BillhookMoeGemm* problem, size_t* bytes);
+
 /* Prepares a workspace; once, before its first use. Every call leaves it prepared. Calls that may run at the same time (on
- * different streams) need workspaces of their own. */
+ * different streams) need workspaces, and room for grouped rows, of their own. */
 BillhookStatus billhook_clear_workspace(void* workspace, size_t bytes, cudaStream_t stream);
 
 /* Multiplies. `workspace`: 16-byte aligned, cleared, of at least the size asked for; larger ones do as well. */

@@ -17,8 +17,8 @@ struct Call {
   Gpu gpu;
   const Kernel* kernel;
   GemmParams params;
-  int32_t ctas;
-  size_t workspace_bytes;
+  int32_t tiles_m, ctas;
+  size_t workspace_bytes, grouped_bytes;
 };
 
 bool is_eight_bit_activation(BillhookType type) { return type == BILLHOOK_S8 || type == BILLHOOK_E4M3FN; }
@@ -101,6 +101,11 @@ GemmParams params_of(const BillhookGemm& p, const BillhookMoeGemm* moe) {
   return params;
 }
 
+// The bytes that the rows of A take in a routing's order, in so many blocks of `block_m`.
+size_t bytes_of_grouped(const BillhookGemm& p, int32_t blocks, int32_t block_m) {
+  return static_cast<size_t>(blocks) * block_m * p.k * element_bytes(p.a_type);
+}
+
 bool serves(const Gpu& gpu) {
   return std::any_of(kTargets, kTargets + kTargetCount,
                      [&](const Target& target) { return runs_on(target, gpu.major, gpu.minor); });
@@ -122,10 +127,11 @@ BillhookStatus prepare(const BillhookGemm& p, const BillhookMoeGemm* moe, Call* 
   if (const BillhookStatus status = choose(p, moe, moe ? moe->block_m : 0, &call->gpu, &call->kernel)) return status;
   call->params = params_of(p, moe);
   const int32_t rows = call->params.m, tile_m = call->kernel->tile_m;
-  const int32_t tiles_m =
-      moe ? billhook_route_blocks(rows, moe->num_experts, tile_m) : (rows + tile_m - 1) / tile_m;
-  if (find_grid(call->gpu, *call->kernel, call->params, tiles_m, &call->ctas) != cudaSuccess) return BILLHOOK_CUDA_ERROR;
+  call->tiles_m = moe ? billhook_route_blocks(rows, moe->num_experts, tile_m) : (rows + tile_m - 1) / tile_m;
+  if (find_grid(call->gpu, *call->kernel, call->params, call->tiles_m, &call->ctas) != cudaSuccess)
+    return BILLHOOK_CUDA_ERROR;
   call->workspace_bytes = static_cast<size_t>(call->ctas) * call->kernel->workspace_bytes;
+  call->grouped_bytes = call->kernel->grouped ? bytes_of_grouped(p, call->tiles_m, tile_m) : 0;
   return BILLHOOK_OK;
 }
 
@@ -137,16 +143,38 @@ BillhookStatus find_workspace(const BillhookGemm& p, const BillhookMoeGemm* moe,
   return BILLHOOK_OK;
 }
 
+BillhookStatus check_room(const Call& call, const BillhookMoeGemm* moe, const void* workspace, size_t bytes) {
+  const bool grouped = call.grouped_bytes > 0;
+  if (workspace == nullptr || (grouped && !moe->grouped)) return BILLHOOK_NULL_POINTER;
+  if (!is_aligned(workspace, 16) || (grouped && !is_aligned(moe->grouped, 16))) return BILLHOOK_MISALIGNED;
+  if (bytes < call.workspace_bytes) return BILLHOOK_WORKSPACE_TOO_SMALL;
+  return grouped && moe->grouped_bytes < call.grouped_bytes ? BILLHOOK_GROUPED_TOO_SMALL : BILLHOOK_OK;
+}
+
+// Copies the rows of A into the routing's order and has the GEMM read them there.
+cudaError_t group(Call* call, const BillhookMoeGemm& moe, cudaStream_t stream) {
+  GemmParams& params = call->params;
+  const int32_t chunk = static_cast<int32_t>(sizeof(u32x4)) / element_bytes(moe.gemm.a_type);  // elements
+  const GroupParams rows{static_cast<const u32x4*>(params.a), static_cast<u32x4*>(moe.grouped), params.sorted_token_ids,
+                         params.num_tokens_padded, params.m, params.k / chunk, params.lda / chunk, params.top_k};
+  params.a = moe.grouped;
+  params.lda = params.k;
+  return launch_group(call->gpu, rows, stream);
+}
+
 BillhookStatus run(const BillhookGemm& p, const BillhookMoeGemm* moe, void* workspace, size_t bytes, cudaStream_t stream) {
   Call call;
   if (const BillhookStatus status = prepare(p, moe, &call)) return status;
   if (const BillhookStatus status = check_strides(p)) return status;
   if (const BillhookStatus status = check_pointers(p, moe)) return status;
-  if (workspace == nullptr) return BILLHOOK_NULL_POINTER;
-  if (!is_aligned(workspace, 16)) return BILLHOOK_MISALIGNED;
-  if (bytes < call.workspace_bytes) return BILLHOOK_WORKSPACE_TOO_SMALL;
+  if (const BillhookStatus status = check_room(call, moe, workspace, bytes)) return status;
   call.params.partials = static_cast<u32*>(workspace);
-  const cudaError_t error = launch_gemm(call.gpu, *call.kernel, call.params, call.ctas, stream);
+  Activations a{p.m, element_bytes(p.a_type)};
+  if (call.kernel->grouped) {
+    if (group(&call, *moe, stream) != cudaSuccess) return BILLHOOK_CUDA_ERROR;
+    a.rows = call.tiles_m * call.kernel->tile_m;
+  }
+  const cudaError_t error = launch_gemm(call.gpu, *call.kernel, call.params, a, call.ctas, stream);
   return error == cudaSuccess ? BILLHOOK_OK : BILLHOOK_CUDA_ERROR;
 }
 
@@ -174,8 +202,8 @@ const char* billhook_status_string(BillhookStatus status) {
              "num_experts at most 1024";
     case BILLHOOK_INVALID_STRIDE: return "lda and ldd must be at least k and n, and multiples of 16 bytes";
     case BILLHOOK_MISALIGNED:
-      return "a, codes, scales, zeros, d, topk_ids and the workspace must be aligned to 16 bytes, bias to 8, all others "
-             "to 4";
+      return "a, codes, scales, zeros, d, topk_ids, grouped and the workspace must be aligned to 16 bytes, bias to 8, all "
+             "others to 4";
     case BILLHOOK_UNSUPPORTED_PROBLEM:
       return "this library holds no kernel for these types, group_size, n, k, num_experts and top_k: emit it for a model "
              "that has them";
@@ -186,6 +214,7 @@ const char* billhook_status_string(BillhookStatus status) {
     case BILLHOOK_WORKSPACE_TOO_SMALL:
       return "the workspace is smaller than billhook_gemm_workspace or billhook_moe_gemm_workspace says; billhook_load "
              "tells what is enough for all calls";
+    case BILLHOOK_GROUPED_TOO_SMALL: return "grouped has less room than billhook_moe_grouped_bytes says";
     case BILLHOOK_CUDA_ERROR: return "CUDA refused a call: cudaGetLastError tells which error";
   }
   return "no such status";
@@ -205,6 +234,20 @@ BillhookStatus billhook_gemm_workspace(const BillhookGemm* problem, size_t* byte
 
 BillhookStatus billhook_moe_gemm_workspace(const BillhookMoeGemm* problem, size_t* bytes) {
   return problem ? billhook::find_workspace(problem->gemm, problem, bytes) : BILLHOOK_NULL_POINTER;
+}
+
+BillhookStatus billhook_moe_grouped_bytes(const BillhookMoeGemm* problem, size_t* bytes) {
+  if (problem == nullptr || bytes == nullptr) return BILLHOOK_NULL_POINTER;
+  if (problem->block_m < 1) return BILLHOOK_INVALID_BLOCK_M;
+  const BillhookGemm& p = problem->gemm;
+  billhook::Gpu gpu;
+  const billhook::Kernel* kernel;
+  if (const BillhookStatus status = billhook::choose(p, problem, problem->block_m, &gpu, &kernel)) return status;
+  const int32_t blocks = billhook_route_blocks(p.m * problem->top_k, problem->num_experts, problem->block_m);
+  const bool grouped =
+      billhook::may_group(problem->block_m, billhook::problem_of(p, problem), gpu.major, gpu.minor);
+  *bytes = grouped ? billhook::bytes_of_grouped(p, blocks, problem->block_m) : 0;
+  return BILLHOOK_OK;
 }
 
 BillhookStatus billhook_clear_workspace(void* workspace, size_t bytes, cudaStream_t stream) {

@@ -11,6 +11,12 @@ auto key(const T& of) {
   return std::tie(of.types, of.group_size, of.num_experts, of.top_k, of.n, of.k);
 }
 
+// Whether a kernel does the same as `like`, in blocks of `block_m` rows.
+bool stands_in(const Kernel& one, const Kernel& like, int32_t block_m) {
+  return one.tile_m == block_m && one.target == like.target && one.types == like.types &&
+         one.group_size == like.group_size && one.indexed == like.indexed;
+}
+
 }  // namespace
 
 bool runs_on(const Target& target, int32_t major, int32_t minor) {
@@ -44,12 +50,18 @@ const Kernel* select_kernel_of(int32_t block_m, const Problem& problem, int32_t 
   if (like == nullptr || like->tile_m == block_m) return like;
   const Kernel* nearest = nullptr;
   for (const Kernel* one = kKernels; one != kKernels + kKernelCount; ++one) {
-    if (one->tile_m != block_m || one->target != like->target || one->types != like->types) continue;
-    if (one->group_size != like->group_size || one->indexed != like->indexed) continue;
+    if (!stands_in(*one, *like, block_m)) continue;
     if (one->tile_n == like->tile_n && one->tile_k == like->tile_k) return one;
     if (nearest == nullptr) nearest = one;
   }
   return nearest;
+}
+
+bool may_group(int32_t block_m, const Problem& problem, int32_t major, int32_t minor) {
+  const Kernel* const like = select_kernel(problem, major, minor);
+  return like != nullptr && std::any_of(kKernels, kKernels + kKernelCount, [&](const Kernel& one) {
+           return one.grouped && stands_in(one, *like, block_m);
+         });
 }
 
 int32_t count_ctas(const Kernel& kernel, const Work& work, int32_t multiprocessors, int32_t resident) {

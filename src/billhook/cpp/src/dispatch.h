@@ -10,6 +10,7 @@ struct Kernel {
   uint32_t types;      // pack_types
   int32_t group_size;  // -1: one scale per output feature
   bool indexed;        // for Mixture-of-Experts layers
+  bool grouped;        // those whose rows of A lie in the routing's order
   int32_t target;      // index into kTargets
   int32_t tile_m, tile_n, tile_k;
   int32_t cluster;  // CTAs of a cluster, compiled into the kernel: the grid is a multiple
@@ -65,6 +66,9 @@ const Kernel* select_kernel(const Problem& problem, int32_t major, int32_t minor
 
 // As `select_kernel`, but one that takes `block_m` rows at a time: the nearest to what would be selected.
 const Kernel* select_kernel_of(int32_t block_m, const Problem& problem, int32_t major, int32_t minor);
+
+// Whether some kernel that `select_kernel_of` may give for these blocks wants the rows of A grouped.
+bool may_group(int32_t block_m, const Problem& problem, int32_t major, int32_t minor);
 
 // What a grid is for.
 struct Work {

@@ -57,9 +57,9 @@ cudaError_t find_resident(const Gpu& gpu, const Kernel& kernel, int32_t* residen
   return cudaSuccess;
 }
 
-// Describes A, whose 16-bit elements are only moved, to the copy engine: boxes of 64 features x the tokens that one CTA of a
-// cluster fetches, in 128-byte rows, swizzled as wgmma reads them.
-cudaError_t make_tensor_map(const Kernel& kernel, const GemmParams& params, CUtensorMap* map) {
+// Describes A, whose elements are only moved, to the copy engine: boxes of 128 bytes of features x the tokens that one CTA
+// of a cluster fetches, swizzled as wgmma reads them.
+cudaError_t make_tensor_map(const Kernel& kernel, const GemmParams& params, const Activations& a, CUtensorMap* map) {
   static void* function = nullptr;
   static const cudaError_t found = [] {
     cudaDriverEntryPointQueryResult result;
@@ -68,15 +68,14 @@ cudaError_t make_tensor_map(const Kernel& kernel, const GemmParams& params, CUte
     return error == cudaSuccess && result != cudaDriverEntryPointSuccess ? cudaErrorCallRequiresNewerDriver : error;
   }();
   if (found != cudaSuccess) return found;
-  constexpr uint32_t kElementBytes = 2;
-  const cuuint64_t sizes[] = {static_cast<cuuint64_t>(params.k), static_cast<cuuint64_t>(params.m)};
-  const cuuint64_t strides[] = {static_cast<cuuint64_t>(params.lda) * kElementBytes};
-  const cuuint32_t box[] = {128 / kElementBytes, static_cast<cuuint32_t>(kernel.tile_m / kernel.cluster)};
+  const cuuint64_t sizes[] = {static_cast<cuuint64_t>(params.k), static_cast<cuuint64_t>(a.rows)};
+  const cuuint64_t strides[] = {static_cast<cuuint64_t>(params.lda) * a.element_bytes};
+  const cuuint32_t box[] = {128u / a.element_bytes, static_cast<cuuint32_t>(kernel.tile_m / kernel.cluster)};
   const cuuint32_t steps[] = {1, 1};
+  const CUtensorMapDataType type = a.element_bytes == 1 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_UINT16;
   const CUresult result = reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(function)(
-      map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 2, const_cast<void*>(params.a), sizes, strides, box, steps,
-      CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+      map, type, 2, const_cast<void*>(params.a), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
@@ -129,18 +128,24 @@ cudaError_t find_grid(const Gpu& gpu, const Kernel& kernel, const GemmParams& pa
   return cudaSuccess;
 }
 
-cudaError_t launch_gemm(const Gpu& gpu, const Kernel& kernel, const GemmParams& params, int32_t ctas,
+cudaError_t launch_gemm(const Gpu& gpu, const Kernel& kernel, const GemmParams& params, const Activations& a, int32_t ctas,
                         cudaStream_t stream) {
   CUtensorMap map;
   void* arguments[] = {const_cast<GemmParams*>(&params), &map};  // a kernel reads as many as it has parameters
   if (kernel.tensor_map)
-    if (const cudaError_t error = make_tensor_map(kernel, params, &map)) return error;
+    if (const cudaError_t error = make_tensor_map(kernel, params, a, &map)) return error;
   const bool overlaps = gpu.major >= 9 && kTargets[kernel.target].major >= 9;
   return launch(kFunctions[&kernel - kKernels], ctas, kernel.threads, kernel.shared_bytes, overlaps, arguments, stream);
 }
 
 cudaError_t launch_route(const Gpu& gpu, int32_t num_experts, void** arguments, cudaStream_t stream) {
   return launch(kRouteFunction, num_experts, kRouteThreads, 0, gpu.major >= 9, arguments, stream);
+}
+
+cudaError_t launch_group(const Gpu& gpu, const GroupParams& params, cudaStream_t stream) {
+  void* arguments[] = {const_cast<GroupParams*>(&params)};
+  const int32_t ctas = kGroupCtasPerSm * gpu.multiprocessors;
+  return launch(kGroupFunction, ctas, kGroupThreads, 0, gpu.major >= 9, arguments, stream);
 }
 
 }  // namespace billhook

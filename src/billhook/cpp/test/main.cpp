@@ -37,7 +37,7 @@ struct Layer {
 
   Layer(const ProblemClass& one, Random& random)
       : of(one), moe(one.num_experts > 0), a(type_at(one, 24)), b(type_at(one, 16)), s(type_at(one, 8)), d(type_at(one, 0)),
-        weight(a, b, s, one.n, one.k, one.group_size, std::max(one.num_experts, 1), random),
+        weight(b, s, d, one.n, one.k, one.group_size, std::max(one.num_experts, 1), random),
         codes(pack_codes(weight)), scales(pack_scales(weight)), zeros(pack_zeros(weight)),
         global(s == BILLHOOK_E4M3FN ? weight.experts : 0, 0.5f), global_scales(global) {}
 };
@@ -46,6 +46,18 @@ std::vector<uint16_t> draw(size_t count, BillhookType type, Random& random) {
   std::vector<uint16_t> values(count);
   for (uint16_t& value : values) value = static_cast<uint16_t>(random.number(type));
   return values;
+}
+
+// Factors from `least` to twice that.
+std::vector<float> draw_scales(size_t count, float least, Random& random) {
+  std::vector<float> values(count);
+  for (float& value : values) value = least * (1 + random.weight());
+  return values;
+}
+
+// Numbers of a type as they lie in memory.
+std::vector<uint8_t> stored(const std::vector<uint16_t>& values, BillhookType type) {
+  return bits_of(type) == 16 ? bytes_of(values) : std::vector<uint8_t>(values.begin(), values.end());
 }
 
 std::vector<int> sample(int end, int count, Random& random) {
@@ -65,13 +77,17 @@ struct Problem {
   int m, rows, ldd;  // rows of A, of D
   std::vector<uint16_t> a, bias;
   std::vector<int> experts;  // of each row of D
-  std::vector<float> topk_weights;
+  std::vector<float> token_scales, channel_scales, topk_weights;
   bool whole_tiles;
 
   Problem(const Layer& of, int m_, Random& random)
       : layer(of), m(m_), rows(m_ * std::max(of.of.top_k, 1)), ldd(of.of.n + kMargin),
         a(draw(static_cast<size_t>(m) * of.of.k, of.a, random)), whole_tiles(random.below(2)) {
     if (random.below(2)) bias = draw(static_cast<size_t>(of.weight.experts) * of.of.n, of.d, random);
+    if (is_eight_bit_activation(of.a)) {
+      token_scales = draw_scales(m, 1.0f / 64, random);
+      if (random.below(2)) channel_scales = draw_scales(static_cast<size_t>(of.weight.experts) * of.of.n, 0.5f, random);
+    }
     if (!of.moe) return;
     for (int row = 0; row < rows; ++row) experts.push_back(random.below(of.of.num_experts));
     if (random.below(2))
@@ -80,9 +96,11 @@ struct Problem {
 
   Exact exact(const Column& column, int row, int n) const {
     const int expert = layer.moe ? experts[row] : 0;
-    Exact sum = column.dot(layer.a, a.data() + static_cast<size_t>(row / std::max(layer.of.top_k, 1)) * layer.of.k);
+    const size_t token = row / std::max(layer.of.top_k, 1), channel = static_cast<size_t>(expert) * layer.of.n + n;
+    Exact sum = column.dot(layer.a, a.data() + token * layer.of.k, token_scales.empty() ? 1 : token_scales[token]);
+    if (!channel_scales.empty()) sum.multiply(channel_scales[channel]);
     if (!layer.global.empty()) sum.multiply(layer.global[expert]);
-    if (!bias.empty()) sum.add(value_of(layer.d, bias[static_cast<size_t>(expert) * layer.of.n + n]));
+    if (!bias.empty()) sum.add(value_of(layer.d, bias[channel]));
     if (!topk_weights.empty()) sum.multiply(topk_weights[row]);
     return sum;
   }
@@ -118,12 +136,15 @@ void multiply(const Gemm& gemm, BillhookStatus (*find_kernel)(const Gemm*, const
 Result run(const Problem& problem) {
   const Layer& layer = problem.layer;
   const ProblemClass& of = layer.of;
-  const Device<uint16_t> a(problem.a), bias(problem.bias);
+  const Device<uint8_t> a(stored(problem.a, layer.a));
+  const Device<uint16_t> bias(problem.bias);
   const Device<uint16_t> d(std::vector<uint16_t>(static_cast<size_t>(problem.rows + kMargin) * problem.ldd, kPoison));
+  const Device<float> token_scales(problem.token_scales), channel_scales(problem.channel_scales);
   const Device<float> topk_weights(problem.topk_weights);
   BillhookMoeGemm moe{};
   BillhookGemm& p = moe.gemm;
   p.a = a.data(), p.codes = layer.codes.data(), p.scales = layer.scales.data(), p.zeros = layer.zeros.data();
+  p.channel_scales = channel_scales.data(), p.token_scales = token_scales.data();
   p.global_scales = layer.global_scales.data(), p.bias = bias.data(), p.d = d.data();
   p.m = problem.m, p.n = of.n, p.k = of.k, p.ldd = problem.ldd, p.group_size = of.group_size;
   p.a_type = layer.a, p.b_type = layer.b, p.s_type = layer.s, p.d_type = layer.d;
@@ -143,6 +164,10 @@ Result run(const Problem& problem) {
   const BillhookRoute route{topk_ids.data(), problem.rows,   of.num_experts, moe.block_m,
                             ids.data(),      experts.data(), length.data()};
   require(billhook_route(&route, nullptr), "billhook_route");
+  size_t grouped_bytes = 0;
+  require(billhook_moe_grouped_bytes(&moe, &grouped_bytes), "billhook_moe_grouped_bytes");
+  const Device<uint8_t> grouped(std::vector<uint8_t>(grouped_bytes, 0xff));  // NaN
+  moe.grouped = grouped.data(), moe.grouped_bytes = grouped_bytes;
   moe.sorted_token_ids = ids.data(), moe.expert_ids = experts.data(), moe.num_tokens_padded = length.data();
   multiply(moe, billhook_moe_gemm_kernel, billhook_moe_gemm_workspace, billhook_moe_gemm, &result);
   result.d = d.host();
@@ -167,7 +192,7 @@ bool check(const Layer& layer, int m, Random& random) {
   const Result result = run(problem);
   const size_t misplaced = count_misplaced(problem, result.d);
 
-  const Bound bound(layer.weight, layer.d, kernel_called(result.kernel).rounds_weights);
+  const Bound bound(layer.weight, layer.a, layer.d, kernel_called(result.kernel).rounds_weights);
   const std::vector<int> rows = sample(problem.rows, kSampledRows, random), columns = sample(of.n, kSampledColumns, random);
   double worst = 0, squared_error = 0, squared_value = 0;
   std::map<std::pair<int, int>, Column> cached;
@@ -185,7 +210,8 @@ bool check(const Layer& layer, int m, Random& random) {
   const bool good = misplaced == 0 && result.workspace_is_clear && worst <= 1 && rms <= 1;
   std::printf("%s %s m=%d n=%d k=%d", good ? "ok  " : "FAIL", result.kernel, m, of.n, of.k);
   if (layer.moe) std::printf(" experts=%d top_k=%d", of.num_experts, of.top_k);
-  std::printf("%s%s%s: error %.3f, rms %.3f of the bound", problem.bias.empty() ? "" : " bias",
+  std::printf("%s%s%s%s: error %.3f, rms %.3f of the bound", problem.bias.empty() ? "" : " bias",
+              problem.channel_scales.empty() ? "" : " channel_scales",
               problem.topk_weights.empty() ? "" : " topk_weights", problem.whole_tiles ? " whole_tiles" : "", worst, rms);
   if (misplaced) std::printf("; %zu elements not written, or written outside D", misplaced);
   std::printf("%s\n", result.workspace_is_clear ? "" : "; the workspace is not clear");
@@ -199,14 +225,22 @@ bool check_refusals(const Layer& layer) {
   BillhookMoeGemm good{};
   good.gemm.a = good.gemm.codes = good.gemm.scales = good.gemm.d = memory.data();
   good.gemm.zeros = has_zeros(layer.b) ? memory.data() : nullptr;
-  good.gemm.m = 1, good.gemm.n = of.n, good.gemm.k = of.k, good.gemm.group_size = of.group_size;
+  good.gemm.token_scales = is_eight_bit_activation(layer.a) ? reinterpret_cast<const float*>(memory.data()) : nullptr;
+  good.gemm.m = billhook::kRanges[of.first_range + of.ranges - 1].last;
+  good.gemm.n = of.n, good.gemm.k = of.k, good.gemm.group_size = of.group_size;
   good.gemm.a_type = layer.a, good.gemm.b_type = layer.b, good.gemm.s_type = layer.s, good.gemm.d_type = layer.d;
   int32_t* const ids = reinterpret_cast<int32_t*>(memory.data());
   good.num_experts = of.num_experts, good.top_k = of.top_k;
   good.sorted_token_ids = good.expert_ids = good.num_tokens_padded = ids;
-  if (layer.moe) require(billhook_moe_block_m(&good, &good.block_m), "billhook_moe_block_m");
-
-  bool all = true;
+  bool all = true, groups = false;
+  if (layer.moe) {
+    const char* name = "";
+    require(billhook_moe_block_m(&good, &good.block_m), "billhook_moe_block_m");
+    require(billhook_moe_gemm_kernel(&good, &name), "billhook_moe_gemm_kernel");
+    require(billhook_moe_grouped_bytes(&good, &good.grouped_bytes), "billhook_moe_grouped_bytes");
+    good.grouped = memory.data();
+    groups = kernel_called(name).grouped;
+  }
   const auto expect = [&](const char* what, BillhookStatus want, auto change, size_t bytes = 0) {
     BillhookMoeGemm bad = good;
     change(bad);
@@ -223,11 +257,18 @@ bool check_refusals(const Layer& layer) {
   expect("types of no layer", BILLHOOK_UNSUPPORTED_PROBLEM, [](BillhookMoeGemm& p) { p.gemm.b_type = BILLHOOK_F32; });
   expect("lda less than k", BILLHOOK_INVALID_STRIDE, [](BillhookMoeGemm& p) { p.gemm.lda = 16; });
   expect("a of null", BILLHOOK_NULL_POINTER, [](BillhookMoeGemm& p) { p.gemm.a = nullptr; });
-  expect("token scales", BILLHOOK_UNEXPECTED_POINTER,
-         [&](BillhookMoeGemm& p) { p.gemm.token_scales = reinterpret_cast<const float*>(memory.data()); });
+  if (good.gemm.token_scales)
+    expect("no token scales", BILLHOOK_NULL_POINTER, [](BillhookMoeGemm& p) { p.gemm.token_scales = nullptr; });
+  else
+    expect("token scales", BILLHOOK_UNEXPECTED_POINTER,
+           [&](BillhookMoeGemm& p) { p.gemm.token_scales = reinterpret_cast<const float*>(memory.data()); });
   expect("codes not aligned", BILLHOOK_MISALIGNED, [&](BillhookMoeGemm& p) { p.gemm.codes = shift(p.gemm.codes); });
   expect("no workspace", BILLHOOK_WORKSPACE_TOO_SMALL, [](BillhookMoeGemm&) {});
   if (layer.moe) expect("block_m of no kernel", BILLHOOK_INVALID_BLOCK_M, [](BillhookMoeGemm& p) { p.block_m = 3; });
+  if (groups) {
+    expect("nowhere to group rows", BILLHOOK_NULL_POINTER, [](BillhookMoeGemm& p) { p.grouped = nullptr; }, SIZE_MAX);
+    expect("no room to group rows", BILLHOOK_GROUPED_TOO_SMALL, [](BillhookMoeGemm& p) { --p.grouped_bytes; }, SIZE_MAX);
+  }
   return all;
 }
 

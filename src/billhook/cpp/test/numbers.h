@@ -44,10 +44,12 @@ inline const char* name_of(BillhookType type) {
 // What is subtracted from a code; 0 for floating-point weights.
 inline int bias_of(BillhookType type) { return type == BILLHOOK_U4B8 ? 8 : type == BILLHOOK_U8B128 ? 128 : 0; }
 inline bool has_zeros(BillhookType type) { return type == BILLHOOK_U4 || type == BILLHOOK_U8; }
+inline bool is_eight_bit_activation(BillhookType type) { return type == BILLHOOK_S8 || type == BILLHOOK_E4M3FN; }
 inline bool is_integer(BillhookType type) { return has_zeros(type) || bias_of(type) > 0; }
 
 inline double value_of(BillhookType type, uint32_t bits) {
   if (is_integer(type)) return static_cast<double>(bits) - bias_of(type);
+  if (type == BILLHOOK_S8) return static_cast<int8_t>(bits);
   if (type == BILLHOOK_E8M0FNU) return std::ldexp(1, static_cast<int>(bits) - 127);
   const Float f = float_of(type);
   const int top = (1 << f.exponent_bits) - 1;
@@ -66,9 +68,10 @@ class Random {
 
   uint32_t below(uint32_t end) { return static_cast<uint32_t>((engine_() >> 32) * end >> 32); }
 
-  // A number of magnitude 2^-4 to 2, as bits of its type.
+  // A number of magnitude 2^-4 to 2, as bits of its type; any one of s8.
   uint32_t number(BillhookType type, bool positive = false) {
     if (type == BILLHOOK_E8M0FNU) return 127 - below(5);
+    if (type == BILLHOOK_S8) return below(256);
     const Float f = float_of(type);
     const uint32_t exponent = f.bias() - below(5);
     return (((positive ? 0 : below(2)) << f.exponent_bits | exponent) << f.mantissa_bits) | below(1u << f.mantissa_bits);

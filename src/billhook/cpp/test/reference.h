@@ -28,10 +28,11 @@ class Column {
     for (int k = 0; k < weight.k; ++k) values_[k] = weight.value(expert, k, column);
   }
 
-  Exact dot(BillhookType a_type, const uint16_t* a) const {
+  // Multiplies with a row of A: numbers of a type, times the row's scale.
+  Exact dot(BillhookType a_type, const uint16_t* a, double scale) const {
     Exact sum;
     for (size_t k = 0; k < values_.size(); ++k) {
-      const double one = value_of(a_type, a[k]);
+      const double one = value_of(a_type, a[k]) * scale;
       sum.add(one * values_[k]);
       sum.activations += std::fabs(one);
     }
@@ -42,19 +43,23 @@ class Column {
   std::vector<double> values_;
 };
 
-// Bounds one output of a kernel that adds in float32 and rounds once.
+// Bounds one output of a kernel that adds in float32, or 8-bit activations as docs/numerics.md says, and rounds once.
 class Bound {
  public:
-  Bound(const Weight& weight, BillhookType d_type, bool rounds_weights) {
+  Bound(const Weight& weight, BillhookType a_type, BillhookType d_type, bool rounds_weights) {
     const Float f = float_of(d_type);
     unit_ = std::ldexp(1, -f.mantissa_bits - 1);
     floor_ = std::ldexp(1, -f.bias() - f.mantissa_bits);  // half the smallest subnormal
-    const double steps = 18 * divide_up(weight.k, 16) + 2 * weight.groups() + divide_up(weight.k, kStrip) + 20;
-    const double gamma = steps * 0x1p-23 / (1 - steps * 0x1p-23);
+    const int blocks = divide_up(weight.k, kStrip);
+    const double steps = is_eight_bit_activation(a_type)
+                             ? 2 * blocks + 6
+                             : 18 * divide_up(weight.k, 16) + 2 * weight.groups() + blocks + 20;
+    const int cuts = a_type == BILLHOOK_E4M3FN ? divide_up(weight.k, 32) : 0;  // sums that lose 2^-13
+    const double gamma = steps * 0x1p-23 / (1 - steps * 0x1p-23) + cuts * 0x1p-13;
     const double rounding = rounds_weights ? unit_ : 0;
     magnitude_ = (gamma + rounding * (1 + gamma)) * (1 + unit_);
     activations_ = rounds_weights ? floor_ * (1 + gamma) * (1 + unit_) : 0;
-    rms_ = std::hypot(unit_, rounding);
+    rms_ = std::sqrt(unit_ * unit_ + rounding * rounding + cuts * 0x1p-24);
   }
 
   double allowed(const Exact& exact) const {

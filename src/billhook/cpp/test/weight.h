@@ -13,14 +13,14 @@ inline int divide_up(int a, int b) { return (a + b - 1) / b; }
 
 // The weights of all experts (one if dense), unpacked: codes [k, n], scales and zeros [groups, n], each expert's in turn.
 struct Weight {
-  BillhookType a, b, s;
+  BillhookType b, s, zero;  // types of codes, scales and zero points
   int n, k, group_size, experts;
   std::vector<uint8_t> codes;
   std::vector<uint16_t> scales;
   std::vector<uint8_t> zeros;
 
-  Weight(BillhookType a_, BillhookType b_, BillhookType s_, int n_, int k_, int group_size_, int experts_, Random& random)
-      : a(a_), b(b_), s(s_), n(n_), k(k_), group_size(group_size_), experts(experts_) {
+  Weight(BillhookType b_, BillhookType s_, BillhookType zero_, int n_, int k_, int group_size_, int experts_, Random& random)
+      : b(b_), s(s_), zero(zero_), n(n_), k(k_), group_size(group_size_), experts(experts_) {
     codes.resize(static_cast<size_t>(experts) * k * n);
     for (uint8_t& code : codes) code = random.code(b);
     scales.resize(static_cast<size_t>(experts) * groups() * n);
@@ -28,7 +28,7 @@ struct Weight {
     for (uint16_t& scale : scales) scale = static_cast<uint16_t>(random.number(s, positive));
     if (has_zeros(b)) {
       zeros.resize(scales.size());
-      for (uint8_t& zero : zeros) zero = random.code(b);
+      for (uint8_t& one : zeros) one = random.code(b);
     }
   }
 
@@ -122,7 +122,7 @@ inline uint16_t integer_bits(BillhookType type, uint8_t integer) {
 
 inline std::vector<uint8_t> pack_zeros(const Weight& w) {
   return bytes_of(
-      pack_groups<uint16_t, uint8_t>(w, w.zeros, [](const Weight& of, uint8_t zero) { return integer_bits(of.a, zero); }));
+      pack_groups<uint16_t, uint8_t>(w, w.zeros, [](const Weight& of, uint8_t zero) { return integer_bits(of.zero, zero); }));
 }
 
 }  // namespace test

@@ -1,22 +1,14 @@
 // Groups the activations of an MoE layer by expert: row i of the result is the row of A that sorted_token_ids[i] asks for.
 // So a GEMM can fetch a block of them at once. Rows that pad a block are left as they are. SM80+.
 #pragma once
-#include "billhook/numeric/types.cuh"
+#include "billhook/problem/grouping.cuh"
 #include "billhook/ptx/grid.cuh"
 
 namespace billhook::group {
 
 constexpr i32 kThreads = 256;
 
-struct Params {
-  const u32x4* a;               // rows of `chunks` x 16 bytes, `stride` chunks apart
-  u32x4* grouped;               // rows of `chunks` x 16 bytes
-  const i32* sorted_token_ids;  // an id >= rows is padding
-  const i32* num_tokens_padded;
-  i32 rows, chunks, stride, top_k;
-};
-
-__device__ __forceinline__ void run(const Params& p) {
+__device__ __forceinline__ void run(const GroupParams& p) {
   ptx::launch_dependents();
   ptx::wait_for_prerequisites();
   const i32 padded = *p.num_tokens_padded;
