@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import BillhookError, InputError
+from ..errors import BillhookError, InputError, UnsupportedError
 
 if TYPE_CHECKING:
     from ..arch import Arch
     from ..catalog import Shape
+    from ..config import GemmTypes
     from ..measure.contestant import Contestant
     from ..measure.ours import Ours
     from ..measure.record import Record
@@ -33,12 +34,26 @@ CONTESTANTS = ("read", "ours", "torch", "marlin", "machete", "humming")
 )
 @click.option("--shape", "shape_texts", multiple=True, metavar="NxK", help="Measure this layer.")
 @click.option("--m", "counts", metavar="LIST", help="Token counts, such as 1,16,256.")
-@click.option("--group-size", default=128, show_default=True, help="Of --shape; -1 for channel scales.")
+@click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    metavar="LIST",
+    help="Formats of weights, such as u4b8,mxfp4, or all.  [default: u4b8, or the model's]",
+)
+@click.option(
+    "--act",
+    multiple=True,
+    metavar="LIST",
+    help="Activations: bf16, f16, e4m3fn, s8.  [default: bf16, or the model's]",
+)
+@click.option(
+    "--group-size",
+    type=int,
+    help="Weights that share one scale; -1 for channel scales.  [default: the format's usual size]",
+)
 @click.option("--experts", default=0, help="Experts of --shape; 0 for a dense layer.")
 @click.option("--top-k", default=0, help="Experts that each token visits.")
-@click.option(
-    "--act", type=click.Choice(["bf16", "f16"]), help="Activations. [default: bf16, or the model's]"
-)
 @click.option(
     "--contestants", default=",".join(CONTESTANTS), show_default=True, metavar="LIST", help="Who takes part."
 )
@@ -61,10 +76,11 @@ def command(
     shapes: tuple[Path, ...],
     shape_texts: tuple[str, ...],
     counts: str | None,
-    group_size: int,
+    formats: tuple[str, ...],
+    act: tuple[str, ...],
+    group_size: int | None,
     experts: int,
     top_k: int,
-    act: str | None,
     contestants: str,
     tiles: tuple[str, ...],
     all_tiles: bool,
@@ -79,6 +95,8 @@ def command(
     \b
     billhook bench --shapes bench/shapes/dense.toml --out bench/records/h100.jsonl
     billhook bench --model examples/models/qwen3-30b-a3b-gptq-int4 --m 1,16
+    billhook bench --shape 8192x8192 --format all --m 1,8,16
+    billhook bench --shape 8192x8192 --act bf16,e4m3fn,s8 --m 1024,4096
     billhook bench --report bench/records/h100.jsonl
     """
     if report or tune:
@@ -93,10 +111,11 @@ def command(
         shapes=shapes,
         shape_texts=shape_texts,
         counts=counts,
+        formats=formats,
+        act=act,
         group_size=group_size,
         experts=experts,
         top_k=top_k,
-        act=act,
     )
 
     from ..measure import machine, ours, run
@@ -107,13 +126,16 @@ def command(
         ours.parse_tile(text)
     device = machine.find_gpu()
     arch = _native_arch()
-    tile_contestants = [_tiles(workload, arch, tiles, all_tiles) for workload in workloads]
     fixed = _contestants(names, arch)
     described = machine.describe(device, fixed)
     peak = peak_of(described.gpu, bandwidth and bandwidth * 1e12, tflops and tflops * 1e12)
     session = run.begin(device, described, peak, rounds, seed)
     packing = ours.Packing()
     mine: list[Ours] = [ours.Ours(arch, packing)] if "ours" in names else []
+    own = [
+        [*mine, *(ours.Ours(arch, packing, shape) for shape in _tiles(workload, arch, tiles, all_tiles))]
+        for workload in workloads
+    ]
     everything: list[Record] = []
 
     def keep(found: list[Record]) -> None:
@@ -123,10 +145,9 @@ def command(
         click.echo(_line(found), err=True)
 
     try:
-        for workload, fixed_tiles in zip(workloads, tile_contestants, strict=True):
-            own = [*mine, *(ours.Ours(arch, packing, shape) for shape in fixed_tiles)]
-            ours.compile_ahead(own, workload)
-            run.measure(session, workload, [*own, *fixed], keep)
+        ours.compile_ahead(list(zip(workloads, own, strict=True)))
+        for workload, mine_here in zip(workloads, own, strict=True):
+            run.measure(session, workload, [*mine_here, *fixed], keep)
     finally:
         _print(everything, tune=all_tiles)
     wrong = [one for one in everything if one.contestant == "ours" and one.skipped]
@@ -170,7 +191,7 @@ def _print_rules(found: list[Record]) -> None:
 
 
 def _names(text: str) -> list[str]:
-    names = [word for word in text.replace(",", " ").split() if word]
+    names = _words((text,))
     unknown = [name for name in names if name not in CONTESTANTS]
     if unknown or not names:
         raise InputError(f"{text!r}: contestants are {', '.join(CONTESTANTS)}")
@@ -184,34 +205,70 @@ def _workloads(
     shapes: tuple[Path, ...],
     shape_texts: tuple[str, ...],
     counts: str | None,
-    group_size: int,
+    formats: tuple[str, ...],
+    act: tuple[str, ...],
+    group_size: int | None,
     experts: int,
     top_k: int,
-    act: str | None,
 ) -> list[Workload]:
     from dataclasses import replace
 
     from ..measure import workload
 
     tokens = workload.parse_counts(counts) if counts is not None else None
-    types = workload.gemm_types(act or "bf16")
+    kinds = _kinds(formats, act)
     found: list[Workload] = []
     if model_path is not None:
-        found += workload.read_model(model_path, tp, tokens, act)
+        if formats or group_size is not None or len(_words(act)) > 1:
+            raise InputError(
+                "--model says formats and groups itself; give --shapes or --shape with those options"
+            )
+        found += workload.read_model(model_path, tp, tokens, _words(act)[0] if act else None)
     for path in shapes:
-        layers = workload.read_shapes(path, types)
+        layers = [layer for types in kinds for layer in workload.read_shapes(path, types, group_size)]
         found += [replace(layer, tokens=tokens) for layer in layers] if tokens else layers
     for text in shape_texts:
         n, k = workload.parse_shape(text)
         usual = workload.MOE_TOKENS if experts else workload.DENSE_TOKENS
-        found.append(
-            workload.Workload(text, n, k, tokens or usual, types, group_size, experts, top_k).check()
-        )
+        for types in kinds:
+            size = workload.usual_group_size(types) if group_size is None else group_size
+            layer = workload.Workload(text, n, k, tokens or usual, types, size, experts, top_k)
+            found.append(layer.check())
     if not found:
         raise InputError(
             "say what to measure: --shapes FILE, --shape NxK or --model CONFIG (see bench/shapes)"
         )
     return found
+
+
+def _kinds(formats: tuple[str, ...], act: tuple[str, ...]) -> list[GemmTypes]:
+    """Return the element types to measure; those that no kernel multiplies are told and left out.
+
+    Raises:
+        InputError: A name is unknown, or nothing is left.
+    """
+    from ..measure.workload import gemm_types
+    from ..weights import FORMATS
+
+    names = _words(formats) or ["u4b8"]
+    names = list(FORMATS) if names == ["all"] else names
+    found, refused = [], []
+    for activations in _words(act) or ["bf16"]:
+        for name in names:
+            try:
+                found.append(gemm_types(activations, name))
+            except UnsupportedError as error:
+                refused.append(str(error))
+    if not found:
+        raise InputError(refused[0])
+    for reason in refused:
+        click.echo(f"left out: {reason}", err=True)
+    return found
+
+
+def _words(texts: tuple[str, ...]) -> list[str]:
+    """Return the words of an option that takes lists, without repeats."""
+    return list(dict.fromkeys(word for text in texts for word in text.replace(",", " ").split()))
 
 
 def _native_arch() -> Arch:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from ..arch import Arch
@@ -16,7 +18,7 @@ from ..families import FAMILIES, illegal, marlin, unserved
 from ..select import candidates, select
 from .contestant import Bind, Launch
 from .inputs import Inputs, Weights
-from .report import OURS, TILE
+from .rows import OURS, TILE
 from .workload import Workload
 
 if TYPE_CHECKING:
@@ -38,14 +40,27 @@ class Packing:
     def copies(self, weights: Weights, count: int) -> list[PackedWeight]:
         """Return `count` packed copies of a layer's weights."""
         if self._weights is not weights:
-            from ..ops import pack_weight
-
-            moe = weights.workload.moe
-            codes, scales = (weights.codes, weights.scales) if moe else (weights.codes[0], weights.scales[0])
-            self._weights, self._copies = weights, [pack_weight(codes, scales, weights.workload.group_size)]
+            self._weights, self._copies = weights, [pack(weights)]
         while len(self._copies) < count:
             self._copies.append(self._copies[0].clone())
         return self._copies[:count]
+
+
+def pack(weights: Weights) -> PackedWeight:
+    """Return a layer's weights as our kernels read them."""
+    from ..ops import pack_weight
+
+    layer = weights.workload
+    parts = (weights.codes, weights.scales, weights.zeros)
+    codes, scales, zeros = parts if layer.moe else (None if part is None else part[0] for part in parts)
+    return pack_weight(
+        codes,
+        scales,
+        layer.group_size,
+        format=layer.held.name,
+        zeros=zeros,
+        global_scales=weights.global_scales,
+    )
 
 
 class Ours:
@@ -95,14 +110,14 @@ def _bind(copies: Sequence[PackedWeight], inputs: Inputs, config: KernelConfig) 
     if inputs.topk_ids is None:
 
         def call_dense(copy: int) -> torch.Tensor:
-            return gemm(inputs.a, copies[copy], config=config.name)
+            return gemm(inputs.a, copies[copy], token_scales=inputs.token_scales, config=config.name)
 
         return Launch(call_dense, config.name)
     # As an engine would: every token has its experts, and both projections share the routing.
     routing = route(inputs.topk_ids, inputs.problem.num_experts, config.tile.tile_m, complete=True)
 
     def call_moe(copy: int) -> torch.Tensor:
-        return moe_gemm(inputs.a, copies[copy], routing, config=config.name)
+        return moe_gemm(inputs.a, copies[copy], routing, token_scales=inputs.token_scales, config=config.name)
 
     return Launch(call_moe, config.name)
 
@@ -146,13 +161,11 @@ def legal_tiles(workload: Workload, arch: Arch) -> list[Shape]:
     return [Shape.of(config) for config, why in found if why is None]
 
 
-def compile_ahead(contestants: Sequence[Ours], workload: Workload) -> None:
+def compile_ahead(planned: Iterable[tuple[Workload, Sequence[Ours]]]) -> None:
     """Compile what will be measured, on all cores, so that nothing is compiled between measurements."""
     configs: dict[KernelConfig, None] = {}
-    for contestant in contestants:
-        for tokens in workload.tokens:
-            try:
+    for workload, contestants in planned:
+        for contestant, tokens in itertools.product(contestants, workload.tokens):
+            with contextlib.suppress(UnsupportedError):  # its record will say why
                 configs[contestant.config(workload.problem(tokens))] = None
-            except UnsupportedError:
-                break  # its record will say why
     compile_units([kernel_unit(config) for config in configs], Cache(cache_folder()), default_jobs())

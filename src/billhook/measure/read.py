@@ -11,8 +11,8 @@ from ..build import Cache, Unit, cache_folder, compile_unit
 from ..emit import SourceFile
 from .contestant import Bind, Launch
 from .inputs import Inputs, Weights
-from .report import FLOOR
 from .roofline import weight_bytes
+from .rows import FLOOR
 
 if TYPE_CHECKING:
     import torch

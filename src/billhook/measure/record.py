@@ -53,6 +53,7 @@ class Case(msgspec.Struct, frozen=True, omit_defaults=True):
         num_experts: Weight matrices; 0 for dense.
         top_k: Experts per row of A; 0 for dense.
         experts_hit: MoE: experts that got at least one row.
+        format: Format of the weights, a name of `weights.FORMATS`.
     """
 
     layer: str
@@ -65,6 +66,7 @@ class Case(msgspec.Struct, frozen=True, omit_defaults=True):
     num_experts: int = 0
     top_k: int = 0
     experts_hit: int = 0
+    format: str = "u4b8"
 
     @property
     def problem(self) -> Problem:
@@ -73,9 +75,18 @@ class Case(msgspec.Struct, frozen=True, omit_defaults=True):
         return Problem(self.m, self.n, self.k, types, self.group_size, self.num_experts, self.top_k)
 
     @property
+    def kind(self) -> str:
+        """Activations, format and group size in words; "" for what is usual, bf16 x u4b8 by 128."""
+        activations = self.types.split("_")[0]
+        if (activations, self.format, self.group_size) == ("bf16", "u4b8", 128):
+            return ""
+        return f"{activations} x {self.format}:{'channel' if self.group_size == -1 else self.group_size}"
+
+    @property
     def label(self) -> str:
         """How tables call it."""
-        return f"{self.layer} {'t' if self.num_experts else 'm'}={self.tokens}"
+        tokens = f"{'t' if self.num_experts else 'm'}={self.tokens}"
+        return " ".join(word for word in (self.layer, self.kind, tokens) if word)
 
 
 class Times(msgspec.Struct, frozen=True):

@@ -129,7 +129,7 @@ def _measure_case(
             bytes=moved_bytes(problem, hit),
             flops=operations(problem),
             bandwidth=run.peak.bandwidth,
-            peak_flops=run.peak.flops,
+            peak_flops=run.peak.of(problem),
             times=summarize(samples[name], calls, inputs.copies) if name in samples else None,
             skipped=skipped.get(name, ""),
             error=errors[name] if math.isfinite(errors.get(name, math.nan)) else None,
@@ -160,4 +160,5 @@ def _describe(workload: Workload, inputs: Inputs) -> Case:
         num_experts=problem.num_experts,
         top_k=problem.top_k,
         experts_hit=inputs.experts_hit,
+        format=workload.held.name,
     )

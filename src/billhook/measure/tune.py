@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .record import Record
-from .report import TILE, geomean
+from .rows import TILE, geomean
 
 TIE = 0.01  # a tile at most this much slower than the best counts as equal: fewer switch points
 
@@ -36,8 +36,8 @@ class Choice:
         return moe == self.moe and rows > self.above and (self.last is None or rows <= self.last)
 
 
-Shape = tuple[int, int]
-Times = dict[Shape, dict[str, float]]  # (n, k) -> tile -> microseconds
+Shape = tuple[int, int, str]  # n, k, types and group size
+Times = dict[Shape, dict[str, float]]  # -> tile -> microseconds
 
 
 def choose(records: Iterable[Record]) -> list[Choice]:
@@ -55,7 +55,7 @@ def choose(records: Iterable[Record]) -> list[Choice]:
             continue
         problem = record.case.problem
         shapes = measured[problem.moe].setdefault(problem.rows_per_expert, {})
-        _note(shapes.setdefault((problem.n, problem.k), {}), record)
+        _note(shapes.setdefault((problem.n, problem.k, record.case.kind), {}), record)
     return [choice for moe, by_rows in measured.items() for choice in _merge(moe, by_rows)]
 
 
@@ -104,16 +104,17 @@ def exceptions(records: Iterable[Record], at_least: float = 0.05) -> list[str]:
     for record in records:
         if record.contestant.startswith(TILE) and record.times is not None:
             problem = record.case.problem
-            key = (problem.moe, problem.rows_per_expert, (problem.n, problem.k))
+            key = (problem.moe, problem.rows_per_expert, (problem.n, problem.k, record.case.kind))
             _note(measured.setdefault(key, {}), record)
     lines = []
-    for (moe, rows, (n, k)), tiles in measured.items():
+    for (moe, rows, (n, k, kind)), tiles in measured.items():
         chosen = next(choice.tile for choice in choices if choice.serves(moe, rows))
         fastest = min(tiles, key=lambda tile: tiles[tile])
         gain = tiles[chosen] / tiles[fastest] - 1 if chosen in tiles else 0.0
         if gain >= at_least:
-            kind = "moe" if moe else "dense"
-            lines.append(f"# {kind} n={n} k={k} rows={rows:g}: {fastest} beats {chosen} by {gain:.0%}")
+            words = ("moe" if moe else "dense", kind, f"n={n} k={k} rows={rows:g}")
+            problem_words = " ".join(word for word in words if word)
+            lines.append(f"# {problem_words}: {fastest} beats {chosen} by {gain:.0%}")
     return lines
 
 

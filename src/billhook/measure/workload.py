@@ -10,8 +10,10 @@ from pathlib import Path
 import msgspec
 
 from ..config import GemmTypes, Problem
-from ..dtypes import U4B8, dtype
-from ..errors import ConfigError, InputError
+from ..dtypes import BF16, dtype
+from ..errors import ConfigError, InputError, UnsupportedError
+from ..formats.packed import find_format, find_packed
+from ..weights import PackedFormat
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -49,6 +51,11 @@ class Workload:
     per_slot: bool = False
 
     @property
+    def held(self) -> PackedFormat:
+        """The format of the weights."""
+        return find_packed(self.types)
+
+    @property
     def moe(self) -> bool:
         """Whether this is a Mixture-of-Experts layer."""
         return self.num_experts > 0
@@ -66,8 +73,12 @@ class Workload:
         """
         if self.n < 1 or self.k < 1 or not self.tokens or min(self.tokens) < 1:
             raise InputError(f"{self.name}: n, k and every token count must be at least 1")
-        if self.group_size not in (-1, 32, 64, 128):
-            raise InputError(f"{self.name}: group_size must be -1, 32, 64 or 128 (got {self.group_size})")
+        sizes = self.held.group_sizes
+        if self.group_size not in sizes:
+            raise InputError(
+                f"{self.name}: group_size must be {' or '.join(map(str, sizes))} for {self.held.name} "
+                f"(got {self.group_size})"
+            )
         if (self.num_experts == 0) != (self.top_k == 0) or self.num_experts < 0:
             raise InputError(f"{self.name}: give num_experts and top_k together, or neither")
         if not 0 <= self.top_k <= self.num_experts:
@@ -77,10 +88,28 @@ class Workload:
         return self
 
 
-def gemm_types(activations: str) -> GemmTypes:
-    """Return the element types of u4b8 weights under these activations: "bf16" or "f16"."""
-    a = dtype(activations)
-    return GemmTypes(a, U4B8, a, a)
+def gemm_types(activations: str, weights: str = "u4b8") -> GemmTypes:
+    """Return the element types of a format under some activations; outputs of 8-bit ones are bf16.
+
+    Args:
+        activations: Name of their type.
+        weights: A name of `weights.FORMATS`.
+
+    Raises:
+        InputError: No such names.
+        UnsupportedError: The format is not multiplied by such activations.
+    """
+    a, held = dtype(activations), find_format(weights)
+    if a not in (*held.activations, *held.narrow_activations):
+        known = ", ".join(one.name for one in (*held.activations, *held.narrow_activations))
+        raise UnsupportedError(f"{weights} weights are multiplied by {known} activations (got {activations})")
+    c = a if a in held.activations else BF16
+    return GemmTypes(a, held.weight, held.scale_type(c), c)
+
+
+def usual_group_size(types: GemmTypes) -> int:
+    """Return the group size that weights of these types usually have; -1 beside 8-bit activations."""
+    return -1 if types.a.bits == 8 else find_packed(types).group_sizes[0]
 
 
 class _Layer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -88,7 +117,7 @@ class _Layer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     n: int
     k: int
     tokens: tuple[int, ...] | None = None
-    group_size: int = 128
+    group_size: int | None = None
     num_experts: int = 0
     top_k: int = 0
     per_slot: bool = False
@@ -99,8 +128,13 @@ class _ShapeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tokens: tuple[int, ...] = ()
 
 
-def read_shapes(path: Path, types: GemmTypes) -> list[Workload]:
+def read_shapes(path: Path, types: GemmTypes, group_size: int | None = None) -> list[Workload]:
     """Read a shape file (`bench/README.md` describes it).
+
+    Args:
+        path: The file.
+        types: Element types of all layers.
+        group_size: Of layers that do not say theirs; the usual one of the types if None.
 
     Raises:
         ConfigError: The file cannot be read or a key is wrong; the message names file and key.
@@ -114,6 +148,7 @@ def read_shapes(path: Path, types: GemmTypes) -> list[Workload]:
         raise ConfigError(f"{path}: not TOML ({error})") from error
     except msgspec.ValidationError as error:
         raise ConfigError(f"{path}: {error}") from error
+    usual = usual_group_size(types) if group_size is None else group_size
     return [
         Workload(
             name=layer.name,
@@ -121,7 +156,7 @@ def read_shapes(path: Path, types: GemmTypes) -> list[Workload]:
             k=layer.k,
             tokens=layer.tokens or data.tokens or (MOE_TOKENS if layer.num_experts else DENSE_TOKENS),
             types=types,
-            group_size=layer.group_size,
+            group_size=usual if layer.group_size is None else layer.group_size,
             num_experts=layer.num_experts,
             top_k=layer.top_k,
             per_slot=layer.per_slot,
@@ -166,11 +201,14 @@ def read_model(
         activations: "bf16" or "f16"; the config's own type if None.
 
     Raises:
+        InputError: Other activations.
         ConfigError: The config cannot be read or is not quantized.
         UnsupportedError: A layer's format has no kernel.
     """
     from ..models import layers, load_model
 
+    if activations not in (None, "bf16", "f16"):
+        raise InputError(f"a model's activations are bf16 or f16 (got {activations})")
     workloads: dict[Problem, Workload] = {}
     for layer in layers(load_model(path), tp, dtype(activations) if activations else None):
         problem = layer.problem(1)

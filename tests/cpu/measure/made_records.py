@@ -1,13 +1,24 @@
 """Records to test with."""
 
 from billhook.measure.record import Case, Machine, Record, Times
+from billhook.measure.workload import gemm_types, usual_group_size
 
 MACHINE = Machine("NVIDIA H100 80GB HBM3", 132, 50 << 20, "580.1", "13.0", "2.11", "abc", "billhook bench")
 
 
-def make_case(tokens: int = 16, n: int = 4096, k: int = 4096, experts: int = 0, top_k: int = 0) -> Case:
-    name = f"{'moe' if experts else 'dense'}{n}"
-    return Case(name, tokens, tokens, n, k, "bf16_u4b8_bf16_bf16", 128, experts, top_k, experts)
+def make_case(
+    tokens: int = 16,
+    *,
+    n: int = 4096,
+    k: int = 4096,
+    experts: int = 0,
+    top_k: int = 0,
+    weights: str = "u4b8",
+    act: str = "bf16",
+) -> Case:
+    name, types = f"{'moe' if experts else 'dense'}{n}", gemm_types(act, weights)
+    group = usual_group_size(types)
+    return Case(name, tokens, tokens, n, k, str(types), group, experts, top_k, experts, weights)
 
 
 def make_record(

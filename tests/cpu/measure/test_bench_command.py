@@ -43,7 +43,12 @@ def test_no_gpu_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
         (["--report"], "name the record files"),
         (["--report", "/nowhere.jsonl"], "cannot be read"),
         (["--shape", "64x64", "--rounds", "1"], "--rounds"),
-        (["--shape", "64x64", "--act", "fp8"], "--act"),
+        (["--shape", "64x64", "--act", "fp8"], "unknown element type 'fp8'"),
+        (["--shape", "64x64", "--format", "u5"], "known: u4b8"),
+        (["--shape", "64x64", "--format", "mxfp4", "--act", "f16"], "mxfp4 weights are multiplied by bf16"),
+        (["--shape", "64x64", "--format", "nvfp4", "--group-size", "32"], "group_size must be 16 for nvfp4"),
+        (["--model", "examples/models/x", "--format", "u4"], "--model says formats"),
+        (["--model", "examples/models/x", "--act", "s8"], "bf16 or f16"),
     ],
 )
 def test_wrong_input_is_refused_before_a_gpu_is_needed(

@@ -9,7 +9,11 @@ from billhook.measure.workload import Workload, gemm_types
 
 torch = pytest.importorskip("torch", reason="needs torch (a CPU build will do)")
 
+from billhook.formats.host import dequantize  # noqa: E402
 from billhook.measure import inputs  # noqa: E402
+from billhook.measure.ours import pack  # noqa: E402
+from billhook.ops import unpack_weight  # noqa: E402
+from billhook.weights import FORMATS  # noqa: E402
 
 CPU = torch.device("cpu")
 DENSE = Workload("dense", 64, 256, (3,), gemm_types("bf16"), 64)
@@ -35,12 +39,42 @@ def test_same_seed_same_problem(workload: Workload) -> None:
     assert torch.equal(case.a, inputs.make_inputs(workload, 3, 1, L2, CPU).a)
 
 
-def test_gptq_words_hold_eight_codes_along_k() -> None:
-    weights = inputs.make_weights(DENSE, 0, CPU)
-    words = weights.gptq[0].numpy().view(np.uint32)
-    for k in (0, 7, 8, 255):
-        codes = (words[k // 8] >> (4 * (k % 8))) & 15
+@pytest.mark.parametrize(("name", "per_word"), [("u4b8", 8), ("u8", 4)])
+def test_words_hold_codes_along_k(name: str, per_word: int) -> None:
+    weights = inputs.make_weights(replace(DENSE, types=gemm_types("bf16", name)), 0, CPU)
+    words, bits = weights.words[0].numpy().view(np.uint32), 32 // per_word
+    for k in (0, 3, 7, 8, 255):
+        codes = (words[k // per_word] >> (bits * (k % per_word))) & (2**bits - 1)
         assert np.array_equal(codes, weights.codes[0, k].numpy())
+
+
+@pytest.mark.parametrize("layer", [DENSE, MOE], ids=lambda layer: layer.name)
+@pytest.mark.parametrize("name", FORMATS)
+def test_weights_of_every_format_are_those_that_are_packed(layer: Workload, name: str) -> None:
+    held = FORMATS[name]
+    types = gemm_types("bf16", name)
+    weights = inputs.make_weights(replace(layer, types=types, group_size=held.group_sizes[0]), 0, CPU)
+    numbers = torch.isfinite(weights.numbers).nonzero().flatten().tolist()
+    assert weights.codes.unique().tolist() == numbers  # all of them, and no NaN
+    exact = torch.from_numpy(dequantize(unpack_weight(pack(weights)), np.float32))
+    for expert in range(weights.experts):
+        assert torch.equal(weights.dequantize(expert), exact[expert] if layer.moe else exact)
+    assert 0.5 < float((torch.randn(200, 256) @ weights.dequantize()).std()) < 2
+
+
+@pytest.mark.parametrize("act", ["e4m3fn", "s8"])
+def test_narrow_activations_have_a_scale_for_each_row(act: str) -> None:
+    layer = replace(DENSE, types=gemm_types(act), group_size=-1)
+    case = inputs.make_inputs(layer, 5, 0, L2, CPU)
+    assert case.token_scales.shape == (5, 1)
+    wide = inputs.make_inputs(DENSE, 5, 0, L2, CPU).values
+    assert float((case.values - wide).norm() / wide.norm()) < 0.04
+
+
+def test_group_scales_under_narrow_activations_are_powers_of_two() -> None:
+    layer = replace(DENSE, types=gemm_types("s8"), group_size=128)
+    mantissas, _ = torch.frexp(inputs.make_weights(layer, 0, CPU).scales.float())
+    assert mantissas.unique().tolist() == [0.5]
 
 
 def test_dequantized_weights_are_code_less_eight_times_scale() -> None:

@@ -1,7 +1,8 @@
 import pytest
 from cpu.measure.made_records import make_case, make_record
 
-from billhook.measure.report import geomean, group, render
+from billhook.measure.report import render
+from billhook.measure.rows import geomean, group
 
 
 def test_ratio_is_against_the_fastest_peer_on_the_same_weights() -> None:

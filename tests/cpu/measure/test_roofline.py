@@ -49,7 +49,7 @@ def test_only_experts_that_are_hit_are_read() -> None:
 def test_unknown_gpu_needs_both_numbers() -> None:
     with pytest.raises(InputError, match="RTX 4090"):
         peak_of("NVIDIA GeForce RTX 4090", bandwidth=0.9e12)
-    assert peak_of("NVIDIA GeForce RTX 4090", 0.9e12, 160e12) == Peak(0.9e12, 160e12)
+    assert peak_of("NVIDIA GeForce RTX 4090", 0.9e12, 160e12) == Peak(0.9e12, 160e12, 160e12)
 
 
 def test_given_bandwidth_wins_over_the_table() -> None:

@@ -11,7 +11,8 @@ from billhook.measure import report, run
 from billhook.measure.contestant import Launch
 from billhook.measure.record import Record
 from billhook.measure.roofline import PEAKS
-from billhook.measure.workload import Workload, gemm_types
+from billhook.measure.workload import Workload, gemm_types, usual_group_size
+from billhook.weights import FORMATS
 
 torch = pytest.importorskip("torch", reason="needs torch (a CPU build will do)")
 
@@ -96,6 +97,22 @@ def test_our_kernels_and_fixed_tiles_are_checked_and_timed(session: run.Run, wor
         "m16n128k256s2_moe_sm90a" if workload.moe else "m16n128k256s2_dense_sm90a"
     )
     assert all(one.case.experts_hit >= 2 for one in records) == workload.moe
+
+
+@pytest.mark.parametrize("layer", [DENSE, MOE], ids=lambda layer: layer.name)
+@pytest.mark.parametrize(
+    ("act", "name"),
+    [("bf16", name) for name in FORMATS] + [("f16", "nvfp4"), ("e4m3fn", "u4b8"), ("s8", "u4b8")],
+)
+def test_every_format_is_checked_and_timed(session: run.Run, layer: Workload, act: str, name: str) -> None:
+    types = gemm_types(act, name)
+    layer = replace(layer, types=types, group_size=usual_group_size(types), tokens=(5,))
+    (ours,) = measure(session, layer, [Ours(ARCH, Packing())])
+    assert ours.times, ours.skipped
+    assert ours.case.format == name
+    assert ours.error is not None
+    assert ours.error < 0.005
+    assert ours.case.problem.types == types
 
 
 def test_refusals_and_wrong_answers_become_reasons(session: run.Run) -> None:

@@ -59,7 +59,7 @@ def test_other_contestants_and_failures_are_ignored() -> None:
 
 
 def test_loss_is_over_the_best_tile_of_each_shape() -> None:
-    found = losses({(1, 1): {"a": 2.0, "b": 1.0}, (2, 2): {"a": 1.0, "b": 1.0, "c": 0.5}})
+    found = losses({(1, 1, ""): {"a": 2.0, "b": 1.0}, (2, 2, ""): {"a": 1.0, "b": 1.0, "c": 0.5}})
     assert found == pytest.approx({"a": 2.0, "b": 2.0**0.5}, rel=1e-12)  # "c" was not measured everywhere
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from ..contestant import Contestant
 from .humming import Humming
+from .machete import Machete
+from .marlin import Marlin
 from .torch_matmul import TorchMatmul
-from .vllm import Machete, Marlin
 
 __all__ = ["installed_peers"]
 

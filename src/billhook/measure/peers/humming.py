@@ -12,16 +12,30 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ...dtypes import BF16, E2M1F, E4M3FN, E8M0FNU, F16, S8, U4, U4B8, U8, U8B128, DType
 from ...errors import UnsupportedError
 from ..contestant import Bind, Launch
-from ..inputs import Inputs, Weights, align_blocks
+from ..inputs import Inputs, Weights, align_blocks, pack_words, torch_dtype
 from ..roofline import rows_out
+from ..workload import Workload
 
 if TYPE_CHECKING:
     import torch
 
 PACKAGE = "humming-kernels"
 LOCKS = 2048  # int32 zeros for its stream-K, as its own layer allocates them
+DTYPES: dict[DType, str] = {
+    F16: "float16",
+    BF16: "bfloat16",
+    S8: "int8",
+    U4: "uint4",
+    U4B8: "uint4",
+    U8: "uint8",
+    U8B128: "uint8",
+    E4M3FN: "float8e4m3",
+    E2M1F: "float4e2m1",
+    E8M0FNU: "float8e8m0",
+}
 
 
 class Humming:
@@ -43,30 +57,19 @@ class Humming:
         self.version()
         import torch
         from humming.kernel.humming import HummingKernel
-        from humming.schema import HummingWeightSchema
+        from humming.schema import HummingInputSchema, HummingWeightSchema
         from humming.transform import prepare_and_transform_humming_tensors
         from humming.tune import get_heuristics_config
 
         layer, device = weights.workload, weights.codes.device
-        activations = "bfloat16" if weights.scales.dtype == torch.bfloat16 else "float16"
-        tensors = {
-            "weight": weights.gptq.transpose(-1, -2).contiguous(),
-            "weight_scale": weights.scales.transpose(-1, -2).contiguous(),
-        }
-        if not layer.moe:
-            tensors = {name: tensor[0] for name, tensor in tensors.items()}
-        schema = HummingWeightSchema(
-            b_dtype="uint4",  # offset binary: code - 8, for want of a zero point
-            bs_dtype=activations,
-            weight_scale_group_size=max(0, layer.group_size),
-        )
         config, tensors = prepare_and_transform_humming_tensors(
-            tensors,
+            _tensors(weights),
             shape_n=layer.n,
             shape_k=layer.k,
-            weight_schema=schema,
+            weight_schema=HummingWeightSchema(**_schema(layer)),
+            input_schema=HummingInputSchema(a_dtype=DTYPES[layer.types.a]),
             num_experts=layer.num_experts,
-            torch_dtype=weights.scales.dtype,
+            torch_dtype=torch_dtype(layer.types.c),
             device=device,
         )
         compute = {
@@ -84,6 +87,34 @@ class Humming:
         packed = [tensors, *({name: t.clone() for name, t in tensors.items()} for _ in range(count - 1))]
         locks = torch.zeros(LOCKS, dtype=torch.int32, device=device)
         return _bind(config, texts, ranges, packed, locks)
+
+
+def _schema(layer: Workload) -> dict[str, Any]:
+    """Return how weights are stored, in its terms; integers without zero points are offset binary to it."""
+    schema = {
+        "b_dtype": DTYPES[layer.types.b],
+        "bs_dtype": DTYPES[layer.types.s],
+        "weight_scale_group_size": max(0, layer.group_size),
+        "has_zero_point": layer.types.b.zero_point,
+    }
+    return schema | ({"weight_scale_2_type": "tensor"} if layer.held.global_scale else {})
+
+
+def _tensors(weights: Weights) -> dict[str, torch.Tensor]:
+    """Return the weights as its schema has them: words and scales `[n, ..]`, zero points packed along n."""
+    import torch
+
+    layer, scales = weights.workload, weights.scales.mT.contiguous()
+    if layer.held.scale is not None:
+        scales = scales.view(getattr(torch, f"float8_{layer.types.s.name}"))
+    tensors = {"weight": weights.words.mT.contiguous(), "weight_scale": scales}
+    if weights.zeros is not None:
+        tensors["zero_point"] = pack_words(weights.zeros.mT, layer.types.b.bits)
+    if not layer.moe:
+        tensors = {name: tensor[0] for name, tensor in tensors.items()}
+    if weights.global_scales is not None:
+        tensors["weight_scale_2"] = weights.global_scales
+    return tensors
 
 
 def _bind(
@@ -113,12 +144,13 @@ def _bind(
             }
 
         def call(copy: int) -> torch.Tensor:
-            out = torch.empty((rows, problem.n), dtype=inputs.a.dtype, device=inputs.a.device)
+            out = torch.empty((rows, problem.n), dtype=torch_dtype(problem.types.c), device=inputs.a.device)
             return humming_forward(
                 config,
                 inputs=inputs.a,
                 **packed[copy],
                 outputs=out,
+                input_scale=inputs.token_scales,
                 locks=locks,
                 compute_config=texts[0],
                 tuning_config=texts[1],
