@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from .declared import Declared, read_declared
-from .folder import Checkpoint, read_checkpoint
+from .folder import Checkpoint, read_checkpoint, refuse_unfinished
 from .header import Tensor, read_header
 from .modules import Linear, Row, fold, read_linears
 from .serve import Answer, Serving, Use, check_sizes, read_model, serve
@@ -50,6 +50,7 @@ __all__ = [
     "read_header",
     "read_linears",
     "read_model",
+    "refuse_unfinished",
     "serve",
 ]
 

@@ -12,6 +12,8 @@ from ..models import Fields, read_object
 from .header import Tensor, read_header
 
 INDEX = "model.safetensors.index.json"
+CONFIG = "config.json"
+MANIFEST = "billhook-pack.json"  # a packed folder's state; CONFIG is written last
 _SINGLE = "model.safetensors"
 _SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d+)-of-(?P<total>\d+)\.safetensors")
 
@@ -46,9 +48,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         ConfigError: config.json or the index cannot be read or makes no sense, or a file is missing.
         WeightError: A safetensors file is damaged, or a tensor is missing, extra, or in two files.
     """
-    if not folder.is_dir():
-        raise ConfigError(f"{folder} is not a folder; give a checkpoint's folder, with config.json in it")
-    config = read_object(folder / "config.json")
+    refuse_unfinished(folder)
+    config = read_object(folder / CONFIG)
     there = sorted(folder.glob("*.safetensors"))
     index = folder / INDEX
     if index.exists():
@@ -71,6 +72,21 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     ignored = [file.name for file in there if file not in files]
     notes = (f"not read, since {INDEX if weight_map else _SINGLE} is there: {', '.join(ignored)}",)
     return Checkpoint(folder, config, tuple(files), tensors, notes if ignored else ())
+
+
+def refuse_unfinished(folder: Path) -> None:
+    """Refuse what is no folder with a config; says so if `billhook pack` did not come to its end there.
+
+    Raises:
+        ConfigError: As said.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is not a folder; give a checkpoint's folder, with {CONFIG} in it")
+    if (folder / CONFIG).exists():
+        return
+    if (folder / MANIFEST).exists():
+        raise ConfigError(f"{folder} was not packed to the end; run `billhook pack` again to go on")
+    raise ConfigError(f"{folder} has no {CONFIG}; give a checkpoint's folder")
 
 
 def _read_index(file: Path) -> dict[str, str]:

@@ -24,7 +24,7 @@ def join(weights: Sequence[Weight]) -> Weight:
     parts = [host.split(one.value) for one in weights]
     joined = parts[0]._replace(
         codes=np.concatenate([one.codes for one in parts], axis=-1),
-        scales=np.concatenate([one.scales for one in parts], axis=-1),
+        scales=np.concatenate(_of_one_type([one.scales for one in parts]), axis=-1),
         zeros=_join_optional([one.zeros for one in parts]),
     )
     bias = _join_optional([one.bias for one in weights])
@@ -41,7 +41,7 @@ def stack(experts: Sequence[Weight]) -> Weight:
     whole = [one.global_scales for one in parts if one.global_scales is not None]
     stacked = parts[0]._replace(
         codes=np.stack([one.codes for one in parts]),
-        scales=np.stack([one.scales for one in parts]),
+        scales=np.stack(_of_one_type([one.scales for one in parts])),
         zeros=_stack_optional([one.zeros for one in parts]),
         global_scales=np.concatenate(whole) if whole else None,
     )
@@ -65,9 +65,15 @@ def take_experts(weight: Weight) -> Iterator[Weight]:
 
 def _join_optional(arrays: Sequence[npt.NDArray[Any] | None]) -> npt.NDArray[Any] | None:
     there = [one for one in arrays if one is not None]
-    return np.concatenate(there, axis=-1) if there else None
+    return np.concatenate(_of_one_type(there), axis=-1) if there else None
 
 
 def _stack_optional(arrays: Sequence[npt.NDArray[Any] | None]) -> npt.NDArray[Any] | None:
     there = [one for one in arrays if one is not None]
-    return np.stack(there) if there else None
+    return np.stack(_of_one_type(there)) if there else None
+
+
+def _of_one_type(arrays: Sequence[npt.NDArray[Any]]) -> Sequence[npt.NDArray[Any]]:
+    """Return arrays of one type: float32 where f16 and bf16 meet, which holds the numbers of both."""
+    alike = len({one.dtype for one in arrays}) == 1
+    return arrays if alike else [one.astype(np.float32) for one in arrays]

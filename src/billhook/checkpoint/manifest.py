@@ -9,10 +9,10 @@ from pathlib import Path
 import msgspec
 
 from ..errors import ConfigError
+from .folder import MANIFEST
 from .source import Source
 from .write import write_durable
 
-MANIFEST = "billhook-pack.json"
 LAYOUT = 1  # of the folder; weights have format numbers of their own
 _SAMPLES = 64
 _SAMPLE = 4096

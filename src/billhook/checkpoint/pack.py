@@ -17,9 +17,9 @@ from ..errors import ConfigError, StorageError, UnsupportedError
 from ..formats import host
 from ..models import MODELOPT_FILE
 from .fill import Contents, Pack, Report, fill, group_files, list_files, plan_tensors
-from .folder import INDEX
-from .manifest import MANIFEST, Manifest, check_same, make_request, read_manifest, write_manifest
-from .packed import CONFIG, write_section
+from .folder import CONFIG, INDEX, MANIFEST
+from .manifest import Manifest, check_same, make_request, read_manifest, write_manifest
+from .packed import write_section
 from .source import Source, open_checkpoint
 from .write import checksum, open_shard, write_durable
 

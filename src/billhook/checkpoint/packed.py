@@ -19,11 +19,9 @@ from .fill import plan_module
 from .folder import read_checkpoint
 from .fuse import Fused, Part
 from .header import Tensor
-from .manifest import MANIFEST
 from .modules import Linear, natural_order
 from .stored import Stored
 
-CONFIG = "config.json"
 METHOD = "billhook"
 VERSION = 1  # of the section of config.json
 _ACTIVATIONS = {one.name: one for one in (F16, BF16)}
@@ -116,8 +114,6 @@ def open_packed(folder: Path) -> PackedFolder:
         ConfigError: It was not packed to the end, or is no such folder, or its config makes no sense.
         WeightError: A file is damaged, or a tensor is missing or of a wrong dtype or shape.
     """
-    if (folder / MANIFEST).exists() and not (folder / CONFIG).exists():
-        raise ConfigError(f"{folder} was not packed to the end; run `billhook pack` again to go on")
     checkpoint = read_checkpoint(folder)
     activations, modules = read_section(checkpoint.config)
     used: set[str] = set()

@@ -202,7 +202,9 @@ def _read_weight(parts: Parts, module: str) -> Stored | None:
         return _read_nvfp4(parts, module, weight, "weight_scale_2")
     if weight.dtype not in ("F8_E4M3", "I8"):
         raise _wrong(weight, "must be F8_E4M3, I8 or U8 with scales beside it, or a float without")
-    _refuse_others(parts, module, {"weight", "weight_scale", "weight_scale_inv", "weight_zero_point"})
+    integers = weight.dtype == "I8"
+    zeros = {"weight_zero_point"} if integers else set()
+    _refuse_others(parts, module, {"weight", "weight_scale", "weight_scale_inv"} | zeros)
     _expect(weight, (weight.dtype,), (-1, -1))
     n, k = weight.shape
     if "weight_scale" in parts and "weight_scale_inv" in parts:
@@ -212,8 +214,11 @@ def _read_weight(parts: Parts, module: str) -> Stored | None:
         _expect(scale, _BYTE_SCALES, (n, k // 32))
         return Stored("mxfp8", 8, n, k, (1, 32), bias=_bias(parts, n))
     _expect(scale, _FLOATS, None)
-    name = "fp8" if weight.dtype == "F8_E4M3" else "int-quantized"
-    return Stored(name, 8, n, k, _block(scale, n, k), "weight_zero_point" in parts, _bias(parts, n))
+    block = _block(scale, n, k, blocks=not integers)
+    if "weight_zero_point" in parts:
+        _expect(parts["weight_zero_point"], ("I8",), scale.shape)
+    name = "int-quantized" if integers else "fp8"
+    return Stored(name, 8, n, k, block, "weight_zero_point" in parts, _bias(parts, n))
 
 
 def _read_nvfp4(parts: Parts, module: str, codes: Tensor, global_scale: str) -> Stored:
@@ -228,8 +233,8 @@ def _read_nvfp4(parts: Parts, module: str, codes: Tensor, global_scale: str) -> 
     return Stored("nvfp4", 4, n, 2 * half, (1, 16), bias=_bias(parts, n))
 
 
-def _block(scale: Tensor, n: int, k: int) -> tuple[int, int]:
-    """Return the weights that share a scale, along n and k."""
+def _block(scale: Tensor, n: int, k: int, blocks: bool) -> tuple[int, int]:
+    """Return the weights that share a scale, along n and k; with `blocks`, also those of a square block."""
     if scale.shape in ((), (1,), (1, 1)):
         return n, k
     if scale.shape in ((n,), (n, 1)):
@@ -238,11 +243,10 @@ def _block(scale: Tensor, n: int, k: int) -> tuple[int, int]:
         along_n, along_k = scale.shape
         if along_n == n:
             return 1, _group(scale, k, along_k, axis=1)
-        if (along_n, along_k) == (-(-n // _BLOCK), -(-k // _BLOCK)):
+        if blocks and (along_n, along_k) == (-(-n // _BLOCK), -(-k // _BLOCK)):
             return _BLOCK, _BLOCK
-    raise _wrong(
-        scale, f"must be one scale, or one per channel, group or {_BLOCK} x {_BLOCK} block of {n} x {k}"
-    )
+    others = f"channel, group or {_BLOCK} x {_BLOCK} block" if blocks else "channel or group"
+    raise _wrong(scale, f"must be one scale, or one per {others} of {n} x {k}")
 
 
 _BLOCK = 128

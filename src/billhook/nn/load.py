@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from ..checkpoint import refuse_unfinished
+from ..checkpoint.folder import CONFIG
 from ..checkpoint.packed import METHOD
 from ..errors import ConfigError, ToolchainError, UnsupportedError
 from .place import Placer
@@ -64,13 +66,11 @@ def _read_config(folder: Path) -> Any:
             "billhook.load builds models with transformers, which is not installed: "
             "pip install 'billhook[transformers]'"
         ) from error
-    file = folder / "config.json"
-    if not file.is_file():
-        raise ConfigError(f"{folder} has no config.json; give a checkpoint's folder")
+    refuse_unfinished(folder)
     try:
         return transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{file}: transformers cannot read it: {error}") from error
+        raise ConfigError(f"{folder / CONFIG}: transformers cannot read it: {error}") from error
 
 
 def _build(config: Any, dtype: torch.dtype) -> Any:

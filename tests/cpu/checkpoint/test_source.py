@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from cpu.checkpoint import encoded
@@ -205,6 +206,42 @@ def test_biases_are_joined(tmp_path: Path) -> None:
     wanted = [written.tensors[f"{LAYER}.self_attn.{name}_proj.bias"] for name in "qkv"]
     assert (bias == np.concatenate(wanted)).all()
     assert not any(name.endswith("bias") for name in source.plain)
+
+
+@pytest.mark.parametrize("experts", [False, True])
+def test_scales_and_biases_of_several_types_are_joined(tmp_path: Path, experts: bool) -> None:
+    """In float32, which holds those of f16 and those of bf16."""
+    place = f"{LAYER}.mlp.experts.1" if experts else f"{LAYER}.mlp"
+
+    def change(tensors: dict[str, Array]) -> None:
+        for name in ("gate", "up"):
+            bias = np.full(tensors[f"{place}.{name}_proj.scales"].shape[-1], 0.1, np.float16)
+            every = [one for one in tensors if one.endswith(f"{name}_proj.scales")]
+            for one in every:
+                tensors[one.replace("scales", "bias")] = bias
+        scales = tensors[f"{place}.up_proj.scales"]
+        tensors[f"{place}.up_proj.scales"] = np.full(scales.shape, 2.0**-20, ml_dtypes.bfloat16)
+        tensors[f"{place}.up_proj.bias"] = np.full(len(scales.T), 3e38, ml_dtypes.bfloat16)
+
+    written = write_model(tmp_path, ONE_MOE if experts else ONE, gptq_config(), gptq(), change=change)
+    source = open_checkpoint(tmp_path)
+    found = source.read(f"{LAYER}.mlp.experts.w13" if experts else f"{LAYER}.mlp.gate_up_proj")
+    assert found.bias is not None
+    gate, up = np.split((found.bias[1] if experts else found.bias).astype(np.float64), 2)
+    assert (gate == np.float16(0.1)).all() and (up == float(ml_dtypes.bfloat16(3e38))).all()
+    parts = host.split(found.value)
+    scales = (parts.scales[1] if experts else parts.scales).astype(np.float64)
+    given = written.tensors[f"{place}.gate_proj.scales"].astype(np.float64)
+    assert (scales == np.concatenate([given, np.full(given.shape, 2.0**-20)], axis=-1)).all()
+
+
+@pytest.mark.parametrize("sizes", [(320, 336), (128, 96)], ids=["cut blocks", "within one block"])
+def test_blocks_that_the_sizes_do_not_fill(tmp_path: Path, sizes: tuple[int, int]) -> None:
+    hidden, inner = sizes
+    heads = {"num_attention_heads": hidden // 64, "num_key_value_heads": 1, "head_dim": 64}
+    config = ONE | heads | {"hidden_size": hidden, "intermediate_size": inner}
+    written = write_model(tmp_path, config, *ALL["fp8-block"][1:])
+    check(open_checkpoint(tmp_path), written.expected)
 
 
 def test_scales_of_activations_are_left_out_and_those_of_the_cache_kept(tmp_path: Path) -> None:

@@ -106,6 +106,9 @@ def test_bits_of_packed_weights_come_from_the_config(group: int, bits: int) -> N
     assert (found.bits, found.k) == (bits, 256)
 
 
+INT8: Shapes = {"weight": ("I8", (128, 256)), "weight_scale": ("F32", (128, 1))}
+
+
 def without(shapes: Shapes, name: str) -> Shapes:
     return {other: value for other, value in shapes.items() if other != name}
 
@@ -134,6 +137,10 @@ def without(shapes: Shapes, name: str) -> Shapes:
         (NVFP4 | {"weight_scale": ("F8_E4M3", (128, 8))}, ["m.weight_scale", "[128, 16]"]),
         (without(NVFP4, "weight_global_scale"), ["m.weight_global_scale is missing"]),
         ({"weight": ("I64", (128, 256))}, ["m.weight", "I64"]),
+        (INT8 | {"weight_zero_point": ("I8", (64, 1))}, ["m.weight_zero_point", "[128, 1]", "64"]),
+        (INT8 | {"weight_zero_point": ("I32", (128, 1))}, ["m.weight_zero_point", "I8", "I32"]),
+        (INT8 | {"weight_scale": ("F32", (1, 2))}, ["m.weight_scale", "channel or group", "[1, 2]"]),
+        (fp8_block(128, 256) | {"weight_zero_point": ("I8", (1, 2))}, ["m.weight_zero_point is extra"]),
     ],
 )
 def test_refuses_tensors_that_do_not_fit(shapes: Shapes, words: list[str]) -> None:

@@ -298,7 +298,11 @@ def _duplicate(folder: Path) -> None:
         (_edit_index(lambda names: names.update(x=3)), ["weight_map.x", "3"]),
         (_edit_index(lambda names: names.clear()), ["weight_map"]),
         (_duplicate, [f"{Q}.scales", "more.safetensors", "of-00002.safetensors"]),
-        (lambda folder: (folder / "config.json").unlink(), ["cannot read", "config.json"]),
+        (lambda folder: (folder / "config.json").unlink(), ["has no config.json"]),
+        (
+            lambda folder: (folder / "config.json").rename(folder / "billhook-pack.json"),
+            ["not packed to the end", "billhook pack"],
+        ),
         (lambda folder: (folder / "config.json").write_text("{"), ["config.json", "not JSON"]),
         (lambda folder: (folder / "model.safetensors.index.json").write_text("[]"), ["index.json", "list"]),
     ],
