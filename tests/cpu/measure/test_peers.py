@@ -5,7 +5,18 @@ from pathlib import Path
 import pytest
 
 from billhook.errors import UnsupportedError
-from billhook.measure.peers import humming, installed_peers, machete, marlin, marlin_layout, vllm
+from billhook.measure.contestant import Contestant
+from billhook.measure.inputs import Inputs, Weights, make_inputs, make_weights, reference
+from billhook.measure.peers import (
+    humming,
+    installed_peers,
+    machete,
+    marlin,
+    marlin_layout,
+    torch_matmul,
+    vllm,
+)
+from billhook.measure.workload import Workload, gemm_types, usual_group_size
 
 
 @pytest.fixture
@@ -62,3 +73,69 @@ def test_scales_are_permuted_as_marlin_reads_them() -> None:
     single = [2 * i + j for i in range(4) for j in (0, 1, 8, 9, 16, 17, 24, 25)]
     whole = marlin_layout.permute_scales(scales[:1], True)
     assert torch.equal(whole[0, 32:64], scales[0, 32:][single])
+
+
+@pytest.mark.parametrize(
+    ("peer", "types", "words"),
+    [
+        (marlin.Marlin(), ("bf16", "u8"), "no kernel for u8"),
+        (marlin.Marlin(), ("e4m3fn", "u4b8"), "SM89 and SM120"),
+        (machete.Machete(), ("bf16", "mxfp4"), "u4, u4b8, u8, u8b128 only"),
+        (machete.Machete(), ("s8", "u4b8"), "16-bit activations"),
+        (torch_matmul.TorchMatmul(), ("s8", "u4b8"), "no product of s8"),
+    ],
+)
+def test_types_that_a_peer_does_not_serve_are_told(
+    peer: Contestant, types: tuple[str, str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (marlin, machete):
+        monkeypatch.setattr(module, "load", lambda name: None)
+    weights, cases = draw(*types)
+    with pytest.raises(UnsupportedError, match=words) as refused:
+        peer.prepare(weights, cases)
+    assert "\n" not in str(refused.value)
+
+
+def draw(act: str, name: str, group_size: int | None = None) -> tuple[Weights, list[Inputs]]:
+    torch = pytest.importorskip("torch", reason="needs torch (a CPU build will do)")
+    types = gemm_types(act, name)
+    layer = Workload("d", 128, 256, (3,), types, group_size or usual_group_size(types))
+    weights = make_weights(layer, 0, torch.device("cpu"))
+    return weights, [make_inputs(layer, 3, 0, 1 << 20, torch.device("cpu"))]
+
+
+def test_short_scales_and_their_factor_are_the_scales_of_nvfp4() -> None:
+    weights, _ = draw("bf16", "nvfp4")
+    import torch
+
+    scales, factor = marlin_layout._shorten_scales(weights)
+    # Read back: the byte holds a half's bits without its sign and its last 7; codes count 2^-126 fold.
+    values = (scales.view(torch.uint8).to(torch.int16) << 7).view(torch.float16).float() * factor * 2.0**-126
+    lying = marlin_layout.swap_middle(marlin_layout.permute_scales(weights.factors(), False))
+    assert torch.equal(values[0], lying)
+
+
+def test_zero_points_lie_as_kernels_dequantize_them() -> None:
+    torch = pytest.importorskip("torch", reason="needs torch (a CPU build will do)")
+    zeros = torch.randint(0, 16, (2, 64), dtype=torch.uint8)
+    words = marlin_layout.order_zeros(zeros, narrow=False).numpy().view("uint32")
+    grouped = [i + 8 * j for i in range(8) for j in range(8)]
+    for place, column in enumerate((0, 2, 4, 6, 1, 3, 5, 7)):
+        assert ((words[1] >> (4 * place)) & 15).tolist() == zeros[1, grouped].reshape(8, 8)[
+            :, column
+        ].tolist()
+
+
+def test_torch_multiplies_float8_by_float8(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch", reason="needs torch (a CPU build will do)")
+
+    def multiply(a, b, *, scale_a, scale_b, out_dtype, use_fast_accum):  # type: ignore[no-untyped-def]
+        return (scale_a * (a.float() @ b.float()) * scale_b).to(out_dtype)
+
+    monkeypatch.setattr(torch, "_scaled_mm", multiply)
+    weights, cases = draw("e4m3fn", "u4b8")
+    got = torch_matmul.TorchMatmul().prepare(weights, cases)(cases[0]).call(0).float()
+    want = reference(weights, cases[0])
+    assert float((got - want).norm() / want.norm()) < 0.003
+    with pytest.raises(UnsupportedError, match="channel scales"):
+        torch_matmul.TorchMatmul().prepare(*draw("e4m3fn", "u4b8", 128))

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 INT8_SCALE = 4096  # largest group scale under int8 activations, as an integer
 MOST_E4M3 = 448.0
+# Of exponents. Kernels shift codes of minifloats into place and leave the difference of biases to a scale.
+E4M3FN_BIAS, E2M1F_BIAS = 7, 1
 NVFP4_SHIFT = 7  # scales of nvfp4 are stored times 2^7, so that their top bit is set
 
 
@@ -61,14 +63,13 @@ def pack(weights: Weights) -> Packed:
     if kind == E8M0FNU:
         scales = torch.stack([swap_middle(permute_scales(part, False)) for part in weights.scales])
         return Packed(codes, scales.view(torch.float8_e8m0fnu), zeros, None)
-    if kind == E4M3FN and weights.global_scales is not None:
-        return Packed(codes, *_nvfp4(weights, zeros))
+    if weights.global_scales is not None:
+        scales, factor = _shorten_scales(weights)
+        return Packed(codes, scales, zeros, weights.global_scales * factor)
     whole_k = layer.group_size == -1 or layer.group_size >= layer.k
     scales = torch.stack([permute_scales(part, whole_k or narrow) for part in weights.scales])
-    if (
-        layer.types.b == E4M3FN
-    ):  # kernels shift the code into place and leave the difference of biases to the scale
-        scales = scales * 2.0 ** exponent_bias(weights, of=E4M3FN_BIAS)
+    if layer.types.b == E4M3FN:
+        scales = scales * 2.0 ** (_exponent_bias(weights) - E4M3FN_BIAS)
     if narrow and scales.shape[1] > 1:
         largest = float(scales.max())
         steps = (scales.float() / largest * INT8_SCALE).round().to(torch.int16)
@@ -76,21 +77,13 @@ def pack(weights: Weights) -> Packed:
     return Packed(codes, scales, zeros, None)
 
 
-E4M3FN_BIAS, E2M1F_BIAS = 7, 1  # of their exponents
+def _exponent_bias(weights: Weights) -> int:
+    """Return the exponent's bias of the activations' type."""
+    return 127 if weights.workload.types.c == BF16 else 15
 
 
-def exponent_bias(weights: Weights, of: int) -> int:
-    """Return by how much the exponent's bias of the activations' type exceeds another.
-
-    Args:
-        weights: Whose scales are for those activations.
-        of: The other bias.
-    """
-    return (127 if weights.workload.types.c == BF16 else 15) - of
-
-
-def _nvfp4(weights: Weights, zeros: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return scales with 5 exponent bits and no sign, the zero points given, and global scales to match."""
+def _shorten_scales(weights: Weights) -> tuple[torch.Tensor, float]:
+    """Return scales of nvfp4 with 5 exponent bits and no sign, and what global scales are multiplied by."""
     import torch
 
     factors = torch.stack([weights.factors(expert) for expert in range(weights.experts)])
@@ -101,10 +94,7 @@ def _nvfp4(weights: Weights, zeros: torch.Tensor) -> tuple[torch.Tensor, torch.T
     wide[wide < 2] = 0  # what has no top bit
     ordered = torch.stack([swap_middle(permute_scales(part, False)) for part in wide])
     scales = (ordered.view(torch.int16) >> 7).to(torch.uint8).view(torch.float8_e4m3fn)
-    bias = exponent_bias(weights, of=E2M1F_BIAS) - NVFP4_SHIFT
-    if weights.global_scales is None:
-        raise ValueError("nvfp4 weights have global scales")
-    return scales, zeros, weights.global_scales * 2.0**bias / raised
+    return scales, 2.0 ** (_exponent_bias(weights) - E2M1F_BIAS - NVFP4_SHIFT) / raised
 
 
 def permute_scales(scales: torch.Tensor, whole_k: bool) -> torch.Tensor:
