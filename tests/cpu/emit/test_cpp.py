@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import shutil
@@ -338,3 +339,57 @@ def test_the_library_compiles_and_its_test_program_says_what_it_lacks(tmp_path: 
     )
     assert run.returncode == 2
     assert run.stderr.startswith("cudaGetDevice: ")
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a library's test program whose kernels compute on the host."""
+    if shutil.which("nvcc") is None:
+        pytest.skip("needs nvcc (CUDA 12.5 or later) on PATH, for the runtime's headers")
+    folder = tmp_path_factory.mktemp("on_host")
+    shapes = [problem(48, 80), problem(16, 80, experts=2, top_k=2)]
+    for name, experts in product(("e4m3fn_u4b8_bf16_bf16", "s8_u4b8_f16_f16"), (0, 2)):
+        one = problem(16, 80, group=-1, experts=experts, top_k=experts)
+        shapes.append(replace(one, types=parse_types(name)))
+    plan = plan_problems(shapes, [arch.parse("9.0a")], 400)
+    grouped = {one.config.types.a.bits for one in plan.kernels if one.config.grouped}
+    assert grouped == {8, 16}
+    write_library(plan, folder)
+    names = [kernel.name for kernel in plan.kernels] + ["route_tokens", "group_rows"]
+    stubs = folder / "kernels.cpp"
+    stubs.write_text("".join(f'extern "C" void {name}() {{}}\n' for name in names))
+    sources = [*folder.glob("src/*.cpp"), folder / "test/main.cpp", stubs]
+    built = folder / "billhook_test"
+    includes = [f"-I{folder / name}" for name in ("include", "src", "test")]
+    command = ["nvcc", "-std=c++17", "-O2", "-cudart=none", "-Xcompiler=-Wall,-Wextra,-Werror", *includes]
+    stand_in = Path(__file__).with_name("cuda_on_host.cpp")
+    subprocess.run([*command, *map(str, sources), str(stand_in), "-o", str(built)], check=True)
+    return built
+
+
+def test_the_test_program_finds_right_kernels_right(program: Path) -> None:
+    ran = subprocess.run([str(program)], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr
+    assert ran.stdout.endswith("all within bounds\n")
+    assert "FAIL" not in ran.stdout
+    for word in ("grouped", "channel_scales", "topk_weights", "e4m3fn_", "s8_", "whole_tiles"):
+        assert word in ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("product", "FAIL"),
+        ("channel", "channel_scales"),
+        ("row", "elements not written"),
+        ("group", "_grouped_"),
+    ],
+)
+def test_the_test_program_finds_wrong_kernels_wrong(program: Path, fault: str, words: str) -> None:
+    ran = subprocess.run(
+        [str(program)], capture_output=True, text=True, check=False, env=dict(os.environ, FAULT=fault)
+    )
+    assert ran.returncode == 1, ran.stdout[-3000:] + ran.stderr
+    failed = [line for line in ran.stdout.splitlines() if line.startswith("FAIL")]
+    assert failed
+    assert all(words in line for line in failed)

@@ -62,10 +62,11 @@ BillhookStatus check_pointers(const BillhookGemm& p, const BillhookMoeGemm* moe)
   if ((!zeros && p.zeros) || (!eight_bit && (p.token_scales || p.channel_scales))) return BILLHOOK_UNEXPECTED_POINTER;
   if (p.global_scales && p.s_type != BILLHOOK_E4M3FN) return BILLHOOK_UNEXPECTED_POINTER;
   if (moe && (!moe->sorted_token_ids || !moe->expert_ids || !moe->num_tokens_padded)) return BILLHOOK_NULL_POINTER;
-  for (const void* pointer : {p.a, p.codes, p.scales, p.zeros, static_cast<const void*>(p.d)})
+  const void* const vectors[] = {p.a, p.codes, p.scales, p.zeros, p.channel_scales, p.d};
+  for (const void* pointer : vectors)
     if (!is_aligned(pointer, 16)) return BILLHOOK_MISALIGNED;
   const BillhookMoeGemm& experts = moe ? *moe : kNoExperts;
-  const void* const words[] = {p.channel_scales,         p.token_scales,     p.global_scales,          experts.topk_weights,
+  const void* const words[] = {p.token_scales,           p.global_scales,    experts.topk_weights,
                                experts.sorted_token_ids, experts.expert_ids, experts.num_tokens_padded};
   for (const void* pointer : words)
     if (!is_aligned(pointer, 4)) return BILLHOOK_MISALIGNED;
@@ -202,8 +203,8 @@ const char* billhook_status_string(BillhookStatus status) {
              "num_experts at most 1024";
     case BILLHOOK_INVALID_STRIDE: return "lda and ldd must be at least k and n, and multiples of 16 bytes";
     case BILLHOOK_MISALIGNED:
-      return "a, codes, scales, zeros, d, topk_ids, grouped and the workspace must be aligned to 16 bytes, bias to 8, all "
-             "others to 4";
+      return "a, codes, scales, zeros, channel_scales, d, topk_ids, grouped and the workspace must be aligned to 16 bytes, "
+             "bias to 8, all others to 4";
     case BILLHOOK_UNSUPPORTED_PROBLEM:
       return "this library holds no kernel for these types, group_size, n, k, num_experts and top_k: emit it for a model "
              "that has them";

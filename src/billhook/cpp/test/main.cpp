@@ -253,7 +253,7 @@ bool check_refusals(const Layer& layer) {
   const auto shift = [](const void* pointer) { return static_cast<const void*>(static_cast<const char*>(pointer) + 2); };
   expect("m = 0", BILLHOOK_INVALID_SIZE, [](BillhookMoeGemm& p) { p.gemm.m = 0; });
   expect("n not a multiple of 16", BILLHOOK_INVALID_SIZE, [](BillhookMoeGemm& p) { p.gemm.n += 8; });
-  expect("n of no layer", BILLHOOK_UNSUPPORTED_PROBLEM, [](BillhookMoeGemm& p) { p.gemm.n = 16; });
+  expect("n of no layer", BILLHOOK_UNSUPPORTED_PROBLEM, [](BillhookMoeGemm& p) { p.gemm.n = 1 << 30; });
   expect("types of no layer", BILLHOOK_UNSUPPORTED_PROBLEM, [](BillhookMoeGemm& p) { p.gemm.b_type = BILLHOOK_F32; });
   expect("lda less than k", BILLHOOK_INVALID_STRIDE, [](BillhookMoeGemm& p) { p.gemm.lda = 16; });
   expect("a of null", BILLHOOK_NULL_POINTER, [](BillhookMoeGemm& p) { p.gemm.a = nullptr; });
