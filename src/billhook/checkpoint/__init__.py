@@ -12,7 +12,7 @@ from .declared import Declared, read_declared
 from .folder import Checkpoint, read_checkpoint, refuse_unfinished
 from .header import Tensor, read_header
 from .modules import Linear, Row, fold, read_linears
-from .serve import Answer, Serving, Use, check_sizes, read_model, serve
+from .serve import Answer, Serving, Use, check_sizes, list_gemms, read_model, serve
 from .stored import UNQUANTIZED, Stored
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ __all__ = [
     "Weight",
     "check_sizes",
     "fold",
+    "list_gemms",
     "list_linears",
     "open_checkpoint",
     "open_packed",

@@ -133,7 +133,7 @@ def _round(name: str, values: npt.NDArray[Any], act: DType) -> npt.NDArray[Any]:
         rounded: npt.NDArray[Any] = values.astype(numpy_dtype(act), copy=False)
     if not np.isfinite(rounded.astype(np.float32)).all():
         largest = np.abs(values.astype(np.float32)).max()
-        raise WeightError(f"{name} holds {largest:g}, which is beyond {act}; pack with --dtype bf16")
+        raise WeightError(f"{name} holds {largest:g}, which is beyond {act}; pack with --act bf16")
     return rounded
 
 

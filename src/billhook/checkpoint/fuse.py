@@ -1,11 +1,7 @@
-"""Which quantized modules are one GEMM: q, k and v; gate and up; the experts of a layer.
-
-Names decide, so that a checkpoint needs no known architecture; `models.gemms` names the same modules.
-"""
+"""Quantized modules that are one GEMM by their names (`names.py`) and by how they are stored."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -16,16 +12,11 @@ from ..errors import UnsupportedError, WeightError
 from ..formats.order import Order, find_order
 from ..formats.packed import tensor_shapes
 from ..models import Quantization, WeightFormat
-from ..weights import FORMATS, PackedFormat
+from ..weights import PackedFormat
 from .modules import Linear
+from .names import EXPERT, group, is_complete, is_expert, leaf, place
 from .read import read_global_scale, read_named
 from .stored import UNQUANTIZED
-
-_DENSE = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
-# Names of an expert's projections; gate_up_proj and down_proj may be one tensor of all experts.
-_EXPERTS = {"w13": ("gate_proj", "up_proj", "w1", "w3", "gate_up_proj"), "w2": ("down_proj", "w2")}
-_ALL_LEAVES = (*_DENSE.values(), *_EXPERTS.values())
-_EXPERT = re.compile(r"(?P<place>.+\.experts)\.(?P<number>0|[1-9][0-9]{0,8})\.(?P<leaf>[^.]+)")
 
 
 @dataclass(frozen=True)
@@ -78,8 +69,7 @@ class Fused:
     @property
     def held(self) -> PackedFormat:
         """The packed format."""
-        wanted = (self.stored.weight, self.stored.scale)
-        return next(one for one in FORMATS.values() if (one.weight, one.scale) == wanted)
+        return self.stored.packed
 
     @property
     def format(self) -> str:
@@ -107,15 +97,10 @@ def fuse(linears: Iterable[Linear], quantization: Quantization) -> tuple[list[Fu
             do not read.
         WeightError: An expert lacks a projection, or a value read to compare modules is wrong.
     """
-    together: dict[str, list[Linear]] = {}
-    for one in linears:
-        if one.stored.format != UNQUANTIZED:
-            together.setdefault(_fused_name(one), []).append(one)
     found: list[Fused] = []
     notes: list[str] = []
-    for name, members in together.items():
-        members.sort(key=_place)
-        if _leaf(name) in _EXPERTS:
+    for name, members in group(one for one in linears if one.stored.format != UNQUANTIZED).items():
+        if is_expert(members[0]):
             found.append(_fuse_experts(name, members, quantization))
             continue
         why = _why_apart(name, members, quantization)
@@ -127,33 +112,11 @@ def fuse(linears: Iterable[Linear], quantization: Quantization) -> tuple[list[Fu
     return found, notes
 
 
-def _leaf(name: str) -> str:
-    return name.rpartition(".")[2]
-
-
-def _fused_name(one: Linear) -> str:
-    """Return the name of the GEMM that a module belongs to by its name."""
-    expert = _EXPERT.fullmatch(one.name)
-    place, _, leaf = one.name.rpartition(".")
-    if expert or one.stored.num_experts:
-        place, tables = (expert["place"] if expert else place), _EXPERTS
-    else:
-        tables = _DENSE
-    return next((f"{place}.{fused}" for fused, leaves in tables.items() if leaf in leaves), one.name)
-
-
-def _place(one: Linear) -> tuple[int, int]:
-    """Return a key that sorts the modules of a GEMM: by expert, then in the order of output features."""
-    expert, leaf = _EXPERT.fullmatch(one.name), _leaf(one.name)
-    leaves = next((leaves for leaves in _ALL_LEAVES if leaf in leaves), (leaf,))
-    return int(expert["number"]) if expert else 0, leaves.index(leaf)
-
-
 def _why_apart(name: str, members: Sequence[Linear], quantization: Quantization) -> str | None:
     """Return why modules are no GEMM together, in words, "" if there is no other; None if they are one."""
     if name == members[0].name:
         return None
-    if len(members) < len(_DENSE[_leaf(name)]):
+    if not is_complete(name, members):
         return ""
     try:
         wanted = quantization.stored([one.name for one in members])
@@ -191,12 +154,12 @@ def _fuse_experts(name: str, members: Sequence[Linear], quantization: Quantizati
         return _make(name, members, members, quantization)
     experts: dict[int, list[Linear]] = {}
     for one in members:
-        experts.setdefault(_place(one)[0], []).append(one)
-    leaves = [_leaf(one.name) for one in experts[min(experts)]]
-    place = name.rpartition(".")[0]
+        experts.setdefault(place(one)[0], []).append(one)
+    leaves = dict.fromkeys(leaf(one.name) for one in members)
+    where = name.rpartition(".")[0]
     for number in range(max(experts) + 1):
-        for leaf in leaves:
-            wanted_name = f"{place}.{number}.{leaf}"
+        for last in leaves:
+            wanted_name = f"{where}.{number}.{last}"
             if not any(one.name == wanted_name for one in experts.get(number, ())):
                 raise WeightError(f"{members[0].file}: {wanted_name} is missing beside {members[0].name}")
     wanted = _known(quantization.stored([one.name for one in members]), members[0])
@@ -227,10 +190,10 @@ def _make(name: str, members: Sequence[Linear], parts: Sequence[Linear], quantiz
     """Return the GEMM of modules, of which those of one expert are its parts."""
     first = members[0]
     wanted = _known(quantization.stored([first.name]), first)
-    num_experts = first.stored.num_experts or (len(members) // len(parts) if _leaf(name) in _EXPERTS else 0)
+    num_experts = first.stored.num_experts or (len(members) // len(parts) if is_expert(first) else 0)
     made = Fused(
         name=name,
-        parts=tuple(Part(_EXPERT.sub(r"\g<place>.*.\g<leaf>", one.name), one.stored.n) for one in parts),
+        parts=tuple(Part(EXPERT.sub(r"\g<place>.*.\g<leaf>", one.name), one.stored.n) for one in parts),
         k=first.stored.k,
         num_experts=num_experts,
         stored=wanted,

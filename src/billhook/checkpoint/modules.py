@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, zip_longest
 from pathlib import Path
 
-from ..errors import WeightError
+from ..errors import UnsupportedError, WeightError
+from ..models import Quantization
 from .declared import Declared, check_module
 from .header import Tensor
 from .stored import UNQUANTIZED, Stored, read_fused_experts, read_stored
@@ -48,6 +49,8 @@ class Row:
     Args:
         name: Their name, with ranges for numbers: `model.layers.0..31.self_attn.q_proj`.
         gemm: The GEMM that engines make of each, such as qkv; "" if none is known.
+        packed: The format that their weights are packed in, such as u4b8; "" if they are not quantized, or in
+            a format that is not built.
         stored: How each one's weights are stored.
         count: How many there are.
         bytes: Bytes of all.
@@ -55,6 +58,7 @@ class Row:
 
     name: str
     gemm: str
+    packed: str
     stored: Stored
     count: int
     bytes: int
@@ -114,23 +118,36 @@ def template(name: str) -> str:
     return _NUMBER.sub("*", name)
 
 
-def fold(linears: Iterable[Linear], gemms: Mapping[str, str]) -> list[Row]:
+def fold(linears: Iterable[Linear], gemms: Mapping[str, str], quantization: Quantization | None) -> list[Row]:
     """Return linear layers as rows, in order of their first layer.
 
     Args:
         linears: The layers.
         gemms: The GEMM of each module that has one, by the module's name.
+        quantization: How they are stored, by the config; None if that is not built.
     """
-    kinds: dict[tuple[str, str, Stored, int], list[tuple[int, ...]]] = {}
+    kinds: dict[tuple[str, str, str, Stored, int], list[tuple[int, ...]]] = {}
     for one in linears:
-        kind = (template(one.name), gemms.get(one.name, ""), one.stored, one.bytes)
+        packed = _packed(one, quantization)
+        kind = (template(one.name), gemms.get(one.name, ""), packed, one.stored, one.bytes)
         kinds.setdefault(kind, []).append(tuple(int(number) for number in _NUMBER.findall(one.name)))
     rows = []
-    for (pattern, gemm, stored, size), places in kinds.items():
+    for (pattern, gemm, packed, stored, size), places in kinds.items():
         for ranges, count in _fold(places):
             name = "".join(chain(*zip_longest(pattern.split("*"), ranges, fillvalue="")))
-            rows.append(Row(name, gemm, stored, count, count * size))
+            rows.append(Row(name, gemm, packed, stored, count, count * size))
     return rows
+
+
+def _packed(one: Linear, quantization: Quantization | None) -> str:
+    """Return the name of the format that a module is packed in; "" if it is in none."""
+    if quantization is None or one.stored.format == UNQUANTIZED:
+        return ""
+    try:
+        wanted = quantization.stored([one.name])
+    except UnsupportedError:
+        return ""
+    return wanted.packed.name if wanted else ""
 
 
 def _fold(places: Sequence[tuple[int, ...]]) -> list[tuple[tuple[str, ...], int]]:

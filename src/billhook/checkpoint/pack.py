@@ -12,10 +12,10 @@ from pathlib import Path
 
 import msgspec
 
-from ..dtypes import BF16, F16, DType
+from ..dtypes import DType
 from ..errors import ConfigError, StorageError, UnsupportedError
 from ..formats import host
-from ..models import MODELOPT_FILE
+from ..models import MODELOPT_FILE, activations_type, read_dtype
 from .fill import Contents, Pack, Report, fill, group_files, list_files, plan_tensors
 from .folder import CONFIG, INDEX, MANIFEST
 from .manifest import Manifest, check_same, make_request, read_manifest, write_manifest
@@ -23,7 +23,6 @@ from .packed import write_section
 from .source import Source, open_checkpoint
 from .write import checksum, open_shard, write_durable
 
-_ACTIVATIONS = {"float16": F16, "bfloat16": BF16}
 # Weights in other containers, and what other tools say of how weights are stored: not copied.
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
 _REPLACED = {CONFIG, INDEX, MODELOPT_FILE, MANIFEST, "quantize_config.json", "quant_config.json"}
@@ -104,19 +103,13 @@ def _ignore(done: int) -> None:
 
 def _find_activations(source: Source, activations: DType | None) -> DType:
     config = source.checkpoint.config
-    name = config.text("dtype", config.text("torch_dtype", "")).removeprefix("torch.")
-    act = activations or _ACTIVATIONS.get(name)
-    if act is None:
-        raise ConfigError(
-            f"{config.file}: field dtype (or torch_dtype) must be float16 or bfloat16 (got {name!r}); "
-            "or choose the activations' type (--dtype f16, --dtype bf16)"
-        )
+    act = activations or activations_type(config.file, read_dtype(config))
     for fused in source.modules.values():
         allowed = fused.held.activations
         if act not in allowed:
             raise UnsupportedError(
                 f"{fused.name}: {fused.format} weights are multiplied by {' or '.join(map(str, allowed))} "
-                f"activations (got {act}); pack with --dtype {allowed[0]}"
+                f"activations (got {act}); pack with --act {allowed[0]}"
             )
     return act
 

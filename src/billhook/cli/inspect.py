@@ -11,7 +11,7 @@ import click
 
 if TYPE_CHECKING:
     from ..arch import Arch
-    from ..checkpoint import Answer, Checkpoint, Linear, Row, Use
+    from ..checkpoint import Answer, Checkpoint, Row, Use
 
 
 @dataclass(frozen=True)
@@ -89,30 +89,26 @@ def _inspect(folder: Path, archs: Sequence[Arch], tp: int, act: str | None) -> _
     else:
         linears = checkpoints.read_linears(checkpoint.tensors.values(), declared)
     model, why = checkpoints.read_model(checkpoint, declared)
-    names: dict[str, str] = {}
-    uses: list[Use] = []
     if model is not None:
-        names = checkpoints.check_sizes(model, linears, declared)
-        if _any_quantized(linears):
-            uses = checkpoints.serve(
-                model,
-                linears,
-                declared,
-                archs=archs,
-                tp=tp,
-                act=dtype(act) if act else None,
-                max_tokens=DEFAULT_MAX_TOKENS,
-            )
-        else:
-            why = "no layer is quantized; our kernels serve quantized layers"
-    rows = checkpoints.fold(linears.values(), names)
+        checkpoints.check_sizes(model, linears, declared)
+    gemms = checkpoints.list_gemms(model, linears, declared, checkpoint.config, tp)
+    uses: list[Use] = []
+    if any(one.stored.format != checkpoints.UNQUANTIZED for one in linears.values()):
+        uses = checkpoints.serve(
+            gemms,
+            linears,
+            declared,
+            checkpoint.config,
+            archs=archs,
+            tp=tp,
+            act=dtype(act) if act else None,
+            max_tokens=DEFAULT_MAX_TOKENS,
+        )
+    else:
+        why = "no layer is quantized; our kernels serve quantized layers"
+    names = {module: gemm.name for gemm in gemms for module in gemm.modules}
+    rows = checkpoints.fold(linears.values(), names, declared.quantization)
     return _Found(checkpoint, rows, uses, why, tp, DEFAULT_MAX_TOKENS)
-
-
-def _any_quantized(linears: dict[str, Linear]) -> bool:
-    from ..checkpoint import UNQUANTIZED
-
-    return any(one.stored.format != UNQUANTIZED for one in linears.values())
 
 
 def _show(found: _Found) -> Iterator[Iterator[str]]:
@@ -133,7 +129,7 @@ def _show(found: _Found) -> Iterator[Iterator[str]]:
 def _show_rows(rows: Sequence[Row]) -> Iterator[str]:
     from .columns import align
 
-    heading = ("linear layer", "count", "stored as", "n", "k", "experts", "group", "bytes", "GEMM")
+    heading = ("linear layer", "count", "stored as", "packed", "n", "k", "experts", "group", "bytes", "GEMM")
     yield from align(
         [
             heading,
@@ -142,6 +138,7 @@ def _show_rows(rows: Sequence[Row]) -> Iterator[str]:
                     row.name,
                     row.count,
                     f"{row.stored}{' + bias' if row.stored.bias else ''}",
+                    row.packed or "-",
                     row.stored.n,
                     row.stored.k,
                     row.stored.num_experts or "-",
@@ -211,6 +208,7 @@ def _to_json(found: _Found) -> str:
                 "count": row.count,
                 "format": row.stored.format,
                 "bits": row.stored.bits,
+                "packed": row.packed or None,
                 "n": row.stored.n,
                 "k": row.stored.k,
                 "num_experts": row.stored.num_experts,

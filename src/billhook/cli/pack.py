@@ -26,9 +26,7 @@ _MOST_JOBS = 8  # by default: packing is bound by memory, and each job holds a l
 @click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="Folder to write.")
-@click.option(
-    "--dtype", type=click.Choice(["f16", "bf16"]), help="Activations' type.  [default: the model's]"
-)
+@click.option("--act", type=click.Choice(["f16", "bf16"]), help="Activations' type.  [default: the model's]")
 @click.option(
     "--device",
     type=click.Choice(["cpu", "cuda"]),
@@ -41,7 +39,7 @@ _MOST_JOBS = 8  # by default: packing is bound by memory, and each job holds a l
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
 def command(
-    *, checkpoint: Path, out: Path, dtype: str | None, device: str, jobs: int | None, as_json: bool
+    *, checkpoint: Path, out: Path, act: str | None, device: str, jobs: int | None, as_json: bool
 ) -> None:
     """Write CHECKPOINT with its quantized weights as kernels read them, so that loading it packs nothing.
 
@@ -50,14 +48,14 @@ def command(
     a config.json was packed to the end. --jobs bounds memory: each holds one layer, or one of its experts.
     """
     from ..checkpoint import pack_checkpoint
-    from ..dtypes import dtype as find_dtype
+    from ..dtypes import dtype
 
     started = time.perf_counter()
     with _progress() as progress:
         done = pack_checkpoint(
             checkpoint,
             out,
-            find_dtype(dtype) if dtype else None,
+            dtype(act) if act else None,
             pack=_find_pack(device),
             jobs=jobs or min(os.cpu_count() or 1, _MOST_JOBS),
             progress=progress,

@@ -3,7 +3,7 @@
 from .fields import Fields, read_object
 from .layer import Gemm, Layer, activations_type, check_gemm, gemm_types, gemms, layers
 from .methods import MODELOPT_FILE, read_quantization
-from .model import KNOWN, Model, load_model
+from .model import KNOWN, Model, load_model, read_dtype
 from .quantization import Quantization, WeightFormat
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "gemms",
     "layers",
     "load_model",
+    "read_dtype",
     "read_object",
     "read_quantization",
 ]

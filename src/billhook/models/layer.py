@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from ..config import GemmTypes, Problem, parse_types
 from ..dtypes import BF16, F16, DType
@@ -116,13 +117,13 @@ def layers(model: Model, tp: int = 1, act: DType | None = None) -> list[Layer]:
     """
     if tp < 1:
         raise InputError(f"the tensor-parallel size must be at least 1 (got {tp})")
-    act = act or activations_type(model)
+    act = act or activations_type(model.file, model.dtype)
     counts: Counter[tuple[Gemm, WeightFormat]] = Counter()
     for index in range(model.num_layers):
         for gemm in gemms(model, index, tp):
             stored = model.quantization.stored(gemm.modules)
             if stored is not None:
-                check_gemm(model, gemm, stored, tp)
+                check_gemm(model.name, gemm, stored, tp)
                 counts[replace(gemm, modules=()), stored] += 1
     if not counts:
         raise ConfigError(f"{model.file}: no layer is quantized, by its quantization_config; nothing to plan")
@@ -175,18 +176,22 @@ def gemm_types(act: DType, stored: WeightFormat) -> GemmTypes:
 _ORDER = ("qkv", "o", "gate_up", "down", "w13", "w2", "shared_gate_up", "shared_down")
 
 
-def activations_type(model: Model) -> DType:
+def activations_type(file: Path, dtype: str) -> DType:
     """Return the activations' type that a model's config names.
+
+    Args:
+        file: The config.
+        dtype: As `read_dtype` returns it.
 
     Raises:
         ConfigError: It names none that kernels take.
     """
-    if model.dtype not in _ACTIVATIONS:
+    if dtype not in _ACTIVATIONS:
         raise ConfigError(
-            f"{model.file}: field dtype (or torch_dtype) must be float16 or bfloat16 (got {model.dtype!r}); "
+            f"{file}: field dtype (or torch_dtype) must be float16 or bfloat16 (got {dtype!r}); "
             "or choose the activations' type (--act f16, --act bf16)"
         )
-    return _ACTIVATIONS[model.dtype]
+    return _ACTIVATIONS[dtype]
 
 
 def gemms(model: Model, index: int, tp: int) -> Iterator[Gemm]:
@@ -267,8 +272,14 @@ def _unsplittable(model: Model, what: str, total: int, tp: int) -> UnsupportedEr
     return UnsupportedError(f"{model.name}: {total} {what} cannot be split over tensor-parallel size {tp}")
 
 
-def check_gemm(model: Model, gemm: Gemm, stored: WeightFormat, tp: int) -> None:
+def check_gemm(model: str, gemm: Gemm, stored: WeightFormat, tp: int) -> None:
     """Refuse to cut a group of weights that share a scale, and orders of features that no GEMM can have.
+
+    Args:
+        model: The model's name, for the message.
+        gemm: The GEMM.
+        stored: How its weights are stored.
+        tp: Tensor-parallel size.
 
     Raises:
         UnsupportedError: Each GPU's share of k is no whole number of groups, or act-order mixes those shares,
@@ -277,16 +288,16 @@ def check_gemm(model: Model, gemm: Gemm, stored: WeightFormat, tp: int) -> None:
     split = tp > 1 and gemm.row_parallel
     if split and stored.group_size > 0 and gemm.k % stored.group_size:
         raise UnsupportedError(
-            f"{model.name}: tensor-parallel size {tp} gives {gemm.name} k = {gemm.k}, which is not a "
+            f"{model}: tensor-parallel size {tp} gives {gemm.name} k = {gemm.k}, which is not a "
             f"multiple of group_size {stored.group_size}; a group cannot be split"
         )
     if stored.ordered and split:
         raise UnsupportedError(
-            f"{model.name}: tensor-parallel size {tp} splits {gemm.name} along k, whose order act-order "
+            f"{model}: tensor-parallel size {tp} splits {gemm.name} along k, whose order act-order "
             "(desc_act = true) changes; it can be served by one GPU"
         )
     if stored.ordered and gemm.num_experts:
         raise UnsupportedError(
-            f"{model.name}: {gemm.name} has experts in act-order (desc_act = true), each in an order of its "
+            f"{model}: {gemm.name} has experts in act-order (desc_act = true), each in an order of its "
             "own, but they read the same activations; it is not built"
         )

@@ -144,7 +144,7 @@ def load_model(path: str | Path, stored: WeightFormat | None = None) -> Model:
         name=file.resolve().parent.name if file.name == "config.json" else file.stem,
         file=file,
         architecture=architecture,
-        dtype=fields.text("dtype", fields.text("torch_dtype", "")).removeprefix("torch."),
+        dtype=read_dtype(fields),
         num_layers=num_layers,
         hidden_size=hidden_size,
         num_heads=num_heads,
@@ -156,6 +156,15 @@ def load_model(path: str | Path, stored: WeightFormat | None = None) -> Model:
         quantization=quantization,
         notes=(*notes, *quantization.notes),
     )
+
+
+def read_dtype(fields: Fields) -> str:
+    """Return the type that a model's config names, such as bfloat16; "" if it names none.
+
+    Raises:
+        ConfigError: It is no text.
+    """
+    return fields.text("dtype", fields.text("torch_dtype", "")).removeprefix("torch.")
 
 
 def _find(path: Path) -> Path:

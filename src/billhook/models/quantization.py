@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from ..dtypes import E2M1F, E4M3FN, E8M0FNU, U4, U4B8, U8, U8B128, DType
 from ..errors import ConfigError, UnsupportedError
+from ..weights import FORMATS, PackedFormat
 from .fields import Fields
 
 
@@ -28,6 +29,11 @@ class WeightFormat:
     group_size: int
     scale: DType | None = None
     ordered: bool = False
+
+    @property
+    def packed(self) -> PackedFormat:
+        """The format that it is packed in."""
+        return next(one for one in FORMATS.values() if (one.weight, one.scale) == (self.weight, self.scale))
 
 
 MXFP4 = WeightFormat(E2M1F, 32, E8M0FNU)

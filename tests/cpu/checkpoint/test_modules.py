@@ -10,7 +10,7 @@ OTHER = Stored("gptq", 4, 128, 256, (1, 32), True)
 
 def rows(found: dict[str, Stored]) -> dict[str, tuple[int, int]]:
     linears = [Linear(name, stored, 10) for name, stored in found.items()]
-    return {row.name: (row.count, row.bytes) for row in fold(linears, {})}
+    return {row.name: (row.count, row.bytes) for row in fold(linears, {}, None)}
 
 
 def test_folds_layers_and_experts() -> None:

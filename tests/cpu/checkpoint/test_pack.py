@@ -269,9 +269,9 @@ def test_types_of_activations(tmp_path: Path) -> None:
     _, section, encode = ALL["mxfp4"]
     config = {key: value for key, value in SMALL.items() if key != "torch_dtype"}
     write_model(tmp_path, config, section, encode)
-    with pytest.raises(ConfigError, match="--dtype bf16"):
+    with pytest.raises(ConfigError, match="--act bf16"):
         pack_checkpoint(tmp_path, tmp_path / "out")
-    with pytest.raises(UnsupportedError, match=r"mxfp4 weights are multiplied by bf16 .* --dtype bf16"):
+    with pytest.raises(UnsupportedError, match=r"mxfp4 weights are multiplied by bf16 .* --act bf16"):
         pack_checkpoint(tmp_path, tmp_path / "out", F16)
     assert not (tmp_path / "out").exists()
 

@@ -256,17 +256,28 @@ def test_scales_of_activations_are_left_out_and_those_of_the_cache_kept(tmp_path
     assert any("1 scales of quantized activations" in note for note in source.notes)
 
 
-def test_a_missing_expert_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_missing_expert_is_named(tmp_path: Path, number: int) -> None:
     def change(tensors: dict[str, Array]) -> None:
         for part in list(tensors):
-            if part.startswith(f"{LAYER}.mlp.experts.1.up_proj."):
+            if part.startswith(f"{LAYER}.mlp.experts.{number}.up_proj."):
                 del tensors[part]
 
     # of an unknown architecture, whose sizes nothing else tells
     config = ONE_MOE | {"architectures": ["Unknown"]}
     write_model(tmp_path, config, gptq_config(), gptq(), change=change)
-    with pytest.raises(WeightError, match=r"experts\.1\.up_proj is missing"):
+    with pytest.raises(WeightError, match=rf"experts\.{number}\.up_proj is missing"):
         open_checkpoint(tmp_path)
+
+
+def test_a_dense_layer_may_be_called_as_one_of_experts(tmp_path: Path) -> None:
+    def change(tensors: dict[str, Array]) -> None:
+        for part in [name for name in tensors if ".down_proj." in name]:
+            tensors[part.replace("mlp.down_proj", "feed_forward.w2")] = tensors.pop(part)
+
+    write_model(tmp_path, ONE | {"architectures": ["Unknown"]}, gptq_config(), gptq(), change=change)
+    fused = open_checkpoint(tmp_path).modules[f"{LAYER}.feed_forward.w2"]
+    assert (fused.n, fused.k, fused.num_experts) == (256, 512, 0)
 
 
 def test_a_checkpoint_without_quantized_layers_is_refused(tmp_path: Path) -> None:

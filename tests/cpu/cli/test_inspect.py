@@ -42,7 +42,7 @@ def test_shows_layers_gemms_and_totals(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["inspect", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert re.search(
-        r"^model\.layers\.0\.\.2\.mlp\.experts\.0\.\.3\.gate_proj +12 +gptq 4-bit +128 +256 .* w13$",
+        r"^model\.layers\.0\.\.2\.mlp\.experts\.0\.\.3\.gate_proj +12 +gptq 4-bit +u4b8 +128 +256 .* w13$",
         text,
         re.M,
     )
@@ -146,12 +146,81 @@ def test_reads_stacked_experts_of_unknown_architectures(
     found = json.loads(capsys.readouterr().out)
     (row,) = found["layers"]
     assert (row["format"], row["n"], row["k"], row["num_experts"]) == ("mxfp4", 64, 96, 4)
-    assert found["gemms"] == []
+    (gemm,) = found["gemms"]
+    assert (gemm["name"], gemm["targets"][0]["kernels"]) == ("experts.w2", [])
+    assert "num_experts_per_tok" in gemm["targets"][0]["why_none"]
     assert "'Unknown' is not built yet" in found["notes"][0]
     del tensors[f"{place}.down_proj_scales"]
     write(tmp_path, config, tensors)
     assert main(["inspect", str(tmp_path)]) == 2
     assert "down_proj_scales is missing" in capsys.readouterr().err
+
+
+def inspect(folder: Path, capsys: pytest.CaptureFixture[str], *options: str) -> Any:
+    assert main(["inspect", str(folder), "--json", *options]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("config", [LLAMA, MOE], ids=["dense", "experts"])
+def test_kernels_serve_models_that_are_not_known(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], config: dict[str, Any]
+) -> None:
+    """Their GEMMs are told by the modules' names, and the same as those of a known model."""
+    section = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+    write(tmp_path, config | section, model(config, fp8_block))
+    known = inspect(tmp_path, capsys)
+    (tmp_path / "config.json").write_text(json.dumps(config | section | {"architectures": ["Unknown"]}))
+    unknown = inspect(tmp_path, capsys)
+
+    def kernels(found: Any) -> set[str]:
+        return {
+            str((one["n"], one["k"], one["num_experts"], one["count"], one["targets"]))
+            for one in found["gemms"]
+        }
+
+    assert kernels(unknown) == kernels(known) != set()
+    assert {one["packed"] for one in unknown["layers"]} == {"fp8", None}
+    assert "self_attn.qkv_proj" in {one["gemm"] for one in unknown["layers"]}
+    assert inspect(tmp_path, capsys, "--tp", "2")["gemms"] == []  # how it is split is not known
+
+
+def test_kernels_serve_a_quantized_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors = model(LLAMA, gptq)
+    del tensors["lm_head.weight"]
+    tensors |= {f"lm_head.{part}": value for part, value in gptq(512, 256).items()}
+    write(tmp_path, LLAMA | {"quantization_config": GPTQ | {"lm_head": True}}, tensors)
+    found = inspect(tmp_path, capsys)
+    head = found["gemms"][-1]
+    assert (head["name"], head["n"], head["k"], head["count"]) == ("lm_head", 512, 256, 1)
+    assert head["targets"][0]["kernels"]
+    assert len(inspect(tmp_path, capsys, "--tp", "2")["gemms"]) == 4
+
+
+def test_projections_stored_in_different_ways_are_served_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors = model(LLAMA, gptq)
+    for index in range(3):
+        name = f"model.layers.{index}.self_attn.v_proj"
+        tensors |= {f"{name}.{part}": value for part, value in gptq(128, 256, bits=8).items()}
+    dynamic = {"dynamic": {r"+:.*\.v_proj": {"bits": 8}}}
+    write(tmp_path, LLAMA | {"quantization_config": GPTQ | dynamic}, tensors)
+    found = inspect(tmp_path, capsys)
+    served = {one["name"]: (one["n"], one["targets"][0]["kernels"] != []) for one in found["gemms"]}
+    assert served["self_attn.q_proj"] == (256, True)
+    assert served["self_attn.v_proj"] == (128, True)
+    assert "qkv" not in served
+    packed = {one["name"]: one["packed"] for one in found["layers"]}
+    assert packed["model.layers.0..2.self_attn.v_proj"] == "u8b128"
+    split = {one["name"]: one["targets"][0] for one in inspect(tmp_path, capsys, "--tp", "2")["gemms"]}
+    assert "in different ways" in split["qkv"]["why_none"]
+
+
+def test_what_is_multiplied_with_must_be_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, LLAMA_GPTQ | {"torch_dtype": "float32"}, model(LLAMA, gptq))
+    found = inspect(tmp_path, capsys)
+    assert all("--act" in one["targets"][0]["why_none"] for one in found["gemms"])
+    assert inspect(tmp_path, capsys, "--act", "f16")["gemms"][0]["targets"][0]["kernels"]
 
 
 def test_gpt_oss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

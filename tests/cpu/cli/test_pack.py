@@ -27,7 +27,7 @@ def checkpoint(tmp_path: Path) -> Written:
 
 def test_packs_and_resumes(checkpoint: Written, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    command = ["pack", str(checkpoint.folder), "-o", str(out), "--dtype", "f16", "--jobs", "2"]
+    command = ["pack", str(checkpoint.folder), "-o", str(out), "--act", "f16", "--jobs", "2"]
     assert main(command) == 0
     text = capsys.readouterr().out
     assert re.fullmatch(rf"{out}: 4 GEMMs in 2 files; 0\.\d MB packed into 0\.\d MB, \d\.\d s\n", text)
@@ -53,7 +53,7 @@ def test_says_what_stays_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 @pytest.mark.parametrize(
     ("arguments", "word"),
-    [(["--dtype", "f8"], "f8"), (["--device", "tpu"], "tpu"), (["--jobs", "0"], "--jobs"), ([], "--out")],
+    [(["--act", "f8"], "f8"), (["--device", "tpu"], "tpu"), (["--jobs", "0"], "--jobs"), ([], "--out")],
 )
 def test_refuses_wrong_options(
     checkpoint: Written, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], word: str
