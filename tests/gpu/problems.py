@@ -37,7 +37,7 @@ def tiles(dtype: torch.dtype, group: int, indexed: bool, weights: str = "u4b8") 
     types = GemmTypes(element, held.weight, held.scale_type(element), element)
     arch = native_arch(torch.cuda.get_device_capability())
     found = [deepest(shape.kernel(types, group, indexed, arch)) for shape in (*load().shapes, *OTHERS)]
-    return [config for config, why_not in found if why_not is None]
+    return list(dict.fromkeys(config for config, why_not in found if why_not is None))
 
 
 @cache
@@ -73,6 +73,22 @@ def exact(weight: PackedWeight) -> np.ndarray:
 def host(tensor: torch.Tensor | None) -> np.ndarray | None:
     """Return a tensor's numbers in float64 on the host."""
     return None if tensor is None else tensor.double().cpu().numpy()
+
+
+def multiply(a: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None) -> reference.Reference:
+    """Return `reference.gemm` of tensors, computed where they lie, in float64.
+
+    Args:
+        a: Activations [m, k].
+        right: Exact weights, float64 [k, n].
+        bias: [n], or None.
+    """
+    left = a.double()
+    value, magnitude = left @ right, left.abs() @ right.abs()
+    if bias is not None:
+        value, magnitude = value + bias.double(), magnitude + bias.double().abs()
+    sums = left.abs().sum(1, keepdim=True)
+    return reference.Reference(*(one.cpu().numpy() for one in (value, magnitude, sums)))
 
 
 def check(
