@@ -1,6 +1,7 @@
 """Read a config's `quantization_config` as compressed-tensors writes it.
 
-Source: the compressed-tensors README and `QuantizationArgs` (`config_groups`, `ignore`, `targets`).
+Source: the compressed-tensors README, `QuantizationArgs` (`config_groups`, `ignore`, `targets`) and
+`match_targets`: names come before patterns, those in alphabetic order, and `Linear` last.
 """
 
 from __future__ import annotations
@@ -56,18 +57,16 @@ def read_compressed_tensors(fields: Fields) -> Quantization:
     groups = fields.table("config_groups")
     if not groups.data:
         raise fields.wrong("config_groups", "an object with groups")
-    named: list[Rule] = []
-    default: WeightFormat | Refusal | None = None
+    targets: dict[str, WeightFormat | Refusal] = {}  # the last of the groups that name a target wins
     wide = False
     for key in groups.data:
         group = groups.table(key)
         stored = _read_group(fields, group, layout)
         wide = wide or group.has("input_activations")
-        for target in group.texts("targets"):
-            if target == "Linear":
-                default = default or stored
-            else:
-                named.append(Rule(_target(group, "targets", target), stored))
+        targets |= dict.fromkeys(group.texts("targets"), stored)
+    default = targets.pop("Linear", None)
+    in_order = sorted(targets, key=lambda target: (target.startswith("re:"), target))
+    named = [Rule(_target(groups, "targets", target), targets[target]) for target in in_order]
     ignored = fields.texts("ignore")
     plain = frozenset(name for name in ignored if not name.startswith("re:"))
     skips = [Rule(_target(fields, "ignore", name), None) for name in ignored if name.startswith("re:")]

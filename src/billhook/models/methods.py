@@ -66,7 +66,7 @@ def _read_gptq(fields: Fields) -> Quantization:
         )
     rules = [Rule(match_segments(name), None) for name in fields.texts("modules_to_not_convert")]
     dynamic = fields.table("dynamic")
-    for key in dynamic.data:
+    for key in sorted(dynamic.data, key=lambda key: not key.startswith("-:")):  # as GPTQModel sorts them
         pattern = match_regex(fields, "dynamic", key.removeprefix("-:").removeprefix("+:"))
         stored = None if key.startswith("-:") else _gptq_format(dynamic.table(key), fields)
         rules.append(Rule(pattern, stored))

@@ -58,6 +58,15 @@ class Rule:
     pattern: re.Pattern[str]
     stored: WeightFormat | Refusal | None
 
+    def matches(self, name: str, module: str) -> bool:
+        """Return whether the pattern matches a module, given its name or another that configs have for it.
+
+        A pattern matches another name only if it spells its last part out: `.*gate.*` means gate_proj, not
+        up_proj, which is part of gate_up_proj.
+        """
+        spelt = name == module or name.rpartition(".")[2] in self.pattern.pattern
+        return spelt and self.pattern.match(name) is not None
+
 
 @dataclass(frozen=True)
 class Quantization:
@@ -116,7 +125,7 @@ class Quantization:
         if self.listed and not any(part in name for part in self.listed for name in names):
             return None
         for rule in self.rules:
-            if any(rule.pattern.match(name) for name in names):
+            if any(rule.matches(name, module) for name in names):
                 return rule.stored
         return self.default
 

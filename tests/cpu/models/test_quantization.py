@@ -34,6 +34,7 @@ def counts(found: dict[str, Layer]) -> dict[str, int]:
 REST = {"qkv": 32, "o": 32, "gate_up": 32}
 ALL = REST | {"down": 32}
 QKV_MLP = {"qkv": 32, "gate_up": 32, "down": 32}
+ALL_BUT_GATE_UP = {name: count for name, count in ALL.items() if name != "gate_up"}
 METHODS = ("bitsandbytes", "quip", "new")
 
 
@@ -49,6 +50,8 @@ METHODS = ("bitsandbytes", "quip", "new")
         ({"dynamic": {r"-:model\.layers\.[01]\.": {}}}, dict.fromkeys(ALL, 30)),
         ({"dynamic": {r"-:.*\.self_attn\.qkv_proj": {}}}, {"o": 32, "gate_up": 32, "down": 32}),
         ({"dynamic": {r"+:.*\.7\..*down": {"group_size": 32}}}, REST | {"down_g32": 1, "down_g128": 31}),
+        ({"dynamic": {r"-:.*gate": {}, r"-:.*\.up_proj": {}}}, ALL_BUT_GATE_UP),
+        ({"dynamic": {r".*(gate|up)_proj": {"bits": 3}, r"-:.*(gate|up)_": {}}}, ALL_BUT_GATE_UP),
         # the first match counts
         ({"dynamic": {r".*down": {"group_size": 64}, r".*down_proj": {"bits": 8}}}, ALL),
         ({"dynamic": {"lm_head": {"bits": 8}}}, ALL),
@@ -85,6 +88,28 @@ def test_compressed_tensors_exceptions(
     tmp_path: Path, change: dict[str, Any], expected: dict[str, int]
 ) -> None:
     assert counts(read(tmp_path, COMPRESSED, change)) == expected
+
+
+def test_targets_count_in_the_order_of_compressed_tensors(tmp_path: Path) -> None:
+    """Names come before patterns, those in alphabetic order; of groups with one target the last wins."""
+    groups = {
+        "a": group(["re:.*mlp.*", "re:.*down_proj"], group_size=64),
+        "b": group(["model.layers.0.mlp.down_proj", "Linear"], group_size=32),
+        "c": group(["Linear", "re:.*o_proj"], group_size=128),
+        "d": group(["re:.*o_proj"], group_size=-1, strategy="channel"),
+    }
+    read(tmp_path, COMPRESSED, {"config_groups": groups})
+    found = load_model(tmp_path / "config.json").quantization
+
+    def size(name: str) -> int:
+        stored = found.stored([f"model.layers.{name}"])
+        assert stored is not None
+        return stored.group_size
+
+    assert size("0.mlp.down_proj") == 32
+    assert size("1.mlp.down_proj") == 64
+    assert size("1.self_attn.o_proj") == -1
+    assert size("1.self_attn.q_proj") == 128
 
 
 def test_a_named_target_comes_before_all_linear_layers(tmp_path: Path) -> None:
