@@ -18,6 +18,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,10 +30,12 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, LlamaConfig, StaticCache
 
-from billhook.formats.host import dequantize, quantize
-from billhook.formats.packed import FORMATS
+from billhook.formats.host import HostWeight, quantize, split
 from billhook.nn import QuantLinear
 from billhook.ops import pack_quantized
+from billhook.ops.drawn import Drawn
+from billhook.ops.tensors import from_numpy
+from billhook.weights import FORMATS
 
 ROOT = Path(__file__).parents[1]
 SIZES = {
@@ -64,7 +67,8 @@ SIZES = {
 PROMPT = 16  # tokens
 WARM_UP = 3  # steps before one is captured
 ROUNDS = 10
-MOST_WORKERS = 8  # each holds a few float32 copies of a weight
+MOST_WORKERS = 16  # each holds a few float32 copies of a weight
+COLUMNS = 2048  # of a weight that are held in float64 at a time
 
 
 class Decoder:
@@ -230,16 +234,19 @@ def build(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         if isinstance(module, torch.nn.Linear) and name != "lm_head"
     ]
 
+    on_device = threading.Lock()  # one weight at a time takes up memory there in other forms than its own
+
     def fill(number: int) -> None:
         name = linear[number]
         n, k = reference.get_submodule(name).weight.shape
         generator = torch.Generator(device).manual_seed(number)
-        weight = torch.randn(k, n, generator=generator, device=device) / k**0.5
-        value = quantize(weight.cpu().numpy(), options.format, options.group_size)
-        models["packed"].set_submodule(name, QuantLinear(pack_quantized(value, device, torch.bfloat16)))
-        exact = torch.from_numpy(dequantize(value, np.float32)).to(device).T.contiguous()
-        for other in dtypes.keys() - {"packed"}:
-            set_parameter(models[other], f"{name}.weight", exact.to(dtypes[other]))
+        weight = torch.randn(k, n, generator=generator, device=device).cpu().numpy() / np.float32(k**0.5)
+        value = quantize(weight, options.format, options.group_size)
+        with on_device:
+            models["packed"].set_submodule(name, QuantLinear(pack_quantized(value, device, torch.bfloat16)))
+            exact = dequantize(value, device)
+            for other in dtypes.keys() - {"packed"}:
+                set_parameter(models[other], f"{name}.weight", exact.to(dtypes[other]))
 
     with ThreadPoolExecutor(min(MOST_WORKERS, os.cpu_count() or 1)) as pool:
         list(pool.map(fill, range(len(linear))))
@@ -256,6 +263,24 @@ def build(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     for model in models.values():
         model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)
     return {name: model.eval() for name, model in models.items()}
+
+
+def dequantize(value: HostWeight, device: torch.device) -> torch.Tensor:
+    """Return what a quantized weight stands for once it is packed for bf16 activations, float32 [n, k].
+
+    Args:
+        value: The weight.
+        device: Where to compute it; on the host that takes as long as quantizing.
+    """
+    parts = split(value)
+    codes, scales, zeros, whole = (
+        None if one is None else from_numpy(one).to(device)
+        for one in (parts.codes, parts.scales, parts.zeros, parts.global_scales)
+    )
+    held = FORMATS[parts.format]
+    weight = Drawn(held, codes, scales if held.scale else scales.bfloat16(), zeros, whole, parts.group_size)
+    columns = torch.arange(codes.shape[1], device=device).split(COLUMNS)
+    return torch.cat([weight.exact(some).T.float() for some in columns])
 
 
 def set_parameter(model: Any, name: str, value: torch.Tensor) -> None:

@@ -14,6 +14,12 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs torch (a CPU build will do)")
 pytest.importorskip("transformers", minversion="5", reason="needs transformers 5")
 
+import numpy as np  # noqa: E402
+
+from billhook.formats.host import dequantize, quantize  # noqa: E402
+from billhook.ops import pack_quantized, unpack_weight  # noqa: E402
+from billhook.weights import FORMATS  # noqa: E402
+
 ROOT = Path(__file__).parents[3]
 
 
@@ -41,6 +47,14 @@ def test_both_models_are_as_near_to_the_truth(
     written = json.loads(file.read_text())
     assert written["packed_to_bf16"] == found["packed_to_bf16"]
     assert written["commit"] == "abc1234"
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_the_other_models_multiply_is_what_is_packed(decode: Any, name: str) -> None:
+    value = quantize(np.random.default_rng(0).standard_normal((256, 96)), name)
+    packed = pack_quantized(value, dtype=torch.bfloat16)
+    want = torch.from_numpy(dequantize(unpack_weight(packed), np.float32)).T
+    assert torch.equal(decode.dequantize(value, torch.device("cpu")), want)
 
 
 def test_the_first_step_that_differs_is_found(decode: Any) -> None:
