@@ -80,6 +80,49 @@ inline void wgmma_wait_group_sync_aligned(size_t pending) {
   });
 }
 
+// ---- mma
+
+// D[m x 8] = A[m x k] B[k x 8] + C by a warp. Of A, lane 4 g + t holds row g (and g + 8), `each` columns from `each` t on in a
+// register; where k fills two, the second holds the second half of k. Of B likewise column g; of D rows g and columns 2 t, 2 t + 1.
+template <class T, int m, int k, class Sum, size_t count_d, size_t count_a, size_t count_b>
+void mma(std::array<Sum*, count_d> d, std::array<const u32*, count_a> a, std::array<const u32*, count_b> b,
+         std::array<const Sum*, count_d> c) {
+  constexpr int each = 32 / T::width, halves = k / (4 * each), heights = m / 8;
+  static_assert(count_d == 2 * heights && count_a == halves * heights && count_b == halves, "mma");
+  struct Lane { u32 a[count_a], b[count_b]; Sum d[count_d]; } mine;
+  for (size_t i = 0; i < count_a; ++i) mine.a[i] = *a[i];
+  for (size_t i = 0; i < count_b; ++i) mine.b[i] = *b[i];
+  for (size_t i = 0; i < count_d; ++i) mine.d[i] = *c[i];
+  together(mine, [](Lane* const* lanes) {
+    static double left[m][k], right[8][k];
+    const auto part = [](u32 word, int i) { return T::value(word >> i % each * T::width & ((1u << T::width) - 1)); };
+    for (int i = 0; i < k; ++i) {
+      const int half = i / (4 * each), t = i / each % 4;
+      for (int row = 0; row < m; ++row) left[row][i] = part(lanes[row % 8 * 4 + t]->a[half * heights + row / 8], i);
+      for (int column = 0; column < 8; ++column) right[column][i] = part(lanes[column * 4 + t]->b[half], i);
+    }
+    for (int lane = 0; lane < 32; ++lane)
+      for (size_t v = 0; v < count_d; ++v) {
+        const int row = lane / 4 + v / 2 * 8, column = lane % 4 * 2 + v % 2;
+        for (int i = 0; i < k; ++i) lanes[lane]->d[v] += static_cast<Sum>(left[row][i] * right[column][i]);
+      }
+  });
+  for (size_t i = 0; i < count_d; ++i) *d[i] = mine.d[i];
+}
+
+#define MMA(NAME, T, M, K, SUM)                                                                          \
+  template <class... Operands>                                                                           \
+  void mma_sync_aligned_##NAME(std::array<SUM*, M / 4> d, const Operands&... operands) {                 \
+    mma<T, M, K, SUM>(d, operands...);                                                                   \
+  }
+MMA(m16n8k8_row_col_f32_f16_f16_f32, f16, 16, 8, float)
+MMA(m16n8k16_row_col_f32_f16_f16_f32, f16, 16, 16, float)
+MMA(m16n8k16_row_col_f32_bf16_bf16_f32, bf16, 16, 16, float)
+MMA(m16n8k32_row_col_f32_e4m3_e4m3_f32, e4m3, 16, 32, float)
+MMA(m16n8k32_row_col_s32_s8_s8_s32, s8, 16, 32, i32)
+MMA(m8n8k16_row_col_s32_s8_s8_s32, s8, 8, 16, i32)
+#undef MMA
+
 // ---- shared and global memory
 
 inline void ld_shared_u32(u32& d, u32 from) { d = load<u32>(from); }
@@ -109,6 +152,17 @@ inline void stmatrix_sync_aligned_m8n8_x4_trans_shared_b16(u32 to, std::array<co
           std::memcpy(shared(self->cta, lanes[matrix * 8 + column]->to, 16) + row * 2, &v, 2);
         }
   });
+}
+
+// Lane l gives the address of row l % 8 of matrix l / 8; register i holds two columns of row l / 4 of matrix i.
+inline void ldmatrix_sync_aligned_m8n8_x4_shared_b16(std::array<u32*, 4> d, u32 from) {
+  struct Lane { u32 from, d[4]; } mine = {from, {}};
+  together(mine, [](Lane* const* lanes) {
+    for (int lane = 0; lane < 32; ++lane)
+      for (int matrix = 0; matrix < 4; ++matrix)
+        std::memcpy(&lanes[lane]->d[matrix], shared(self->cta, lanes[matrix * 8 + lane / 4]->from, 16) + lane % 4 * 4, 4);
+  });
+  for (int i = 0; i < 4; ++i) *d[i] = mine.d[i];
 }
 
 // What is not written yet is read as such, or waited for: a reader that only polls would hide a deadlock.
@@ -153,6 +207,13 @@ inline void cp_async_cg_shared_global(u32 to, const void* from, int size, u32 by
     std::memcpy(mine->cta->shared + (to - kBase), data.data(), data.size());
     mine->in_flight.erase(number);
   }});
+}
+inline void cp_async_commit_group() { self->committed.push_back(self->copies); }
+inline void cp_async_wait_group(size_t pending) {
+  Thread* const mine = self;
+  if (mine->committed.size() <= pending) return;
+  const int end = mine->committed[mine->committed.size() - pending - 1];
+  wait_until([=] { return mine->in_flight.empty() || *mine->in_flight.begin() >= end; });
 }
 inline void cp_async_mbarrier_arrive_noinc_shared_b64(u32 barrier) {
   Thread* const mine = self;
@@ -234,17 +295,5 @@ inline void setmaxnreg_inc_sync_aligned_u32(int) {}
 inline void setmaxnreg_dec_sync_aligned_u32(int) {}
 inline void griddepcontrol_launch_dependents() {}
 inline void griddepcontrol_wait() {}
-
-// ---- what headers have for kernels of other families
-
-#define LACKS(instruction) \
-  template <class... T>    \
-  void instruction(const T&...) { fail("the model lacks " #instruction); }
-LACKS(cp_async_commit_group)
-LACKS(cp_async_wait_group)
-LACKS(ldmatrix_sync_aligned_m8n8_x4_shared_b16)
-LACKS(mma_sync_aligned_m16n8k16_row_col_f32_f16_f16_f32)
-LACKS(mma_sync_aligned_m16n8k16_row_col_f32_bf16_bf16_f32)
-#undef LACKS
 
 }  // namespace cpu

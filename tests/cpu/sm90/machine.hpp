@@ -76,8 +76,9 @@ struct Thread {
   std::function<bool()> ready;
   std::vector<Multiply> issued;
   std::deque<std::vector<Multiply>> groups;
-  int copies = 0;           // cp.async so far
-  std::set<int> in_flight;  // those that have not landed
+  int copies = 0;              // cp.async so far
+  std::vector<int> committed;  // how many at the end of each of their groups
+  std::set<int> in_flight;     // those that have not landed
 };
 
 struct Event { std::function<bool()> possible; std::function<void()> happen; };

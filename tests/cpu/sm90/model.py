@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from cpu.sm90.ptx_to_cpp import translate
 
-_DEFINES = ("-D__CUDA_ARCH__=900", "-D__CUDA_ARCH_FEAT_SM90_ALL=1")
+from billhook.arch import Arch
 
 
 class TensorMap(ctypes.Structure):
@@ -49,7 +49,7 @@ def entry(kernel: str, namespace: str) -> str:
     return f'extern "C" const char* run_{kernel}({how}) {{ return cpu::launch({namespace}::{kernel}, how); }}'
 
 
-def compile_library(compiler: str, source: str, headers: Path, folder: Path) -> Any:
+def compile_library(compiler: str, source: str, headers: Path, folder: Path, arch: Arch) -> Any:
     """Compile CUDA C++ for the CPU.
 
     Args:
@@ -57,9 +57,14 @@ def compile_library(compiler: str, source: str, headers: Path, folder: Path) -> 
         source: Kernels, and an `entry` for each.
         headers: The include folder.
         folder: Where files go.
+        arch: The target that the source is told of; SM90 has the instructions of those before.
     """
+    number = f"{arch.major}{arch.minor}"
+    defines = [f"-D__CUDA_ARCH__={number}0"]
+    if arch.suffix == "a":
+        defines.append(f"-D__CUDA_ARCH_FEAT_SM{number}_ALL=1")
     (folder / "kernels.cu").write_text(source)
-    command = [compiler, "-E", "-P", "-nostdinc", "-x", "c++", *_DEFINES, "-I", str(headers), "kernels.cu"]
+    command = [compiler, "-E", "-P", "-nostdinc", "-x", "c++", *defines, "-I", str(headers), "kernels.cu"]
     text = subprocess.run(
         command, cwd=folder, check=True, timeout=60, stdout=subprocess.PIPE, text=True
     ).stdout

@@ -18,6 +18,8 @@
 
 struct uint4 { unsigned x, y, z, w; };
 struct float4 { float x, y, z, w; };
+struct uint2 { unsigned x, y; };
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 using std::max;
 using std::min;
 
@@ -39,6 +41,7 @@ inline void __syncwarp() {}
 inline void __syncthreads() { cpu::meet(cpu::self->cta->meeting, cpu::self->cta->live); }
 inline unsigned __float_as_uint(float v) { return cpu::as_bits(v); }
 inline float __uint_as_float(unsigned bits) { return cpu::as_float(bits); }
+inline float __int_as_float(int bits) { return cpu::as_float(bits); }
 inline unsigned long long __cvta_generic_to_shared(const void* at) {
   return static_cast<const char*>(at) - cpu::self->cta->shared + cpu::kBase;
 }
