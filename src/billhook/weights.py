@@ -18,8 +18,8 @@ class PackedFormat:
         scale: Type of the scales; None where they have the output's type.
         group_sizes: Weights along k that may share one scale, the usual size first; -1 for channel scales.
         activations: Types of 16-bit activations that it is multiplied by; the output has the same.
-        narrow_activations: Types of 8-bit activations that it is multiplied by too, where a scale is that of
-            an output channel; the output has the scales' type.
+        narrow_activations: Types of 8-bit activations that it is multiplied by too, those in which its
+            numbers are exact; the output then has one of `activations`.
     """
 
     name: str
@@ -45,12 +45,12 @@ FORMATS = {
     one.name: one
     for one in (
         PackedFormat("u4b8", 1, U4B8, None, _GROUPS, narrow_activations=(E4M3FN, S8)),
-        PackedFormat("u4", 2, U4, None, _GROUPS),
-        PackedFormat("u8b128", 3, U8B128, None, _GROUPS),
+        PackedFormat("u4", 2, U4, None, _GROUPS, narrow_activations=(E4M3FN, S8)),
+        PackedFormat("u8b128", 3, U8B128, None, _GROUPS, narrow_activations=(S8,)),
         PackedFormat("u8", 4, U8, None, _GROUPS),
-        PackedFormat("fp8", 5, E4M3FN, None, (128, -1)),
+        PackedFormat("fp8", 5, E4M3FN, None, (128, -1), narrow_activations=(E4M3FN,)),
         PackedFormat("mxfp8", 6, E4M3FN, E8M0FNU, (32,), (BF16,)),
-        PackedFormat("mxfp4", 7, E2M1F, E8M0FNU, (32,), (BF16,)),
+        PackedFormat("mxfp4", 7, E2M1F, E8M0FNU, (32,), (BF16,), narrow_activations=(E4M3FN,)),
         PackedFormat("nvfp4", 8, E2M1F, E4M3FN, (16,)),
     )
 }

@@ -8,12 +8,13 @@ from dataclasses import replace
 from functools import cache
 
 from ..arch import Arch, parse, supported
-from ..config import KernelConfig
+from ..config import GemmTypes, KernelConfig
 from ..families import fewest_stages, illegal
 from .coverage import Kind, first_gap, unreachable
 from .entry import Catalog, Shape
 from .rule import ANY, Rule
 
+_Format = tuple[GemmTypes, int]  # and group size
 _CAPABILITIES = tuple(parse(text).capability for text in supported())
 _TARGETS = tuple(Arch(*one, suffix) for one in _CAPABILITIES for suffix in ("", *"a" * (one >= (9, 0))))
 
@@ -61,24 +62,23 @@ def wrong_rule(catalog: Catalog) -> tuple[int, str] | None:
 def wrong_order(catalog: Catalog) -> tuple[int, str] | None:
     """Return the position of the first rule that never wins, or of the last one if all leave a gap, and why.
 
-    A rule shadows later ones only where its tile is legal for every format, so a later rule may be
-    the fallback of an earlier one.
+    A rule shadows later ones only where its tile is legal for every format that the target has, so a later
+    rule may be the fallback of an earlier one.
     """
-
-    def served(kind: Kind, arch: Arch) -> bool:
-        return any(_legal_for_all(catalog, shape, kind, arch) for shape in catalog.shapes)
-
     # A rule holds for a capability with and without the suffix `a`: only what needs no suffix shadows others,
     # unless nothing exists without it.
     archs: dict[Kind, Arch] = {}
+    served: dict[Kind, list[_Format]] = {}
     for moe, bits, arch in itertools.product((False, True), _widths(catalog), _TARGETS):
         kind = Kind(moe, bits, arch.capability)
-        if kind not in archs and served(kind, arch):
-            archs[kind] = arch
+        found = [] if kind in archs else _served(catalog, kind, arch)
+        if found:
+            archs[kind], served[kind] = arch, found
 
     @cache
     def legal(name: str, kind: Kind) -> bool:
-        return _legal_for_all(catalog, catalog.by_name[name], kind, archs[kind])
+        shape = catalog.by_name[name]
+        return all(illegal(_kernel(shape, one, kind, archs[kind])) is None for one in served[kind])
 
     dead = unreachable(catalog.rules, archs, legal)
     if dead:
@@ -103,18 +103,34 @@ def _words(rule: Rule) -> str:
 def _configs(catalog: Catalog, shape: Shape) -> Iterator[KernelConfig]:
     """Yield the shape as a kernel of every kind on every target."""
     for moe, bits, arch in itertools.product((False, True), _widths(catalog), _TARGETS):
-        yield from _of_kind(catalog, shape, Kind(moe, bits, arch.capability), arch)
+        kind = Kind(moe, bits, arch.capability)
+        yield from (_kernel(shape, one, kind, arch) for one in _formats(catalog, bits))
 
 
-def _of_kind(catalog: Catalog, shape: Shape, kind: Kind, arch: Arch) -> Iterator[KernelConfig]:
-    """Yield the shape as a kernel for each format, with the shallowest pipeline: the last to be illegal."""
-    stages = min(shape.tile.stages, fewest_stages(shape.family))
-    shallow = replace(shape, tile=replace(shape.tile, stages=stages))
+def _formats(catalog: Catalog, bits: int) -> Iterator[_Format]:
+    """Yield the types and group sizes that go with activations of so many bits."""
     for one in catalog.formats:
         for types, group_size in itertools.product(one.types(), one.group_sizes):
-            if types.a.bits == kind.activations:
-                yield shallow.kernel(types, group_size, kind.moe, arch)
+            if types.a.bits == bits:
+                yield types, group_size
 
 
-def _legal_for_all(catalog: Catalog, shape: Shape, kind: Kind, arch: Arch) -> bool:
-    return all(illegal(config) is None for config in _of_kind(catalog, shape, kind, arch))
+def _served(catalog: Catalog, kind: Kind, arch: Arch) -> list[_Format]:
+    """Return the formats that some tile is legal for on a target."""
+    return [
+        one
+        for one in _formats(catalog, kind.activations)
+        if any(illegal(_kernel(shape, one, kind, arch)) is None for shape in catalog.shapes)
+    ]
+
+
+def _kernel(shape: Shape, one: _Format, kind: Kind, arch: Arch) -> KernelConfig:
+    types, group_size = one
+    return _shallow(shape).kernel(types, group_size, kind.moe, arch)
+
+
+@cache
+def _shallow(shape: Shape) -> Shape:
+    """Return the shape with the shallowest pipeline: the last to be illegal."""
+    stages = min(shape.tile.stages, fewest_stages(shape.family))
+    return replace(shape, tile=replace(shape.tile, stages=stages))

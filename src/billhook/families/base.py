@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from ..config import STRIP, KernelConfig, Problem
-from ..dtypes import BF16, E4M3FN, F16, S8
+from functools import cache
+
+from ..config import STRIP, GemmTypes, KernelConfig, Problem
+from ..dtypes import BF16, E4M3FN, F16, S8, U4B8, DType
 from ..weights import FORMATS
 
 SCRATCH_BYTES = 8 * (STRIP + 4) * 4  # sums of 8 tokens x 64 features (+4 against bank conflicts), f32
@@ -13,9 +15,30 @@ ACTIVATIONS = (*OUTPUTS, E4M3FN, S8)
 _S8_MAX_K = (1 << 17) - 1  # a product is at most 2^14 in magnitude: more of them may leave 32 bits
 
 
-def wrong_types(config: KernelConfig) -> str | None:
-    """Return why no kernel has these types or this group size; None if some may."""
+def wrong_types(
+    config: KernelConfig, narrow_weights: tuple[DType, ...] = (U4B8,), narrow_groups: bool = False
+) -> str | None:
+    """Return why no kernel has these types or this group size; None if some may.
+
+    Args:
+        config: The kernel.
+        narrow_weights: Weights that its family multiplies by 8-bit activations.
+        narrow_groups: Whether the family multiplies them so under group scales too.
+    """
     types = config.types
+    if types.a.bits == 8 and types.b not in narrow_weights:
+        known = ", ".join(map(str, narrow_weights))
+        return f"{config.family} multiplies 8-bit activations by weights of {known} (got {types.b})"
+    if types.a.bits == 8 and config.group_size != -1 and not narrow_groups:
+        return (
+            f"group_size must be -1 with {types.a} activations in {config.family}: a weight times the scale "
+            f"of its group does not fit 8 bits (got {config.group_size})"
+        )
+    return _wrong_types(types, config.group_size)
+
+
+@cache
+def _wrong_types(types: GemmTypes, group_size: int) -> str | None:
     if types.a not in ACTIVATIONS:
         return f"activations must be one of {', '.join(map(str, ACTIVATIONS))} (got {types.a})"
     if types.a in OUTPUTS and types.c != types.a:
@@ -23,28 +46,25 @@ def wrong_types(config: KernelConfig) -> str | None:
     if types.c not in OUTPUTS:
         return f"the output must be f16 or bf16 beside 8-bit activations (got {types.c})"
     of_weight = [one for one in FORMATS.values() if one.weight == types.b]
-    of_both = [one for one in of_weight if types.a in one.activations + one.narrow_activations]
-    if types.a.bits == 8 and not of_both:
-        return (
-            f"{types.a} activations multiply u4b8 weights alone: those are exact in 8 bits without zero "
-            f"points (got {types.b})"
-        )
     if not of_weight:
         known = ", ".join(dict.fromkeys(str(one.weight) for one in FORMATS.values()))
         return f"weights must be one of {known} (got {types.b})"
+    of_both = [one for one in of_weight if types.a in one.activations + one.narrow_activations]
+    if not of_both:
+        held = (one for one in FORMATS.values() if types.a in one.narrow_activations)
+        known = ", ".join(dict.fromkeys(str(one.weight) for one in held))
+        return f"weights must be of {known} to be exact in {types.a} (got {types.b})"
     fitting = [one for one in of_both if types.s == one.scale_type(types.c)]
     if not fitting:
         known = ", ".join(str(one.scale_type(types.c)) for one in of_both)
         return f"scales of {types.b} weights under {types.a} activations must be {known} (got {types.s})"
     (one,) = fitting
-    if types.a.bits == 8 and config.group_size != -1:
-        return (
-            f"group_size must be -1 with {types.a} activations: a weight times the scale of its group does "
-            f"not fit 8 bits (got {config.group_size})"
-        )
-    if config.group_size not in one.group_sizes:
+    if types.c not in one.activations:
+        known = " or ".join(map(str, one.activations))
+        return f"the output must be {known} with {types.s} scales (got {types.c})"
+    if group_size not in one.group_sizes:
         sizes = tuple(sorted(one.group_sizes))
-        return f"group_size must be one of {sizes} for {types.b} weights (got {config.group_size})"
+        return f"group_size must be one of {sizes} for {types.b} weights (got {group_size})"
     return None
 
 
@@ -80,7 +100,7 @@ def weight_bytes_per_stage(config: KernelConfig) -> int:
     if config.group_size != -1:
         bits += STRIP * groups * types.s.bits
     if types.b.zero_point:
-        bits += STRIP * groups * types.a.bits
+        bits += STRIP * groups * types.c.bits
     return tile.strips * bits // 8
 
 

@@ -1,4 +1,4 @@
-"""The Marlin family (warp-level `mma.sync`, SM80 and later): legality and resources.
+"""The Marlin family (warp-level `mma.sync`, SM75 and later): legality and resources.
 
 What is computed here mirrors `cuda/billhook/kernel/marlin.cuh`.
 """
@@ -6,13 +6,14 @@ What is computed here mirrors `cuda/billhook/kernel/marlin.cuh`.
 from __future__ import annotations
 
 from ..config import KernelConfig
-from ..dtypes import E2M1F
+from ..dtypes import E2M1F, E4M3FN, F16, U4, U4B8, U8B128
 from . import base
 
 FAMILY = "marlin"
 FEWEST_STAGES = 2  # one to compute while the other is filled
 PARTIALS_PER_CTA = 2  # its share of the work begins and ends in the middle of an output tile
 ROW_PADDING = 16  # bytes after a row of activations, against bank conflicts
+NARROW_WEIGHTS = (U4B8, U4, U8B128, E4M3FN, E2M1F)  # those that fit the 8 bits of some activations
 
 
 def threads(config: KernelConfig) -> int:
@@ -24,18 +25,18 @@ def shared_memory(config: KernelConfig) -> int:
     """Return the dynamic shared memory of one CTA, bytes."""
     tile = config.tile
     warps = tile.strips * tile.blocks
-    activations = tile.tile_m * (tile.tile_k * 2 + ROW_PADDING)
+    activations = tile.tile_m * (tile.tile_k * config.types.a.bits // 8 + ROW_PADDING)
     stage = activations + base.weight_bytes_per_stage(config)
     return tile.stages * stage + warps * base.SCRATCH_BYTES + base.BARRIER_BYTES
 
 
 def illegal(config: KernelConfig) -> str | None:
     """Return why this kernel cannot exist, in words with the value; None if it can."""
-    if config.arch.capability < (8, 0):
-        return f"needs compute capability 8.0 or later (got {config.arch})"
-    if config.types.a.bits == 8:
-        return f"marlin multiplies 16-bit activations; those of 8 need machete on 9.0a (got {config.types.a})"
-    why = base.wrong_types(config) or base.wrong_tile(config, largest_m=64, fewest_stages=FEWEST_STAGES)
+    why = (
+        base.wrong_types(config, NARROW_WEIGHTS, narrow_groups=True)
+        or base.wrong_tile(config, largest_m=64, fewest_stages=FEWEST_STAGES)
+        or _wrong_arch(config)
+    )
     if why is None and config.group_size > config.tile.tile_k:
         why = f"tile_k must cover a group of {config.group_size} (got {config.tile.tile_k})"
     if why is None and config.tile.cluster > 1:
@@ -45,6 +46,23 @@ def illegal(config: KernelConfig) -> str | None:
     if why is None and not 64 <= threads(config) <= 512:
         why = f"tile_n / 64 * tile_k / 64 must give 2 to 16 warps (got {threads(config) // 32})"
     return why or base.too_large(config, shared_memory(config))
+
+
+def _wrong_arch(config: KernelConfig) -> str | None:
+    """Return what the kernel asks of its target that this one lacks."""
+    arch, types = config.arch, config.types
+    if types.a == E4M3FN and arch.capability < (8, 9):
+        return f"e4m3fn activations need compute capability 8.9 or later (got {arch})"
+    if arch.capability >= (8, 0):
+        return None
+    if types.c != F16:
+        return f"{types.c} needs compute capability 8.0 or later; before, the output must be f16 (got {arch})"
+    if config.tile.stages != 2:
+        return (
+            f"stages must be 2 on {arch}, which copies through registers: one stage is on its way while "
+            f"another is computed (got {config.tile.stages})"
+        )
+    return None
 
 
 def rounds_weights(config: KernelConfig) -> bool:
@@ -59,6 +77,8 @@ def rounds_weights(config: KernelConfig) -> bool:
 def scales_sums(config: KernelConfig) -> bool:
     """Return whether group scales multiply the sums of one group in float32, not each weight."""
     tile = config.tile
+    if config.types.a.bits == 8:
+        return True
     if config.group_size == 16:  # one MMA
         return False
     if config.group_size == 32:

@@ -27,6 +27,7 @@ _EPILOGUE_STEPS = 4  # channel scale, global scale, bias, top-k weight
 # 8-bit activations: SM90 aligns 32 products of e4m3 and the sum to the largest and keeps 13 bits below it.
 # docs/numerics.md, "Activations of 8 bits", tells why one unit of the sum of magnitudes covers a step.
 _NARROW_MMA_K = 32
+_GROUP_K = 64  # Marlin multiplies the sums of a group by its scale for each block of 64 at least
 _NARROW_UNIT = 2.0**-13
 _NARROW_RMS = 2.0**-12
 _NARROW_EPILOGUE_STEPS = _EPILOGUE_STEPS + 2  # token scale, another scale per channel
@@ -96,11 +97,13 @@ def error_bound(
     unit = rounding(out)
     blocks = -(-k // STRIP)
     if activations in (E4M3FN, S8):  # each part of a sum is rounded to float32, exact before if of s8
-        steps = 2 * blocks + _NARROW_EPILOGUE_STEPS
+        scaled = 0 if group_size == -1 else -(-k // min(group_size, _GROUP_K))
+        steps = scaled + 2 * blocks + _NARROW_EPILOGUE_STEPS
     else:
         mma = _MMA_LOSSES * -(-k // _MMA_K)
         steps = mma + 2 * count_groups(k, group_size) + blocks + _MAX_WARPS + _EPILOGUE_STEPS
-    cuts = -(-k // _NARROW_MMA_K) if activations == E4M3FN else 0
+    summed = k if group_size == -1 else min(k, group_size)  # within tensor cores
+    cuts = -(-summed // _NARROW_MMA_K) if activations == E4M3FN else 0
     gamma = steps * _UNIT / (1 - steps * _UNIT) + cuts * _NARROW_UNIT
     weight = unit.unit if rounded_weights else 0.0
     before = gamma + weight * (1 + gamma)

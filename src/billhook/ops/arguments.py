@@ -11,8 +11,10 @@ import torch
 
 
 def output_type(a: torch.Tensor, scales: torch.Tensor) -> torch.dtype:
-    """Return the type of D: that of activations of 16 bits, or that of the scales beside those of 8."""
-    return a.dtype if a.itemsize == 2 else scales.dtype
+    """Return the type of D: that of 16-bit activations, else that of the scales (bfloat16 beside e8m0)."""
+    if a.itemsize == 2:
+        return a.dtype
+    return torch.bfloat16 if scales.dtype == torch.uint8 else scales.dtype
 
 
 class Gemm(NamedTuple):

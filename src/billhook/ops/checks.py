@@ -115,10 +115,6 @@ def _check_operands(p: Gemm | MoeGemm) -> None:
 def _check_narrow(p: Gemm | MoeGemm) -> None:
     """Check what stands beside 8-bit activations."""
     scales, a = p.token_scales, p.a
-    if p.group_size != -1:
-        raise WeightError(
-            f"{a.dtype} activations multiply weights with channel scales, group_size -1 (got {p.group_size})"
-        )
     if scales is None:
         raise WeightError(
             f"{a.dtype} activations need token_scales; billhook.quantize_activations makes both"
@@ -138,8 +134,9 @@ def _check_narrow(p: Gemm | MoeGemm) -> None:
 def _refuse_types(p: Gemm | MoeGemm) -> None:
     """Say which activations multiply the weight."""
     held = find_format(p.format)
-    if p.a.dtype in NARROW_DTYPES.values() and not held.narrow_activations:
-        known = ", ".join(one.name for one in FORMATS.values() if one.narrow_activations)
+    narrow = next((one for one, dtype in NARROW_DTYPES.items() if dtype == p.a.dtype), None)
+    if narrow is not None and narrow not in held.narrow_activations:
+        known = ", ".join(one.name for one in FORMATS.values() if narrow in one.narrow_activations)
         raise WeightError(f"{p.a.dtype} activations multiply {known} weights (got {p.format})")
     if held.scale is None:
         raise WeightError(f"activations must be {p.scales.dtype} like the weight's scales (got {p.a.dtype})")

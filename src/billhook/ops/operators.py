@@ -62,8 +62,9 @@ def gemm(
     """Multiply activations by a packed weight: D = A @ W + bias.
 
     Args:
-        a: [m, k] of one of the weight's `dtypes`; rows dense, 16-byte aligned. For u4b8 weights with channel
-            scales also float8_e4m3fn or int8, as `quantize_activations` gives them (GPUs of 9.0).
+        a: [m, k] of one of the weight's `dtypes`; rows dense, 16-byte aligned. Also int8 for u4b8, u4
+            and u8b128 weights, and float8_e4m3fn for u4b8, u4, fp8 and mxfp4 ones, as
+            `quantize_activations` gives them.
         weight: A dense packed weight.
         bias: [n] of D's type, or None.
         token_scales: float32 [m], [m, 1] or a single one, of 8-bit activations; else None.
@@ -183,7 +184,7 @@ def moe_block_m(weight: PackedWeight, tokens: int, top_k: int, dtype: torch.dtyp
         WeightError: The weight is not multiplied by such activations.
     """
     kind = KINDS.get((weight.format, dtype or weight.dtype, weight.scales.dtype))
-    if kind is None or (kind.narrow and weight.group_size != -1):
+    if kind is None:
         raise WeightError(
             f"activations of {weight} must be {' or '.join(map(str, weight.dtypes))} (got {dtype})"
         )

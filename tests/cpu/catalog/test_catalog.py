@@ -50,10 +50,11 @@ def test_the_catalog_lists_every_format_of_weights() -> None:
         for size in one.group_sizes
     }
     narrow = {
-        (GemmTypes(a, one.weight, one.scale_type(c), c), -1)
+        (GemmTypes(a, one.weight, one.scale_type(c), c), size)
         for one in weights.FORMATS.values()
         for a in one.narrow_activations
         for c in one.activations
+        for size in one.group_sizes
     }
     assert listed == wide | narrow
 
@@ -174,7 +175,7 @@ def test_every_moe_rule_has_tiles_for_every_format_on_its_target() -> None:
         ('[[rules]]\ntile = "m8n128k128"\n\n[[rules]]\ntile = "m64n128k128"\n', [":4", "rule 2", "never"]),
         ('[[rules]]\nrows = { max = 8 }\ntile = "m8n128k128"\n', ["no rule serves", "rows > 8"]),
         ('[[rules]]\nmoe = true\ntile = "m8n128k128"\n', ["no rule serves", "dense"]),
-        ('[[rules]]\narch = ["9.0"]\ntile = "m8n128k128"\n', ["no rule serves", "8.0"]),
+        ('[[rules]]\narch = ["9.0"]\ntile = "m8n128k128"\n', ["no rule serves", "7.5"]),
     ],
 )  # fmt: skip
 def test_wrong_rules(tmp_path: Path, text: str, words: list[str]) -> None:

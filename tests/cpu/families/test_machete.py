@@ -54,8 +54,8 @@ def test_activations_of_8_bits_multiply_u4b8_weights_with_channel_scales(
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"types": GemmTypes(E4M3FN, U4, BF16, BF16)}, "zero points"),
-        ({"types": GemmTypes(S8, U8B128, BF16, BF16)}, "u4b8 weights alone"),
+        ({"types": GemmTypes(E4M3FN, U4, BF16, BF16)}, "weights of u4b8 (got u4)"),
+        ({"types": GemmTypes(S8, U8B128, BF16, BF16)}, "weights of u4b8 (got u8b128)"),
         ({"types": GemmTypes(S8, U4B8, BF16, S8)}, "f16 or bf16"),
         ({"types": GemmTypes(S8, U4B8, F16, BF16)}, "must be bf16 (got f16)"),
         ({"types": GemmTypes(F32, U4B8, F16, F16)}, "got f32"),

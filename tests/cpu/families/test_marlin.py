@@ -9,7 +9,7 @@ import pytest
 from billhook import families
 from billhook.arch import parse
 from billhook.config import GemmTypes, KernelConfig, Problem, Tile
-from billhook.dtypes import BF16, E2M1F, E4M3FN, E8M0FNU, F16, F32, S8, U4, U4B8, U8B128, DType
+from billhook.dtypes import BF16, E2M1F, E4M3FN, E8M0FNU, F16, F32, S8, U4, U4B8, U8, U8B128, DType
 from billhook.families.base import weight_bytes_per_stage
 from billhook.weights import FORMATS, PackedFormat
 
@@ -30,7 +30,22 @@ def test_the_example_is_legal() -> None:
         ({"arch": parse("7.5")}, "7.5"),
         ({"types": GemmTypes(F32, U4B8, F32, F32)}, "f32"),
         ({"types": GemmTypes(BF16, S8, BF16, BF16)}, "s8"),
-        ({"types": GemmTypes(S8, U4B8, BF16, BF16), "group_size": -1}, "need machete"),
+        ({"types": GemmTypes(S8, U8, BF16, BF16)}, "weights of u4b8, u4, u8b128, e4m3fn, e2m1f (got u8)"),
+        ({"types": GemmTypes(S8, E4M3FN, BF16, BF16)}, "must be of u4b8, u4, u8b128 to be exact in s8"),
+        ({"types": GemmTypes(E4M3FN, U8B128, BF16, BF16)}, "u4b8, u4, e4m3fn, e2m1f to be exact in e4m3fn"),
+        ({"types": GemmTypes(E4M3FN, E2M1F, E8M0FNU, F16), "group_size": 32}, "must be bf16 with e8m0fnu"),
+        ({"types": GemmTypes(S8, U4B8, BF16, S8)}, "f16 or bf16"),
+        ({"types": GemmTypes(E4M3FN, U4B8, BF16, BF16), "arch": parse("8.6")}, "8.9 or later (got 8.6)"),
+        ({"arch": parse("7.5"), "tile": Tile(16, 128, 128, 2)}, "bf16 needs compute capability 8.0"),
+        (
+            {"arch": parse("7.5"), "types": GemmTypes(S8, U4B8, BF16, BF16), "tile": Tile(16, 128, 128, 2)},
+            "the output must be f16 (got 7.5)",
+        ),
+        ({"arch": parse("7.5"), "types": GemmTypes(F16, U4B8, F16, F16)}, "stages must be 2 on 7.5"),
+        (
+            {"arch": parse("7.5"), "types": GemmTypes(F16, U4B8, F16, F16), "tile": Tile(16, 128, 256, 2)},
+            "a CTA on 7.5 has 65536",
+        ),
         ({"types": GemmTypes(F16, E2M1F, E8M0FNU, F16)}, "e4m3fn (got e8m0fnu)"),
         ({"types": GemmTypes(BF16, E2M1F, BF16, BF16)}, "e8m0fnu, e4m3fn (got bf16)"),
         ({"types": GemmTypes(BF16, E4M3FN, BF16, BF16), "group_size": 32}, "(-1, 128) for e4m3fn"),
@@ -93,6 +108,32 @@ def test_every_format_is_legal_with_each_of_its_groups_and_activations(one: Pack
             assert families.illegal(config) is None
 
 
+@pytest.mark.parametrize("one", FORMATS.values(), ids=lambda one: one.name)
+def test_every_format_is_legal_with_its_8_bit_activations(one: PackedFormat) -> None:
+    for a in one.narrow_activations:
+        for c in one.activations:
+            for group_size in one.group_sizes:
+                types = GemmTypes(a, one.weight, one.scale_type(c), c)
+                config = replace(LEGAL, types=types, group_size=group_size, tile=Tile(16, 128, 256, 3))
+                assert families.illegal(config) is None
+                assert not families.rounds_weights(config)
+
+
+def test_kernels_for_7_5_copy_through_registers_in_two_stages() -> None:
+    for a in (F16, S8):
+        config = replace(
+            LEGAL, types=GemmTypes(a, U4B8, F16, F16), arch=parse("7.5"), tile=Tile(16, 128, 128, 2)
+        )
+        assert families.illegal(config) is None
+
+
+def test_activations_of_8_bits_take_half_the_room() -> None:
+    narrow = replace(LEGAL, types=GemmTypes(S8, U4B8, BF16, BF16))
+    tile = LEGAL.tile
+    saved = tile.stages * tile.tile_m * tile.tile_k
+    assert families.shared_memory(LEGAL) - families.shared_memory(narrow) == saved
+
+
 def test_codes_scales_and_zero_points_take_the_room_of_their_types() -> None:
     def weights(group_size: int, *types: DType) -> int:
         return weight_bytes_per_stage(replace(LEGAL, types=GemmTypes(*types), group_size=group_size))
@@ -101,6 +142,7 @@ def test_codes_scales_and_zero_points_take_the_room_of_their_types() -> None:
     assert weights(128, BF16, U4B8, BF16, BF16) == codes + 128 * 2 * 2
     assert weights(128, BF16, U4, BF16, BF16) == codes + 128 * 2 * 4
     assert weights(-1, BF16, U4, BF16, BF16) == codes + 128 * 2
+    assert weights(-1, S8, U4, BF16, BF16) == codes + 128 * 2
     assert weights(-1, BF16, U8B128, BF16, BF16) == 2 * codes
     assert weights(16, BF16, E2M1F, E4M3FN, BF16) == codes + 128 * 16
 

@@ -14,7 +14,7 @@ __device__ __forceinline__ void add(float4& v, const float4& u) { v.x += u.x, v.
 
 template <class C>
 struct Epilogue {
-  using T = typename C::Activation;
+  using T = typename C::Output;
   using Warps = typename C::Warps;
   static constexpr i32 quads = C::tile_n / 4;  // groups of four neighbouring outputs in a row of the tile
 
@@ -42,6 +42,16 @@ struct Epilogue {
     if constexpr (has_global_scale<typename C::Scale>) {
       const float scale = p.global_scales ? p.global_scales[expert] : 1;
       v.x *= scale, v.y *= scale, v.z *= scale, v.w *= scale;
+    }
+    if constexpr (C::narrow) {
+      const float scale = C::factor * p.token_scales[C::indexed ? row / p.top_k : row];
+      float4 by = {scale, scale, scale, scale};
+      if (p.channel_scales) {
+        const float4 channels =
+            *reinterpret_cast<const float4*>(p.channel_scales + static_cast<i64>(expert) * p.n + column);
+        by.x *= channels.x, by.y *= channels.y, by.z *= channels.z, by.w *= channels.w;
+      }
+      v.x *= by.x, v.y *= by.y, v.z *= by.z, v.w *= by.w;
     }
     if (p.bias) {
       const u16* bias = static_cast<const u16*>(p.bias) + static_cast<i64>(expert) * p.n + column;

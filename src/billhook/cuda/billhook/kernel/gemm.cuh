@@ -1,4 +1,4 @@
-// The walk of the Marlin family: quantized weights x 16-bit activations, dense and MoE.
+// The walk of the Marlin family: quantized weights x activations, dense and MoE.
 //
 // Each CTA walks its share of the stream-K line. A stage holds, for tile_k input features, the codes and scales of tile_n
 // output features and the activations of tile_m tokens; some stages are in flight while one is computed. Weights are the

@@ -1,4 +1,4 @@
-// The Marlin family: warp-level tensor cores (mma.sync), SM80+. Each warp multiplies one 64 x 64 block of a stage; warps side
+// The Marlin family: warp-level tensor cores (mma.sync), SM75+. Each warp multiplies one 64 x 64 block of a stage; warps side
 // by side along k are summed at the end of a tile.
 //
 // Here is what is fixed at compile time about one kernel, and where things lie in its shared memory; `families/marlin.py`
@@ -9,12 +9,46 @@
 
 namespace billhook::marlin {
 
+// The type of D beside activations of 8 bits: that of the scales; bf16 beside e8m0fnu, whose range it shares.
+template <class Activation, class Scale>
+struct OutputOf {
+  using Type = Activation;
+};
+template <class Scale>
+struct OutputOf<s8, Scale> {
+  using Type = Scale;
+};
+template <class Scale>
+struct OutputOf<e4m3fn, Scale> {
+  using Type = Scale;
+};
+template <>
+struct OutputOf<e4m3fn, e8m0fnu> {
+  using Type = bf16;
+};
+
+// The sums of a tile: as the MMA gives them, if nothing multiplies them before the end.
+template <class Activation, bool channel_scales>
+struct TileSum : SumOf<Activation> {};
+template <class Activation>
+struct TileSum<Activation, false> {
+  using Type = Accumulator;
+};
+
+template <class Activation, class Weight>
+constexpr __host__ __device__ float weight_factor() {
+  if constexpr (bits<Activation> == 8) return 1 / Narrow<Activation, Weight>::unit;
+  return 1;
+}
+
 template <class Activation_, class Weight_, class Scale_, i32 tile_m_, i32 tile_n_, i32 tile_k_, i32 stages_,
           i32 group_size_, bool indexed_>
 struct Config {
   using Activation = Activation_;
   using Weight = Weight_;
-  using Scale = Scale_;  // Activation, or of 8 bits
+  using Scale = Scale_;  // the type of the output, or of 8 bits
+  using Output = typename OutputOf<Activation, Scale>::Type;
+  static constexpr bool narrow = bits<Activation> == 8;
   static constexpr i32 tile_m = tile_m_, tile_n = tile_n_, tile_k = tile_k_, stages = stages_;
   static constexpr i32 group_size = group_size_;  // -1: one scale per output channel
   static constexpr bool indexed = indexed_;  // MoE: rows of A are found through sorted_token_ids
@@ -24,6 +58,8 @@ struct Config {
   static constexpr i32 k_parts = blocks;  // warps that split k
   static constexpr i32 columns = tile_m / 8;  // 8-token columns of the MMA
   static constexpr bool channel_scales = group_size == -1;
+  using Sum = typename TileSum<Activation, channel_scales>::Type;
+  static constexpr float factor = weight_factor<Activation, Weight>();  // of the sums, for what weights are multiplied as
 
   // Group scales multiply the sums of one group in float32 where a second set of sums fits into the registers; elsewhere
   // they multiply the weights before the MMA, at the price of one rounding to 16 bits per weight.
@@ -33,14 +69,14 @@ struct Config {
 
   static constexpr i32 groups_per_stage = channel_scales ? 0 : tile_k > group_size ? tile_k / group_size : 1;
   static constexpr i32 zero_groups = !has_zeros<Weight> ? 0 : channel_scales ? 1 : groups_per_stage;
-  static constexpr i32 activation_row = tile_k * 2 + 16;  // + 16: ldmatrix then meets every bank once
+  static constexpr i32 activation_row = tile_k * bits<Activation> / 8 + 16;  // + 16: ldmatrix then meets every bank once
 
   // Offsets in a stage.
   static constexpr i32 codes_at = 0;
   static constexpr i32 activations_at = codes_at + warps * block_bytes<Weight>;
   static constexpr i32 scales_at = activations_at + tile_m * activation_row;
   static constexpr i32 zeros_at = scales_at + strips * groups_per_stage * row_bytes<Scale>;
-  static constexpr i32 stage_bytes = zeros_at + strips * zero_groups * row_bytes<Activation>;
+  static constexpr i32 stage_bytes = zeros_at + strips * zero_groups * row_bytes<Output>;
   static __device__ __forceinline__ u32 activation_at(i32 row, i32 chunk) { return row * activation_row + chunk * 16; }
 
   // Offsets in dynamic shared memory.
@@ -52,8 +88,9 @@ struct Config {
   static constexpr i32 ahead = stages - 1;
 
   // 16 warps an SM hide latency best, where they fit; above 24 tokens the sums of a warp need the registers of two, above 16
-  // with zero points and rows to look up.
-  static constexpr i32 resident_warps = tile_m <= (has_zeros<Weight> && indexed ? 16 : 24) ? 16 : 8;
+  // with zero points and rows to look up, or if e4m3 is multiplied as fp16, as on SM90.
+  static constexpr bool crowded = (has_zeros<Weight> && indexed) || (narrow && !sums_integers<Activation>);
+  static constexpr i32 resident_warps = tile_m <= (crowded ? 16 : 24) ? 16 : 8;
   static constexpr i32 min_ctas = fitting_ctas(resident_warps > warps ? resident_warps / warps : 1, shared_bytes);
 
   using Warps = MmaSync<Config>;

@@ -29,7 +29,8 @@ __device__ __forceinline__ i32 output_row(const GemmParams& p, i32 tile_m, i32 r
 
 template <class C>
 struct Loader {
-  static constexpr i32 chunks_per_row = C::tile_k / 8;  // of 16 bytes; a thread always copies the same chunk of its rows
+  static constexpr i32 element_bytes = bits<typename C::Activation> / 8;
+  static constexpr i32 chunks_per_row = C::tile_k * element_bytes / 16;  // a thread always copies the same chunk of its rows
   static constexpr i32 row_step = C::threads / chunks_per_row;
   static constexpr i32 rows_per_thread = (C::tile_m + row_step - 1) / row_step;
   static_assert(C::threads % chunks_per_row == 0, "a row must not straddle the threads");
@@ -70,7 +71,7 @@ struct Loader {
 
   __device__ __forceinline__ void load_weights(i32 slot) const {
     constexpr i32 kCodes = block_bytes<typename C::Weight>, kScales = row_bytes<typename C::Scale>;
-    constexpr i32 kZeros = row_bytes<typename C::Activation>;
+    constexpr i32 kZeros = row_bytes<typename C::Output>;
     const u32 stage = shared + slot * C::stage_bytes, codes_to = stage + C::codes_at, scales_to = stage + C::scales_at;
     const i32 block = next.stage * C::blocks, group = C::channel_scales ? 0 : block * kStrip / C::group_size;
     const u32 code_run = min(C::blocks, p.blocks - block) * kCodes;
@@ -101,14 +102,14 @@ struct Loader {
   }
 
   __device__ __forceinline__ void load_activations(i32 slot) const {
-    const i32 k = next.stage * C::tile_k + chunk() * 8;
+    const i32 k = next.stage * C::tile_k + chunk() * (16 / element_bytes);
     const u32 to = shared + slot * C::stage_bytes + C::activations_at;
-    const char* const from = static_cast<const char*>(p.a) + (k < p.k ? k * 2 : 0);
+    const char* const from = static_cast<const char*>(p.a) + (k < p.k ? k * element_bytes : 0);
 #pragma unroll
     for (i32 i = 0; i < rows_per_thread; ++i) {
       if (C::tile_m % row_step != 0 && row(i) >= C::tile_m) break;
       const bool there = k < p.k && rows[i] >= 0;
-      ptx::cp_async_16(to + C::activation_at(row(i), chunk()), from + static_cast<i64>(there ? rows[i] : 0) * (p.lda * 2),
+      ptx::cp_async_16(to + C::activation_at(row(i), chunk()), from + static_cast<i64>(there ? rows[i] : 0) * (p.lda * element_bytes),
                        there ? 16 : 0);
     }
   }

@@ -1,66 +1,13 @@
 // The consumer side of the Marlin mainloop: one warp multiplies one 64 (n) x 64 (k) block of weights with the tokens of
-// the tile, straight from shared memory: codes -> fragment registers -> mma.sync -> float32 sums.
+// the tile, straight from shared memory: codes -> fragment registers -> mma.sync -> float32 sums. Activations of 8 bits:
+// mma_narrow.cuh.
 #pragma once
-#include "billhook/mainloop/scratch.cuh"
-#include "billhook/numeric/minifloat.cuh"
+#include "billhook/mainloop/mma_narrow.cuh"
+#include "billhook/mainloop/operands.cuh"
 #include "billhook/problem/params.cuh"
 #include "billhook/schedule/stream_k.cuh"
 
 namespace billhook {
-
-// Four MMA results for every 8 tokens: rows 16 i + g and 16 i + g + 8 of a strip.
-template <class C>
-using Sums = Accumulator[4][C::columns];
-
-template <class C>
-__device__ __forceinline__ void clear(Sums<C>& sums) {
-#pragma unroll
-  for (i32 i = 0; i < 4; ++i)
-#pragma unroll
-    for (i32 j = 0; j < C::columns; ++j) sums[i][j] = {};
-}
-
-// The scales or zero points of a lane's eight rows in one group: pair i holds rows 16 i + g and 16 i + g + 8.
-struct RowPairs {
-  u32 pair[4];
-};
-
-// `from`: shared address of those of one strip and one group.
-template <class T, class Element>
-__device__ __forceinline__ RowPairs load_rows(u32 from) {
-  const i32 g = threadIdx.x % 32 / 4;
-  if constexpr (bits<Element> == 16) {
-    const u32x4 v = ptx::load_shared(from + g * 16);
-    return {v.x, v.y, v.z, v.w};
-  } else {
-    using Pair = ScalePair<T, Element>;
-    const u32 v = ptx::load_shared_u32(from + g * 8), w = ptx::load_shared_u32(from + g * 8 + 4);
-    return {Pair::of(v, 0), Pair::of(v, 1), Pair::of(w, 0), Pair::of(w, 1)};
-  }
-}
-
-// Columns 16 step .. 16 step + 15 of the block, for every token: two registers for each 8 tokens.
-template <class C>
-struct Tokens {
-  u32 r[C::columns][2];
-
-  __device__ __forceinline__ Tokens(u32 activations, i32 warp_k, i32 step) {
-    const i32 lane = threadIdx.x % 32;
-    const i32 column = warp_k * kStrip + step * 16 + lane / 8 % 2 * 8;
-#pragma unroll
-    for (i32 j = 0; j < C::columns; j += 2) {
-      // Matrices 0, 1: the two halves of k for tokens 8 j ..; matrices 2, 3: for the next 8 (the same again if there are none).
-      const i32 row = min(j + lane / 16, C::columns - 1) * 8 + lane % 8;
-      const u32x4 v = ptx::ldmatrix_x4(activations + C::activation_at(row, column / 8));
-      r[j][0] = v.x;
-      r[j][1] = v.y;
-      if (j + 1 < C::columns) {
-        r[j + 1][0] = v.z;
-        r[j + 1][1] = v.w;
-      }
-    }
-  }
-};
 
 template <class C>
 __device__ __forceinline__ void add_scaled(Sums<C>& sums, const Sums<C>& group, const RowPairs& scales) {
@@ -152,7 +99,11 @@ struct MmaSync {
 
   __device__ __forceinline__ void multiply(const GemmParams& p, const Position& at, u32 stage) {
     const bool exists = at.stage * C::blocks + warp_k < p.blocks && at.tile_n * C::strips + warp_n < p.strips;
-    if (exists) multiply_block<C>(sums, stage, warp_n, warp_k);
+    if (!exists) return;
+    if constexpr (C::narrow)
+      multiply_narrow_block<C>(sums, stage, warp_n, warp_k, p.n - (at.tile_n * C::strips + warp_n) * kStrip);
+    else
+      multiply_block<C>(sums, stage, warp_n, warp_k);
   }
 
   __device__ __forceinline__ void end_tile() {}

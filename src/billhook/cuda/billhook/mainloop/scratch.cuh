@@ -7,11 +7,12 @@
 namespace billhook {
 
 // Writes one MMA result of 16 output features x 8 tokens; `to`: where feature g of token 2 t goes, lane = 4 g + t.
-__device__ __forceinline__ void write_result(u32 to, const Accumulator& sums) {
-  ptx::store_shared(to, sums.v[0]);
-  ptx::store_shared(to + kScratchRow * 4, sums.v[1]);
-  ptx::store_shared(to + 8 * 4, sums.v[2]);
-  ptx::store_shared(to + (8 + kScratchRow) * 4, sums.v[3]);
+template <class Sum>
+__device__ __forceinline__ void write_result(u32 to, const Sum& sums) {
+  ptx::store_shared(to, static_cast<float>(sums.v[0]));
+  ptx::store_shared(to + kScratchRow * 4, static_cast<float>(sums.v[1]));
+  ptx::store_shared(to + 8 * 4, static_cast<float>(sums.v[2]));
+  ptx::store_shared(to + (8 + kScratchRow) * 4, static_cast<float>(sums.v[3]));
 }
 
 }  // namespace billhook

@@ -40,6 +40,12 @@ constexpr bool has_zeros<u4> = true;
 template <>
 constexpr bool has_zeros<u8> = true;
 
+// Whether sums of products with these activations are integers of 32 bits, else float32.
+template <class Activation>
+constexpr bool sums_integers = false;
+template <>
+constexpr bool sums_integers<s8> = true;
+
 // Whether one more scale, of a whole weight matrix, multiplies the output: where group scales are of a narrow range (NVFP4).
 template <class Scale>
 constexpr bool has_global_scale = false;

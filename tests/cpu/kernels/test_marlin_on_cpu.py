@@ -1,0 +1,59 @@
+"""The kernels of the Marlin family as they are shipped, run on a model of the GPU."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import pytest
+from cpu.kernels.case import Case, check, compile_kernels
+
+from billhook.build.headers import CUDA_ROOT
+
+
+def marlin(kernel: str, m: int, n: int, k: int, grid: int, **more: Any) -> Case:
+    return Case(kernel, m, n, k, grid, family="marlin", **more)
+
+
+CASES = [
+    marlin("bf16_u4b8_bf16_bf16_g128_m16n64k128s3_dense", 19, 144, 400, 2),
+    marlin("f16_u4_f16_f16_g32_m8n128k64s4_moe", 9, 144, 208, 3, experts=3),
+    marlin("bf16_u4b8_bf16_bf16_g128_m8n64k128s3_dense", 7, 80, 1040, 3, shared=True),
+    # Activations of 8 bits: each format with each type, each size of groups, odd columns and two halves.
+    marlin("s8_u4b8_f16_f16_gch_m16n64k128s3_dense", 19, 144, 400, 2),
+    marlin("s8_u4b8_bf16_bf16_g128_m24n64k128s2_dense", 30, 80, 400, 2),
+    marlin("s8_u4b8_f16_f16_g64_m8n128k64s4_dense", 7, 144, 208, 2),
+    marlin("s8_u4b8_bf16_bf16_g32_m64n64k128s3_dense", 70, 80, 208, 2),
+    marlin("s8_u4_f16_f16_gch_m16n64k128s3_dense", 19, 80, 144, 1),
+    marlin("s8_u4_bf16_bf16_g32_m8n128k64s4_dense", 5, 144, 176, 2),
+    marlin("s8_u8b128_bf16_bf16_gch_m8n64k128s3_dense", 5, 80, 272, 2),
+    marlin("s8_u8b128_f16_f16_g128_m16n64k128s3_dense", 16, 80, 272, 1),
+    marlin("e4m3fn_u4b8_bf16_bf16_gch_m40n64k128s2_dense", 40, 80, 336, 2),
+    marlin("e4m3fn_u4b8_f16_f16_g32_m16n64k128s3_dense", 19, 80, 208, 2),
+    marlin("e4m3fn_u4_f16_f16_g64_m16n64k128s3_dense", 9, 144, 208, 2),
+    marlin("e4m3fn_e4m3fn_bf16_bf16_gch_m8n64k128s3_dense", 7, 80, 336, 2),
+    marlin("e4m3fn_e4m3fn_f16_f16_g128_m16n64k128s3_dense", 10, 80, 208, 2),
+    marlin("e4m3fn_e2m1f_e8m0fnu_bf16_g32_m8n128k64s4_dense", 7, 144, 224, 2),
+    # Tiles that CTAs share, and experts.
+    marlin("s8_u4b8_f16_f16_gch_m8n64k128s3_dense", 7, 80, 1040, 3, shared=True),
+    marlin("s8_u4b8_f16_f16_g128_m16n64k128s3_dense", 16, 144, 1040, 7, shared=True),
+    marlin("s8_u4b8_f16_f16_gch_m8n64k128s3_moe", 12, 80, 208, 4, experts=4),
+    marlin("s8_u4b8_bf16_bf16_g64_m16n64k128s2_moe", 6, 80, 1040, 9, experts=3, shared=True),
+    marlin("e4m3fn_u4_bf16_bf16_g128_m8n128k128s3_moe", 12, 144, 208, 4, experts=4),
+]
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """All kernels, compiled for the CPU."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("the model of the GPU needs g++")
+    return compile_kernels(
+        compiler, {case.config for case in CASES}, CUDA_ROOT, tmp_path_factory.mktemp("kernels")
+    )
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_kernel_is_right_whatever_the_order_of_threads_and_copies(library: Any, case: Case) -> None:
+    check(library, case)
