@@ -159,7 +159,7 @@ def _read_packed(parts: Parts, module: str, packings: Sequence[Packing]) -> Stor
         if scale.dtype == "F8_E4M3":
             return _read_nvfp4(parts, module, packed, "weight_global_scale")
         _refuse_others(parts, module, {"weight_packed", "weight_scale"})
-        _expect(scale, _BYTE_SCALES, (n, 2 * columns // 32))
+        _expect(scale, _BYTE_SCALES, (n, _whole_groups(packed, 2 * columns, 32)))
         return Stored("mxfp4", 4, n, 2 * columns, (1, 32), bias=_bias(parts, n))
     known = {"weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx"}
     _refuse_others(parts, module, known)
@@ -211,7 +211,7 @@ def _read_weight(parts: Parts, module: str) -> Stored | None:
         raise WeightError(f"{weight.file}: {module} has both weight_scale and weight_scale_inv")
     scale = parts.get("weight_scale_inv") or _need(parts, module, "weight_scale")
     if weight.dtype == "F8_E4M3" and scale.dtype in _BYTE_SCALES:
-        _expect(scale, _BYTE_SCALES, (n, k // 32))
+        _expect(scale, _BYTE_SCALES, (n, _whole_groups(weight, k, 32)))
         return Stored("mxfp8", 8, n, k, (1, 32), bias=_bias(parts, n))
     _expect(scale, _FLOATS, None)
     block = _block(scale, n, k, blocks=not integers)
@@ -226,7 +226,8 @@ def _read_nvfp4(parts: Parts, module: str, codes: Tensor, global_scale: str) -> 
     _refuse_others(parts, module, {codes.name.rpartition(".")[2], "weight_scale", global_scale})
     _expect(codes, ("U8",), (-1, -1))
     n, half = codes.shape
-    _expect(_need(parts, module, "weight_scale"), ("F8_E4M3",), (n, 2 * half // 16))
+    scale = _need(parts, module, "weight_scale")
+    _expect(scale, ("F8_E4M3",), (n, _whole_groups(codes, 2 * half, 16)))
     whole = _need(parts, module, global_scale)
     if whole.dtype != "F32" or whole.shape not in ((), (1,)):
         raise _wrong(whole, "must be one F32")
@@ -261,6 +262,15 @@ def _group(scales: Tensor, k: int, groups: int, axis: int = 0) -> int:
         if -(-k // size) == groups:
             return size
     raise _wrong(scales, f"must split k = {k} into groups along dimension {axis}")
+
+
+def _whole_groups(codes: Tensor, k: int, size: int) -> int:
+    """Return the groups along k of a format that has no shorter ones."""
+    if k % size:
+        raise WeightError(
+            f"{codes.file}: tensor {codes.name} has k = {k}, which is no multiple of its groups of {size}"
+        )
+    return k // size
 
 
 def _need(parts: Parts, module: str, name: str) -> Tensor:

@@ -136,6 +136,15 @@ def without(shapes: Shapes, name: str) -> Shapes:
         (fp8_block(128, 256) | {"weight_scale_inv": ("I32", (1, 2))}, ["m.weight_scale_inv", "I32"]),
         (NVFP4 | {"weight_scale": ("F8_E4M3", (128, 8))}, ["m.weight_scale", "[128, 16]"]),
         (without(NVFP4, "weight_global_scale"), ["m.weight_global_scale is missing"]),
+        (NVFP4 | {"weight_packed": ("U8", (128, 132))}, ["m.weight_packed", "k = 264", "groups of 16"]),
+        (
+            {"weight_packed": ("U8", (128, 40)), "weight_scale": ("U8", (128, 3))},
+            ["m.weight_packed", "k = 80", "groups of 32"],
+        ),
+        (
+            {"weight": ("F8_E4M3", (128, 80)), "weight_scale": ("U8", (128, 3))},
+            ["m.weight", "k = 80", "groups of 32"],
+        ),
         ({"weight": ("I64", (128, 256))}, ["m.weight", "I64"]),
         (INT8 | {"weight_zero_point": ("I8", (64, 1))}, ["m.weight_zero_point", "[128, 1]", "64"]),
         (INT8 | {"weight_zero_point": ("I32", (128, 1))}, ["m.weight_zero_point", "I8", "I32"]),
