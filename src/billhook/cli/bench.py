@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,7 +51,9 @@ CONTESTANTS = ("read", "ours", "torch", "marlin", "machete", "humming")
 )
 @click.option(
     "--group-size",
-    type=int,
+    "groups",
+    multiple=True,
+    metavar="LIST",
     help="Weights that share one scale; -1 for channel scales.  [default: the format's usual size]",
 )
 @click.option("--experts", default=0, help="Experts of --shape; 0 for a dense layer.")
@@ -78,7 +82,7 @@ def command(
     counts: str | None,
     formats: tuple[str, ...],
     act: tuple[str, ...],
-    group_size: int | None,
+    groups: tuple[str, ...],
     experts: int,
     top_k: int,
     contestants: str,
@@ -113,7 +117,7 @@ def command(
         counts=counts,
         formats=formats,
         act=act,
-        group_size=group_size,
+        groups=groups,
         experts=experts,
         top_k=top_k,
     )
@@ -207,7 +211,7 @@ def _workloads(
     counts: str | None,
     formats: tuple[str, ...],
     act: tuple[str, ...],
-    group_size: int | None,
+    groups: tuple[str, ...],
     experts: int,
     top_k: int,
 ) -> list[Workload]:
@@ -216,23 +220,22 @@ def _workloads(
     from ..measure import workload
 
     tokens = workload.parse_counts(counts) if counts is not None else None
-    kinds = _kinds(formats, act)
+    kinds = _kinds(formats, act, groups)
     found: list[Workload] = []
     if model_path is not None:
-        if formats or group_size is not None or len(_words(act)) > 1:
+        if formats or groups or len(_words(act)) > 1:
             raise InputError(
                 "--model says formats and groups itself; give --shapes or --shape with those options"
             )
         found += workload.read_model(model_path, tp, tokens, _words(act)[0] if act else None)
     for path in shapes:
-        layers = [layer for types in kinds for layer in workload.read_shapes(path, types, group_size)]
+        layers = [layer for types, group in kinds for layer in workload.read_shapes(path, types, group)]
         found += [replace(layer, tokens=tokens) for layer in layers] if tokens else layers
     for text in shape_texts:
         n, k = workload.parse_shape(text)
         usual = workload.MOE_TOKENS if experts else workload.DENSE_TOKENS
-        for types in kinds:
-            size = workload.usual_group_size(types) if group_size is None else group_size
-            layer = workload.Workload(text, n, k, tokens or usual, types, size, experts, top_k)
+        for types, group in kinds:
+            layer = workload.Workload(text, n, k, tokens or usual, types, group, experts, top_k)
             found.append(layer.check())
     if not found:
         raise InputError(
@@ -241,27 +244,38 @@ def _workloads(
     return found
 
 
-def _kinds(formats: tuple[str, ...], act: tuple[str, ...]) -> list[GemmTypes]:
-    """Return the element types to measure; those that no kernel multiplies are told and left out.
+def _kinds(
+    formats: tuple[str, ...], act: tuple[str, ...], groups: tuple[str, ...]
+) -> list[tuple[GemmTypes, int]]:
+    """Return the element types and group sizes to measure; those that do not exist are told and left out.
 
     Raises:
-        InputError: A name is unknown, or nothing is left.
+        InputError: A name is unknown, a size no number, or nothing is left.
     """
-    from ..measure.workload import gemm_types
+    from ..formats.packed import find_packed
+    from ..measure.workload import gemm_types, usual_group_size
     from ..weights import FORMATS
 
-    names = _words(formats) or ["u4b8"]
-    names = list(FORMATS) if names == ["all"] else names
+    names, sizes = _words(formats) or ["u4b8"], _words(groups)
+    wrong = next((size for size in sizes if not re.fullmatch(r"-1|[1-9]\d*", size)), None)
+    if wrong is not None:
+        raise InputError(f"--group-size takes numbers such as 128 or -1 for channel scales (got {wrong!r})")
     found, refused = [], []
-    for activations in _words(act) or ["bf16"]:
-        for name in names:
-            try:
-                found.append(gemm_types(activations, name))
-            except UnsupportedError as error:
-                refused.append(str(error))
+    for activations, name in product(_words(act) or ["bf16"], FORMATS if names == ["all"] else names):
+        try:
+            types = gemm_types(activations, name)
+        except UnsupportedError as error:
+            refused.append(str(error))
+            continue
+        legal = find_packed(types).group_sizes
+        for size in map(int, sizes or [str(usual_group_size(types))]):
+            if size in legal:
+                found.append((types, size))
+            else:
+                refused.append(f"group_size of {name} must be {' or '.join(map(str, legal))} (got {size})")
     if not found:
         raise InputError(refused[0])
-    for reason in refused:
+    for reason in dict.fromkeys(refused):
         click.echo(f"left out: {reason}", err=True)
     return found
 

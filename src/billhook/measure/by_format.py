@@ -9,7 +9,7 @@ from .record import Case
 from .roofline import weight_bytes
 from .rows import OURS, Row, align, geomean
 
-PLAIN = "u4b8"  # what others are compared with
+PLAIN, PLAIN_GROUP = "u4b8", 128  # what others are compared with
 FEW_TOKENS = 16  # up to so many, reading the weights takes most of the time
 MANY_TOKENS = 1024  # from so many on, computing does
 
@@ -96,11 +96,13 @@ def _narrow(timed: Sequence[Timed]) -> list[str]:
 
 
 def _find_plain(timed: Sequence[Timed], one: Timed, activations: str) -> Timed | None:
-    """Return the time of u4b8 weights on the same layer and tokens; None if it was not measured."""
-    for other in timed:
-        if other.where == one.where and other.case.format == PLAIN and other.activations == activations:
-            return other
-    return None
+    """Return the time of u4b8 weights, by 128 if there are, on the same layer and tokens; or None."""
+    found = [
+        other
+        for other in timed
+        if other.where == one.where and other.case.format == PLAIN and other.activations == activations
+    ]
+    return min(found, key=lambda other: other.case.group_size != PLAIN_GROUP, default=None)
 
 
 def _describe(one: Timed) -> list[str]:

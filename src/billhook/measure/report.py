@@ -8,6 +8,8 @@ from . import by_format
 from .record import Record
 from .rows import COLUMNS, PEERS, Row, align, geomean, group
 
+FEW_LABELS = 3  # so many problems are named one by one
+
 
 def render(records: Iterable[Record]) -> str:
     """Return one table per run: floor, contestants, ratios, and why something is missing."""
@@ -90,6 +92,9 @@ def _reasons(rows: list[Row]) -> list[str]:
                 reasons.setdefault((name, record.skipped), []).append(row.case.label)
     lines = []
     for (name, reason), labels in reasons.items():
-        where = "everywhere" if len(labels) == len(rows) else ", ".join(labels)
+        some = (
+            ", ".join(labels) if len(labels) <= FEW_LABELS else f"{len(labels)} problems, first {labels[0]}"
+        )
+        where = "everywhere" if len(labels) == len(rows) else some
         lines.append(f"skipped: {name}: {reason} [{where}]")
     return lines

@@ -108,8 +108,9 @@ def gemm_types(activations: str, weights: str = "u4b8") -> GemmTypes:
 
 
 def usual_group_size(types: GemmTypes) -> int:
-    """Return the group size that weights of these types usually have; -1 beside 8-bit activations."""
-    return -1 if types.a.bits == 8 else find_packed(types).group_sizes[0]
+    """Return the group size that such weights usually have: -1, if legal, under 8-bit activations."""
+    sizes = find_packed(types).group_sizes
+    return -1 if types.a.bits == 8 and -1 in sizes else sizes[0]
 
 
 class _Layer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -128,13 +129,13 @@ class _ShapeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tokens: tuple[int, ...] = ()
 
 
-def read_shapes(path: Path, types: GemmTypes, group_size: int | None = None) -> list[Workload]:
+def read_shapes(path: Path, types: GemmTypes, group_size: int) -> list[Workload]:
     """Read a shape file (`bench/README.md` describes it).
 
     Args:
         path: The file.
         types: Element types of all layers.
-        group_size: Of layers that do not say theirs; the usual one of the types if None.
+        group_size: Of layers that do not say theirs.
 
     Raises:
         ConfigError: The file cannot be read or a key is wrong; the message names file and key.
@@ -148,7 +149,6 @@ def read_shapes(path: Path, types: GemmTypes, group_size: int | None = None) -> 
         raise ConfigError(f"{path}: not TOML ({error})") from error
     except msgspec.ValidationError as error:
         raise ConfigError(f"{path}: {error}") from error
-    usual = usual_group_size(types) if group_size is None else group_size
     return [
         Workload(
             name=layer.name,
@@ -156,7 +156,7 @@ def read_shapes(path: Path, types: GemmTypes, group_size: int | None = None) -> 
             k=layer.k,
             tokens=layer.tokens or data.tokens or (MOE_TOKENS if layer.num_experts else DENSE_TOKENS),
             types=types,
-            group_size=usual if layer.group_size is None else layer.group_size,
+            group_size=group_size if layer.group_size is None else layer.group_size,
             num_experts=layer.num_experts,
             top_k=layer.top_k,
             per_slot=layer.per_slot,

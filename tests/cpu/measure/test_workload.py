@@ -19,10 +19,10 @@ TYPES = gemm_types("bf16")
 
 
 def test_shipped_shapes_are_those_of_the_comparison() -> None:
-    dense = read_shapes(ROOT / "bench/shapes/dense.toml", TYPES)
+    dense = read_shapes(ROOT / "bench/shapes/dense.toml", TYPES, 128)
     assert [(one.n, one.k) for one in dense] == [(4096, 4096), (28672, 4096), (8192, 8192)]
     assert all(one.tokens == DENSE_TOKENS and not one.moe for one in dense)
-    moe = {one.name: one for one in read_shapes(ROOT / "bench/shapes/moe.toml", TYPES)}
+    moe = {one.name: one for one in read_shapes(ROOT / "bench/shapes/moe.toml", TYPES, 128)}
     assert all(one.tokens == MOE_TOKENS for one in moe.values())
     assert moe["mixtral_w13"].problem(16).m == 16
     w2 = moe["qwen3_30b_w2"].problem(16)
@@ -44,12 +44,12 @@ def test_wrong_shape_file_names_file_and_key(tmp_path: Path, text: str, words: s
     path = tmp_path / "shapes.toml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=rf"shapes\.toml: .*{words}"):
-        read_shapes(path, TYPES)
+        read_shapes(path, TYPES, 128)
 
 
 def test_missing_shape_file() -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
-        read_shapes(Path("/nowhere/shapes.toml"), TYPES)
+        read_shapes(Path("/nowhere/shapes.toml"), TYPES, 128)
 
 
 @pytest.mark.parametrize(
