@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+REFEREE := tests/cpu/cutlass/requirements.txt
 DEMO := examples/models/qwen3-30b-a3b-gptq-int4/config.json
 
 .PHONY: help demo test smoke lint types layers gpu-test clean
@@ -48,8 +49,9 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/python
 	$(PIP) install --editable '.[cuda]'
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml | $(BIN)/python
+$(VENV)/.dev: pyproject.toml $(REFEREE) | $(BIN)/python
 	$(PIP) install --editable '.[cuda,dev]'
+	$(PIP) install --no-deps --requirement $(REFEREE)
 	@touch $@ $(VENV)/.demo
 
 clean:
