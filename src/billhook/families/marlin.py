@@ -83,6 +83,8 @@ def scales_sums(config: KernelConfig) -> bool:
         return False
     if config.group_size == 32:
         return tile.tile_m <= 8
+    if config.arch.capability < (8, 0):  # a stage on its way takes registers too
+        return tile.tile_m <= 16
     return tile.tile_m <= 16 or (tile.tile_m == 32 and threads(config) <= 256)
 
 

@@ -15,6 +15,10 @@ def marlin(kernel: str, m: int, n: int, k: int, grid: int, **more: Any) -> Case:
     return Case(kernel, m, n, k, grid, family="marlin", **more)
 
 
+def turing(kernel: str, m: int, n: int, k: int, grid: int, **more: Any) -> Case:
+    return marlin(kernel, m, n, k, grid, target="sm75", **more)
+
+
 CASES = [
     marlin("bf16_u4b8_bf16_bf16_g128_m16n64k128s3_dense", 19, 144, 400, 2),
     marlin("f16_u4_f16_f16_g32_m8n128k64s4_moe", 9, 144, 208, 3, experts=3),
@@ -40,20 +44,36 @@ CASES = [
     marlin("s8_u4b8_f16_f16_gch_m8n64k128s3_moe", 12, 80, 208, 4, experts=4),
     marlin("s8_u4b8_bf16_bf16_g64_m16n64k128s2_moe", 6, 80, 1040, 9, experts=3, shared=True),
     marlin("e4m3fn_u4_bf16_bf16_g128_m8n128k128s3_moe", 12, 144, 208, 4, experts=4),
+    # SM75: copies through registers, and smaller instructions.
+    turing("f16_u4b8_f16_f16_g128_m16n64k128s2_dense", 19, 144, 400, 2),
+    turing("f16_u4_f16_f16_g32_m24n128k64s2_moe", 30, 144, 208, 4, experts=4),
+    turing("f16_u8b128_f16_f16_gch_m8n128k128s2_dense", 5, 208, 1040, 5, shared=True),
+    turing("f16_e2m1f_e4m3fn_f16_g16_m16n64k128s2_dense", 16, 144, 208, 2),
+    turing("s8_u4b8_f16_f16_gch_m16n128k128s2_dense", 19, 144, 400, 2),
+    turing("s8_u4_f16_f16_g64_m8n64k128s2_moe", 12, 144, 336, 5, experts=3),
+    turing("s8_u8b128_f16_f16_g32_m16n64k128s2_dense", 16, 80, 1040, 3, shared=True),
 ]
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """All kernels, compiled for the CPU."""
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """All kernels by target, compiled for the CPU."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("the model of the GPU needs g++")
-    return compile_kernels(
-        compiler, {case.config for case in CASES}, CUDA_ROOT, tmp_path_factory.mktemp("kernels")
-    )
+    return {
+        target: compile_kernels(
+            compiler,
+            {case.config for case in CASES if case.target == target},
+            CUDA_ROOT,
+            tmp_path_factory.mktemp(target),
+        )
+        for target in {case.target for case in CASES}
+    }
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_a_kernel_is_right_whatever_the_order_of_threads_and_copies(library: Any, case: Case) -> None:
-    check(library, case)
+def test_a_kernel_is_right_whatever_the_order_of_threads_and_copies(
+    libraries: dict[str, Any], case: Case
+) -> None:
+    check(libraries[case.target], case)

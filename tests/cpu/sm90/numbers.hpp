@@ -87,12 +87,14 @@ inline void fma_rn_bf16x2(u32& d, u32 a, u32 b, u32 c) { d = fma_pair<bf16>(a, b
 inline void cvt_rn_f16x2_f32(u32& d, float high, float low) { d = f16::bits(low) | f16::bits(high) << 16; }
 inline void cvt_rn_bf16x2_f32(u32& d, float high, float low) { d = bf16::bits(low) | bf16::bits(high) << 16; }
 inline void cvt_rn_bf16_f32(u16& d, float a) { d = bf16::bits(a); }
+inline void cvt_rn_f16_f32(u16& d, float a) { d = f16::bits(a); }
 inline void cvt_f32_f16(float& d, u16 a) { d = static_cast<float>(f16::value(a)); }
 inline void max_bf16x2(u32& d, u32 a, u32 b) {
   const auto one = [](u32 a, u32 b) { return bf16::value(a) > bf16::value(b) ? a : b; };
   d = one(a & 0xffff, b & 0xffff) | one(a >> 16, b >> 16) << 16;
 }
 inline void mov_b32(std::array<u16*, 2> halves, u32 a) { *halves[0] = a, *halves[1] = a >> 16; }
+inline void mov_b32(u32& d, std::array<u16*, 2> halves) { d = *halves[0] | u32(*halves[1]) << 16; }
 inline void and_b32(u32& d, u32 a, u32 b) { d = a & b; }
 inline void setp_ne_s32(bool& d, i32 a, i32 b) { d = a != b; }
 inline void setp_ne_u32(bool& d, u32 a, u32 b) { d = a != b; }

@@ -6,6 +6,7 @@
 // kernel before: on SM90+ their first stages are requested before waiting for it.
 #pragma once
 #include "billhook/epilogue/store.cuh"
+#include "billhook/mainloop/load_registers.cuh"
 #include "billhook/ptx/grid.cuh"
 
 namespace billhook {
@@ -32,9 +33,10 @@ __device__ __forceinline__ void run(const GemmParams& p) {
   i32 left = line.begin(blockIdx.x + 1) - begin;  // stages to compute
   if (left == 0) return;
 
-  Loader<C> loader(p, line, shared, begin);
-  if constexpr (!C::indexed) {
-    Loader<C> early = loader;
+  StageLoader<C> loader(p, line, shared, begin);
+  constexpr bool weights_first = !C::indexed && ptx::kAsyncCopies;
+  if constexpr (weights_first) {
+    StageLoader<C> early = loader;
     for (i32 s = 0; s < C::ahead && s < left; ++s) {
       early.load_weights(s);
       early.advance(true);
@@ -43,9 +45,10 @@ __device__ __forceinline__ void run(const GemmParams& p) {
   }
   for (i32 s = 0; s < C::ahead; ++s) {
     if (s < left) {
-      if constexpr (C::indexed) loader.load_weights(s);
+      if constexpr (!weights_first) loader.load_weights(s);
       loader.load_activations(s);
       loader.advance(s + 1 < left);
+      if constexpr (!ptx::kAsyncCopies) loader.land(s);
     }
     ptx::cp_async_commit();
   }
@@ -75,6 +78,8 @@ __device__ __forceinline__ void run(const GemmParams& p) {
 
       // A block without an expert has loaded nothing: its warps multiply leftovers that are never stored.
       warps.multiply(p, at, shared + slot * C::stage_bytes);
+      if constexpr (!ptx::kAsyncCopies)
+        if (left > C::ahead) loader.land(1 - slot);  // of two stages
       if (++slot == C::stages) {
         slot = 0;
         parity ^= 1;

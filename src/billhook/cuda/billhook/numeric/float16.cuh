@@ -1,4 +1,4 @@
-// The two 16-bit floating-point types as tags, with the few conversions the kernels need. SM80+.
+// The two 16-bit floating-point types as tags, with the few conversions the kernels need. fp16: SM75+; bf16: SM80+.
 #pragma once
 #include "billhook/numeric/types.cuh"
 
@@ -8,7 +8,11 @@ struct f16 {
   // Two floats to one register, rounded to nearest even; `low` in bits 0..15.
   static __device__ __forceinline__ u32 pack(float low, float high) {
     u32 v;
+#if __CUDA_ARCH__ >= 800
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(v) : "f"(high), "f"(low));
+#else
+    asm("{ .reg .b16 l, h; cvt.rn.f16.f32 l, %2; cvt.rn.f16.f32 h, %1; mov.b32 %0, {l, h}; }" : "=r"(v) : "f"(high), "f"(low));
+#endif
     return v;
   }
   static __device__ __forceinline__ float low(u32 pair) {

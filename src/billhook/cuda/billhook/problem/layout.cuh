@@ -21,6 +21,8 @@ constexpr i32 row_bytes = kStrip * bits<Element> / 8;
 constexpr i32 kSharedPerSm = 100 * 1024;
 #elif __CUDA_ARCH__ >= 900
 constexpr i32 kSharedPerSm = 228 * 1024;
+#elif __CUDA_ARCH__ == 750
+constexpr i32 kSharedPerSm = 64 * 1024;
 #else
 constexpr i32 kSharedPerSm = 164 * 1024;
 #endif

@@ -5,17 +5,26 @@
 
 namespace billhook::ptx {
 
+// Whether there is cp.async; without it, its groups are always empty.
+#if __CUDA_ARCH__ == 750
+constexpr bool kAsyncCopies = false;
+#else
+constexpr bool kAsyncCopies = true;
+#endif
+
 // Copies `bytes` (0 or 16) and fills the rest of 16 bytes with zeros; with 0, `from` is not read.
 __device__ __forceinline__ void cp_async_16(u32 to, const void* from, u32 bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
 
-__device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void cp_async_commit() {
+  if constexpr (kAsyncCopies) asm volatile("cp.async.commit_group;" ::: "memory");
+}
 
 // Waits until at most `pending` of this thread's youngest groups are in flight.
 template <int pending>
 __device__ __forceinline__ void cp_async_wait() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+  if constexpr (kAsyncCopies) asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
 }
 
 #if __CUDA_ARCH__ >= 900

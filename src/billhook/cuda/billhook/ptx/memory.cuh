@@ -1,4 +1,4 @@
-// Shared- and global-memory instructions that C++ does not spell. SM80+.
+// Shared- and global-memory instructions that C++ does not spell. SM75+.
 // Source: PTX ISA 9.0, "Data Movement and Conversion Instructions".
 #pragma once
 #include "billhook/numeric/types.cuh"
@@ -34,6 +34,10 @@ __device__ __forceinline__ float4 load_shared_f32x4(u32 address) {
 
 __device__ __forceinline__ void store_shared_u32(u32 address, u32 v) {
   asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(v) : "memory");
+}
+
+__device__ __forceinline__ void store_shared(u32 address, u32x4 v) {
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
 
 __device__ __forceinline__ void store_shared(u32 address, float v) {
