@@ -15,6 +15,7 @@ _PACKED = "compressed-tensors"
 _FORMATS = {
     "gptq": ("gptq", "gptq_v2"),
     "awq": ("awq",),
+    "auto-round": ("gptq", "awq"),
     "fp8": ("fp8",),
     "fbgemm_fp8": ("fp8",),
     "mxfp4": ("mxfp4",),

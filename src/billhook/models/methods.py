@@ -1,10 +1,12 @@
 """Read a config's `quantization_config`: one function for each `quant_method`.
 
 Sources: the GPTQModel README (`dynamic`); the Transformers documentation of `GPTQConfig`, `AwqConfig`,
-`FineGrainedFP8Config`, `FbgemmFp8Config` and `Mxfp4Config`; the configs that ModelOpt exports.
+`FineGrainedFP8Config`, `FbgemmFp8Config` and `Mxfp4Config`; the configs that ModelOpt and AutoRound export.
 """
 
 from __future__ import annotations
+
+import re
 
 from ..dtypes import ALL, E4M3FN, U4, DType
 from ..errors import ConfigError, UnsupportedError
@@ -109,6 +111,42 @@ def _read_awq(fields: Fields) -> Quantization:
     return Quantization("awq", rules=_skips(fields), default=default)
 
 
+def _read_auto_round(fields: Fields) -> Quantization:
+    """Read AutoRound's section: the tensors of GPTQ or AutoAWQ, with exceptions by names and patterns."""
+    extra = fields.table("extra_config")
+    named: dict[str, WeightFormat | Refusal | None] = {}
+    rules = []
+    for key in extra.data:
+        stored = _auto_round_format(extra.table(key), fields)
+        if re.fullmatch(r"[\w.-]+", key):
+            named[key] = stored
+        else:
+            rules.append(Rule(match_regex(fields, "extra_config", key), stored))
+    blocks = fields.data.get("block_name_to_quantize") or []
+    listed = blocks.split(",") if isinstance(blocks, str) else fields.texts("block_name_to_quantize")
+    default = _auto_round_format(fields, fields)
+    return Quantization("auto-round", listed=tuple(listed), rules=tuple(rules), default=default, named=named)
+
+
+def _auto_round_format(fields: Fields, base: Fields) -> WeightFormat | Refusal | None:
+    """Return the format of fields that override those of `base`; None for layers that are not quantized."""
+    bits, kind = fields.integer("bits", base.integer("bits")), base.text("data_type", "int")
+    packing = base.text("packing_format", "auto_round:auto_gptq")
+    if bits >= _NOT_QUANTIZED:
+        return None
+    if kind == "int" and packing == "auto_round:auto_gptq":
+        return _gptq_format(fields, base)
+    if kind == "int" and packing == "auto_round:auto_awq" and bits == U4.bits:
+        return WeightFormat(U4, read_group_size(fields, read_group_size(base)))
+    return Refusal(
+        f"AutoRound with {bits}-bit {kind} weights and packing_format {packing!r} is not built yet; "
+        "built are auto_round:auto_gptq and, with 4 bits, auto_round:auto_awq"
+    )
+
+
+_NOT_QUANTIZED = 16  # bits of a layer that AutoRound leaves as it is
+
+
 def _read_fp8(fields: Fields) -> Quantization:
     layout = fields.text("fmt", "e4m3")
     default: WeightFormat | Refusal = WeightFormat(E4M3FN, -1)
@@ -139,7 +177,9 @@ def _read_modelopt(fields: Fields) -> Quantization:
     rules = tuple(Rule(match_segments(name), None) for name in ignored)
     if fields.text("quant_algo") == "MIXED_PRECISION":
         layers = fields.table("quantized_layers")
-        named = {name: _modelopt_format(layers.table(name)) for name in layers.data}
+        named: dict[str, WeightFormat | Refusal | None] = {
+            name: _modelopt_format(layers.table(name)) for name in layers.data
+        }
         return Quantization("modelopt", rules=rules, named=named, notes=KEPT_WIDE)
     return Quantization("modelopt", rules=rules, default=_modelopt_format(fields), notes=KEPT_WIDE)
 
@@ -160,7 +200,7 @@ def _modelopt_format(fields: Fields) -> WeightFormat | Refusal:
 def _read_packed(fields: Fields) -> Quantization:
     """Read the section that `billhook pack` writes."""
     modules = fields.table("modules")
-    named: dict[str, WeightFormat | Refusal] = {}
+    named: dict[str, WeightFormat | Refusal | None] = {}
     for key in modules.data:
         one = modules.table(key)
         stored = WeightFormat(
@@ -183,6 +223,7 @@ def _element(fields: Fields, name: str) -> DType:
 
 _READERS = {
     "gptq": _read_gptq,
+    "auto-round": _read_auto_round,
     "awq": _read_awq,
     "compressed-tensors": read_compressed_tensors,
     "fp8": _read_fp8,

@@ -87,7 +87,7 @@ class Quantization:
     listed: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = ()
     default: WeightFormat | Refusal | None = None
-    named: Mapping[str, WeightFormat | Refusal] = field(default_factory=dict, hash=False)
+    named: Mapping[str, WeightFormat | Refusal | None] = field(default_factory=dict, hash=False)
     notes: tuple[str, ...] = ()
 
     def stored(self, modules: Sequence[str]) -> WeightFormat | None:

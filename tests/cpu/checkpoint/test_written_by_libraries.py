@@ -9,6 +9,7 @@ import pytest
 
 from billhook.checkpoint import open_checkpoint
 from billhook.checkpoint.data import read_array
+from billhook.checkpoint.header import read_header
 from billhook.formats import host
 
 DATA = Path(__file__).parents[2] / "data/checkpoints"
@@ -46,7 +47,11 @@ def close(found: np.ndarray, expected: np.ndarray) -> bool:
 
 
 def test_every_folder_is_read() -> None:
-    assert {folder.name for folder in DATA.iterdir() if folder.is_dir()} == {*FORMATS, "gpt-oss"}
+    assert {folder.name for folder in DATA.iterdir() if folder.is_dir()} == {
+        *FORMATS,
+        "gpt-oss",
+        "auto-round-model",
+    }
 
 
 @pytest.mark.parametrize(("name", "form"), FORMATS.items())
@@ -63,6 +68,27 @@ def test_reads_back(name: str, form: str) -> None:
         expected = expected[weight.input_order]
     assert close(host.dequantize(weight.value, np.float64), expected)
     assert np.abs(expected.astype(np.float64)).max() > 0
+
+
+def test_reads_back_a_model_with_exceptions() -> None:
+    """8 bits in one layer, groups of 64 in two, 16 bits in one, and tied embeddings."""
+    folder = DATA / "auto-round-model"
+    source = open_checkpoint(folder)
+    expected = {tensor.name: read_array(tensor) for tensor in read_header(folder / "expected.safetensors")}
+    formats = {name.removeprefix("model.layers."): one.format for name, one in source.modules.items()}
+    assert formats.pop("0.mlp.down_proj") == "u8b128"
+    assert set(formats) == {
+        *(f"{index}.{name}" for index in (0, 1) for name in ("self_attn.qkv_proj", "mlp.gate_up_proj")),
+        "0.self_attn.o_proj",
+        "1.mlp.down_proj",
+    }
+    assert set(formats.values()) == {"u4b8"}
+    assert source.modules["model.layers.1.mlp.gate_up_proj"].group_size == 64
+    assert "model.layers.1.self_attn.o_proj.weight" in source.plain
+    for name, fused in source.modules.items():
+        wanted = np.concatenate([expected[f"{part.name}.weight"] for part in fused.parts]).T
+        assert close(host.dequantize(source.read(name).value, np.float64), wanted)
+        assert np.abs(wanted.astype(np.float64)).max() > 0
 
 
 def test_reads_back_the_experts_of_gpt_oss() -> None:

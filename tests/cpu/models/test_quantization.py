@@ -73,6 +73,35 @@ def group(targets: list[str] | None = None, **weights: object) -> dict[str, Any]
     return GROUP | {"targets": targets or ["Linear"], "weights": GROUP["weights"] | weights}
 
 
+AUTO_ROUND = {"quant_method": "auto-round", "packing_format": "auto_round:auto_gptq", "sym": True}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, ALL),
+        ({"block_name_to_quantize": "model.layers"}, ALL),
+        ({"block_name_to_quantize": ["model.layers.3.", "model.layers.4."]}, dict.fromkeys(ALL, 2)),
+        ({"block_name_to_quantize": "visual.blocks,model.layers.3."}, dict.fromkeys(ALL, 1)),
+        ({"extra_config": {"model.layers.3.mlp.down_proj": {"bits": 16}}}, ALL | {"down": 31}),
+        (
+            {"extra_config": {r".*layers\.[01]\.mlp\.down_proj.*": {"group_size": 64}}},
+            REST | {"down_g64": 2, "down_g128": 30},
+        ),
+        (  # a name comes before a pattern
+            {"extra_config": {r".*down_proj": {"bits": 16}, "model.layers.0.mlp.down_proj": {"bits": 4}}},
+            REST | {"down": 1},
+        ),
+        ({"packing_format": "auto_round:auto_awq", "sym": False}, ALL),
+    ],
+)  # fmt: skip
+def test_auto_round_exceptions(tmp_path: Path, change: dict[str, Any], expected: dict[str, int]) -> None:
+    found = read(tmp_path, GPTQ, AUTO_ROUND | change)
+    assert counts(found) == expected
+    weight = "u4" if "packing_format" in change else "u4b8"
+    assert {layer.types.split("_")[1] for layer in found.values()} == {weight}
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -279,6 +308,9 @@ def test_channel_scales(tmp_path: Path) -> None:
     ("base", "change", "words"),
     [
         *((GPTQ, {"quant_method": name}, [name, "not built yet"]) for name in METHODS),
+        (GPTQ, AUTO_ROUND | {"packing_format": "auto_round:mxfp4"}, ["AutoRound", "'auto_round:mxfp4'"]),
+        (GPTQ, AUTO_ROUND | {"packing_format": "auto_round:auto_awq", "bits": 8}, ["AutoRound", "8-bit int"]),
+        (GPTQ, AUTO_ROUND | {"data_type": "mx_fp"}, ["AutoRound", "4-bit mx_fp"]),
         (GPTQ, {"bits": 3}, ["3 bits", "not built yet"]),
         (GPTQ, {"checkpoint_format": "marlin"}, ["marlin", "not built yet"]),
         (GPTQ, {"dynamic": {".*down_proj": {"bits": 2}}}, ["layers.0.mlp.down_proj", "2 bits"]),

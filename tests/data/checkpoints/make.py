@@ -1,7 +1,8 @@
 """Write the checkpoints beside this script, each with the package that defines its format.
 
 Every folder holds one module, `model.layers.0.mlp.down_proj` (or the experts of gpt-oss), and `expected`, its
-weights as the same package dequantizes them. The packages are no dependencies; the tests read the files:
+weights as the same package dequantizes them; `auto-round-model` is a whole model with exceptions, its
+dequantized weights in a file of their own. The packages are no dependencies; the tests read the files:
 
     pip install torch compressed-tensors gptqmodel autoawq auto-round nvidia-modelopt transformers
     python tests/data/checkpoints/make.py
@@ -10,13 +11,15 @@ weights as the same package dequantizes them. The packages are no dependencies; 
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 HERE = Path(__file__).parent
 MODULE = "model.layers.0.mlp.down_proj"
@@ -184,6 +187,48 @@ def gpt_oss() -> tuple[dict[str, Any], Tensors, Tensors]:
     return config, tensors, expected
 
 
+def write_whole_model(folder: Path) -> None:
+    """Let AutoRound quantize a small Llama, some layers in ways of their own, and save it as it likes."""
+    import transformers
+    from auto_round import AutoRound
+    from tokenizers import Tokenizer, models
+
+    words = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="a", pad_token="a")
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
+    config = transformers.LlamaConfig(
+        **sizes, num_hidden_layers=2, vocab_size=8, tie_word_embeddings=True, max_position_embeddings=64
+    )
+    exceptions = {
+        "model.layers.0.mlp.down_proj": {"bits": 8},
+        "model.layers.1.self_attn.o_proj": {"bits": 16},
+        "model.layers.1.mlp.(gate|up)_proj": {"group_size": 64},
+    }
+    written = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for layout in ("auto_round", "fake"):
+            torch.manual_seed(len(MADE) + 1)
+            model = transformers.LlamaForCausalLM(config).half()
+            quantizer = AutoRound(
+                model,
+                tokenizer,
+                bits=4,
+                group_size=32,
+                iters=0,
+                disable_opt_rtn=True,
+                layer_config=exceptions,
+            )
+            quantizer.quantize_and_save(f"{scratch}/{layout}", format=layout)
+            (config_file,) = Path(scratch, layout).rglob("config.json")
+            written[layout] = config_file.parent
+        folder.mkdir(exist_ok=True)
+        for name in ("config.json", "model.safetensors"):
+            shutil.copyfile(written["auto_round"] / name, folder / name)
+        exact = load_file(written["fake"] / "model.safetensors")
+        expected = {name: tensor.half() for name, tensor in exact.items() if "_proj" in name}
+        save_file(expected, folder / "expected.safetensors")
+
+
 def write(name: str, config: dict[str, Any], tensors: Tensors, dtype: str) -> None:
     folder = HERE / name
     folder.mkdir(exist_ok=True)
@@ -245,6 +290,7 @@ def main() -> None:
     config, tensors, wanted = gpt_oss()
     place = "model.layers.0.mlp.experts"
     write("gpt-oss", config, {f"{place}.{part}": one for part, one in tensors.items()} | wanted, "bfloat16")
+    write_whole_model(HERE / "auto-round-model")
 
 
 if __name__ == "__main__":
