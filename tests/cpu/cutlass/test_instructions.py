@@ -132,9 +132,9 @@ def wgmma_pair(element: str, tokens: int) -> Pair:
 PAIRS += [wgmma_pair(element, tokens) for element in _KINDS for tokens in _WIDTHS]
 
 
-# Pairs that cannot be the same machine code: CUTLASS asserts what it is given, branches where ours are predicated,
-# has cp.async fetch 128 bytes into L2, and tells TMA how long to keep what it reads. The instructions and their
-# operands are the same.
+# Pairs that cannot be the same machine code: CUTLASS asserts what it is given, branches where ours are
+# predicated, has cp.async fetch 128 bytes into L2, and tells TMA how long to keep what it reads. The
+# instructions and their operands are the same.
 SPELLED = [
     Pair(
         "mbarrier_init",
