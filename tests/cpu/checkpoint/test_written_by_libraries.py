@@ -36,6 +36,7 @@ FORMATS = {
     "mxfp8-quantized": "mxfp8",
     "modelopt-nvfp4": "nvfp4",
     "modelopt-fp8": "fp8",
+    "fp8-block": "fp8",
 }
 
 

@@ -171,6 +171,20 @@ def modelopt_fp8() -> Written:
     return config, {"weight": codes, "weight_scale": scale}, (codes.float() * scale).half()
 
 
+def transformers_fp8() -> Written:
+    from types import SimpleNamespace
+
+    from transformers import FineGrainedFP8Config
+    from transformers.integrations.finegrained_fp8 import Fp8Dequantize, Fp8Quantize
+
+    settings = FineGrainedFP8Config()
+    quantizer = SimpleNamespace(quantization_config=settings)
+    stored = Fp8Quantize(quantizer).convert({"weight": weights(2 * 128, 128)})
+    expected = Fp8Dequantize(quantizer)._dequantize_one(stored["weight"], stored["weight_scale_inv"])
+    config = settings.to_dict() | {"written_by": f"transformers:{version('transformers')}"}
+    return config, stored, expected.half()
+
+
 def gpt_oss() -> tuple[dict[str, Any], Tensors, Tensors]:
     """Write random codes: that is every code, and scales that no quantizer would choose."""
     from transformers.integrations.mxfp4 import convert_moe_packed_tensors
@@ -207,7 +221,7 @@ def write_whole_model(folder: Path) -> None:
     written = {}
     with tempfile.TemporaryDirectory() as scratch:
         for layout in ("auto_round", "fake"):
-            torch.manual_seed(len(MADE) + 1)
+            torch.manual_seed(22)
             model = transformers.LlamaForCausalLM(config).half()
             quantizer = AutoRound(
                 model,
@@ -276,6 +290,7 @@ MADE: dict[str, Callable[[], Written]] = {
     ),
     "modelopt-nvfp4": modelopt_nvfp4,
     "modelopt-fp8": modelopt_fp8,
+    "fp8-block": transformers_fp8,
 }
 
 
@@ -286,7 +301,7 @@ def main() -> None:
         named = {f"{MODULE}.{part}": tensor for part, tensor in tensors.items()}
         dtype = "bfloat16" if expected.dtype == torch.bfloat16 else "float16"
         write(name, config, named | {"expected": expected}, dtype)
-    torch.manual_seed(len(MADE))
+    torch.manual_seed(21)
     config, tensors, wanted = gpt_oss()
     place = "model.layers.0.mlp.experts"
     write("gpt-oss", config, {f"{place}.{part}": one for part, one in tensors.items()} | wanted, "bfloat16")
