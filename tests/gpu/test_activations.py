@@ -1,4 +1,4 @@
-"""8-bit activations on the GPU: every tile of the catalog, odd shapes, experts, and the host's numbers."""
+"""8-bit activations on the GPU: tiles, formats and groups, odd shapes, experts, and the host's numbers."""
 
 from __future__ import annotations
 
@@ -17,21 +17,43 @@ import billhook  # noqa: E402
 from billhook.catalog import deepest, load  # noqa: E402
 from billhook.config import GemmTypes, KernelConfig  # noqa: E402
 from billhook.driver import native_arch  # noqa: E402
-from billhook.dtypes import E4M3FN, S8, U4B8, DType  # noqa: E402
+from billhook.dtypes import E4M3FN, F16, S8, DType  # noqa: E402
 from billhook.errors import UnsupportedError  # noqa: E402
 from billhook.formats import reference  # noqa: E402
 from billhook.formats.packed import find_format  # noqa: E402
 from billhook.ops.drawn import Drawn, draw  # noqa: E402
 from billhook.ops.weight import stack_weights  # noqa: E402
+from billhook.weights import FORMATS  # noqa: E402
 
 DTYPES = {torch.float8_e4m3fn: E4M3FN, torch.int8: S8}
 each_type = pytest.mark.parametrize("dtype", DTYPES)
 each_output = pytest.mark.parametrize("out", ELEMENTS)
+# A format of weights, a size of groups, and the activations that multiply it.
+each_format = pytest.mark.parametrize(
+    ("dtype", "name", "group"),
+    [
+        (dtype, held.name, group)
+        for dtype, element in DTYPES.items()
+        for held in FORMATS.values()
+        if element in held.narrow_activations
+        for group in held.group_sizes
+    ],
+)
 on_sm90 = pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0),
-    reason="8-bit activations need wgmma, on GPUs of 9.0",
+    reason="Machete needs wgmma, on GPUs of 9.0",
 )
+SOME = {"m8n128k256", "m24n128k256", "m32n64k256", "m48n256k128", "m64n128k256"}  # tiles: from small to large
 FEWEST_FOR_RMS = 256  # elements below which a mean square says little
+
+
+@pytest.fixture(autouse=True)
+def served(request: pytest.FixtureRequest) -> None:
+    """Skip activations that this GPU has no instructions for."""
+    callspec = getattr(request.node, "callspec", None)
+    dtype = None if callspec is None else callspec.params.get("dtype")
+    if dtype == torch.float8_e4m3fn and torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("e4m3 activations need a GPU of 8.9 or later")
 
 
 @pytest.fixture(autouse=True)
@@ -40,19 +62,23 @@ def seed() -> None:
 
 
 @cache
-def compiled(element: DType, out: DType, indexed: bool) -> list[KernelConfig]:
-    """Return the catalog's tiles that are legal for 8-bit activations, all compiled into the cache."""
-    arch, types = native_arch(torch.cuda.get_device_capability()), GemmTypes(element, U4B8, out, out)
-    found = [deepest(shape.kernel(types, -1, indexed, arch)) for shape in load().shapes]
+def compiled(
+    element: DType, out: DType, indexed: bool, name: str = "u4b8", group: int = -1
+) -> list[KernelConfig]:
+    """Return tiles that are legal for 8-bit activations, compiled into the cache: all for u4b8, else some."""
+    arch, held = native_arch(torch.cuda.get_device_capability()), find_format(name)
+    types = GemmTypes(element, held.weight, held.scale_type(out), out)
+    shapes = [one for one in load().shapes if name == "u4b8" or one.name in SOME]
+    found = [deepest(shape.kernel(types, group, indexed, arch)) for shape in shapes]
     configs = [config for config, why_not in found if why_not is None]
     assert configs
     compile_all(configs)
     return configs
 
 
-def drawn(k: int, n: int, out: Any, seed: int = 0) -> Drawn:
+def drawn(k: int, n: int, out: Any, *, seed: int = 0, name: str = "u4b8", group: int = -1) -> Drawn:
     generator = torch.Generator("cuda").manual_seed(seed)
-    return draw(find_format("u4b8"), k, n, -1, dtype=out, generator=generator)
+    return draw(find_format(name), k, n, group, dtype=out, generator=generator)
 
 
 def exact(one: Drawn) -> np.ndarray:
@@ -64,9 +90,9 @@ def numbers(codes: Any, scales: Any) -> np.ndarray:
     return (codes.double() * scales.double().view(-1, 1)).cpu().numpy()
 
 
-def check(out: Any, ref: reference.Reference, k: int, element: DType, what: str) -> None:
+def check(out: Any, ref: reference.Reference, k: int, element: DType, *, what: str, group: int = -1) -> None:
     """Fail unless each element, and the mean square of all, is within its bound."""
-    bound = reference.error_bound(k, -1, ELEMENTS[out.dtype], rounded_weights=False, activations=element)
+    bound = reference.error_bound(k, group, ELEMENTS[out.dtype], rounded_weights=False, activations=element)
     error = np.abs(host(out) - ref.value)
     worst = error / bound.allowed(ref.value, ref.magnitude, ref.activations)
     assert (worst <= 1).all(), (
@@ -77,16 +103,16 @@ def check(out: Any, ref: reference.Reference, k: int, element: DType, what: str)
         assert rms <= bound.rms, f"{what}: rms {rms:.3g}, {bound.rms:.3g} is allowed"
 
 
-@on_sm90
-@each_type
-@each_output
-@pytest.mark.parametrize(("n", "k"), [(208, 336), (16, 16), (528, 4096)])
-def test_every_tile_is_within_its_bound(dtype: Any, out: Any, n: int, k: int) -> None:
-    one = drawn(k, n, out)
+def check_dense(
+    dtype: Any, out: Any, n: int, k: int, counts: tuple[int, ...], *, name: str = "u4b8", group: int = -1
+) -> None:
+    """Run every tile for some row counts, with and without bias, channel scales and shared tiles."""
+    element = DTYPES[dtype]
+    one = drawn(k, n, out, name=name, group=group)
     weight, right, bias = one.pack(), exact(one), torch.randn(n, device="cuda").to(out)
     channels = torch.rand(n, device="cuda") + 0.5
-    for config in compiled(DTYPES[dtype], ELEMENTS[out], indexed=False):
-        for m, split_k in itertools.product((1, 17, 130, 300), (True, False)):
+    for config in compiled(element, ELEMENTS[out], False, name, group):
+        for m, split_k in itertools.product(counts, (True, False)):
             a, scales = billhook.quantize_activations(torch.randn(m, k, device="cuda"), dtype)
             extra, columns = (bias, channels) if m % 2 else (None, None)
             d = torch.full((m, n), torch.nan, dtype=out, device="cuda")
@@ -94,19 +120,19 @@ def test_every_tile_is_within_its_bound(dtype: Any, out: Any, n: int, k: int) ->
             billhook.gemm(a, weight, extra, config=config, out=d, **given)
             times = 1 if columns is None else host(columns)
             ref = reference.gemm(numbers(a, scales), right * times, host(extra))
-            check(d, ref, k, DTYPES[dtype], f"{config} m={m} n={n} k={k} split_k={split_k}")
+            check(d, ref, k, element, what=f"{config} m={m} n={n} k={k} split_k={split_k}", group=group)
 
 
-@on_sm90
-@each_type
-@each_output
-def test_every_tile_of_experts_is_within_its_bound(dtype: Any, out: Any) -> None:
-    experts, top_k, k, n = 5, 2, 336, 208
-    parts = [drawn(k, n, out, seed=expert) for expert in range(experts)]
+def check_experts(
+    dtype: Any, out: Any, n: int, k: int, counts: tuple[int, ...], *, name: str = "u4b8", group: int = -1
+) -> None:
+    """Run every tile of experts for some token counts, with and without bias and top-k weights."""
+    experts, top_k, element = 5, 2, DTYPES[dtype]
+    parts = [drawn(k, n, out, seed=expert, name=name, group=group) for expert in range(experts)]
     weight, right = stack_weights([one.pack() for one in parts]), np.stack([exact(one) for one in parts])
     bias = torch.randn(experts, n, device="cuda").to(out)
-    for config in compiled(DTYPES[dtype], ELEMENTS[out], indexed=True):
-        for tokens in (1, 17, 130, 300):
+    for config in compiled(element, ELEMENTS[out], True, name, group):
+        for tokens in counts:
             a, scales = billhook.quantize_activations(torch.randn(tokens, k, device="cuda"), dtype)
             ids = torch.rand(tokens, experts, device="cuda").topk(top_k, dim=1).indices
             factors = torch.rand(tokens, top_k, device="cuda") if tokens > 1 else None
@@ -114,44 +140,72 @@ def test_every_tile_of_experts_is_within_its_bound(dtype: Any, out: Any) -> None
             routing = billhook.route(ids, experts, config.tile.tile_m, complete=True)
             d = billhook.moe_gemm(a, weight, routing, factors, extra, token_scales=scales, config=config)
             ref = reference.moe_gemm(numbers(a, scales), right, ids.cpu(), host(factors), host(extra))
-            check(d, ref, k, DTYPES[dtype], f"{config} tokens={tokens}")
+            check(d, ref, k, element, what=f"{config} tokens={tokens}", group=group)
 
 
-@on_sm90
+def output_of(name: str) -> Any:
+    """Return an output that a format has: float16, unless its scales have bfloat16's range."""
+    return torch.float16 if F16 in find_format(name).activations else torch.bfloat16
+
+
 @each_type
-def test_the_identity_gives_back_every_weight_to_the_bit(dtype: Any) -> None:
+@each_output
+@pytest.mark.parametrize(("n", "k"), [(208, 336), (16, 16), (528, 4096)])
+def test_every_tile_is_within_its_bound(dtype: Any, out: Any, n: int, k: int) -> None:
+    check_dense(dtype, out, n, k, (1, 17, 130, 300))
+
+
+@each_type
+@each_output
+def test_every_tile_of_experts_is_within_its_bound(dtype: Any, out: Any) -> None:
+    check_experts(dtype, out, 208, 336, (1, 17, 130, 300))
+
+
+@each_format
+def test_every_format_and_group_is_within_its_bound(dtype: Any, name: str, group: int) -> None:
+    for n, k in ((208, 352), (528, 2080)):
+        check_dense(dtype, output_of(name), n, k, (1, 33, 70), name=name, group=group)
+
+
+@each_format
+def test_experts_of_every_format_and_group_are_within_their_bound(dtype: Any, name: str, group: int) -> None:
+    check_experts(dtype, output_of(name), 208, 352, (1, 17, 130), name=name, group=group)
+
+
+@each_format
+def test_the_identity_gives_back_every_weight_to_the_bit(dtype: Any, name: str, group: int) -> None:
     """A sum could hide a weight in a wrong place."""
-    k, n, out = 336, 208, torch.bfloat16
-    one = drawn(k, n, out)
+    k, n, out = 352, 208, torch.bfloat16
+    one = drawn(k, n, out, name=name, group=group)
     eye, scales = torch.eye(k, device="cuda").to(dtype), torch.ones(1, device="cuda")
     want = torch.from_numpy(exact(one)).to(out)
-    for config in compiled(DTYPES[dtype], ELEMENTS[out], indexed=False):
+    for config in compiled(DTYPES[dtype], ELEMENTS[out], False, name, group):
         got = billhook.gemm(eye, one.pack(), token_scales=scales, config=config).cpu()
         assert torch.equal(got, want), config
 
 
-@on_sm90
-def test_sums_of_int8_at_the_end_of_their_range() -> None:
+@pytest.mark.parametrize("m", [3, 70])
+@pytest.mark.parametrize("group", [-1, 128])
+def test_sums_of_int8_at_the_end_of_their_range(m: int, group: int) -> None:
     """Codes of the largest magnitude and the largest k: 32-bit sums must hold them."""
     k, n = (1 << 17) - 16, 64
-    one = drawn(k, n, torch.bfloat16)
+    one = drawn(k, n, torch.bfloat16, group=group)
     one.codes.fill_(0)
-    a = torch.full((3, k), -128, dtype=torch.int8, device="cuda")
+    a = torch.full((m, k), -128, dtype=torch.int8, device="cuda")
     got = billhook.gemm(a, one.pack(), token_scales=torch.ones(1, device="cuda"))
-    ref = reference.gemm(host(a), exact(one))
-    check(got, ref, k, S8, "largest codes")
+    check(got, reference.gemm(host(a), exact(one)), k, S8, what="largest codes", group=group)
 
 
-@on_sm90
 @each_type
-def test_chosen_kernels_serve_every_row_count_and_graphs(dtype: Any) -> None:
+@pytest.mark.parametrize("group", [-1, 128])
+def test_chosen_kernels_serve_every_row_count_and_graphs(dtype: Any, group: int) -> None:
     k, n = 512, 256
-    one = drawn(k, n, torch.float16)
+    one = drawn(k, n, torch.float16, group=group)
     weight, right = one.pack(), exact(one)
-    for m in (1, 64, 65, 513):
+    for m in (1, 16, 17, 64, 65, 513):
         a, scales = billhook.quantize_activations(torch.randn(m, k, device="cuda"), dtype)
         got = billhook.gemm(a, weight, token_scales=scales)
-        check(got, reference.gemm(numbers(a, scales), right), k, DTYPES[dtype], f"m={m}")
+        check(got, reference.gemm(numbers(a, scales), right), k, DTYPES[dtype], what=f"m={m}", group=group)
         graph, captured = torch.cuda.CUDAGraph(), torch.empty_like(got)
         with torch.cuda.graph(graph):
             billhook.gemm(a, weight, token_scales=scales, out=captured)
@@ -172,24 +226,24 @@ def test_the_documented_operator_takes_float32_channel_scales(dtype: Any) -> Non
         a, b, "uint4b8", torch.float16, b_channel_scales=channels, a_token_scales=scales
     )
     ref = reference.gemm(numbers(a, scales), host(codes - 8) * host(channels))
-    check(got, ref, k, DTYPES[dtype], "machete_mm")
+    check(got, ref, k, DTYPES[dtype], what="machete_mm")
 
 
-@each_type
-def test_quantizing_gives_the_numbers_of_the_cpu(dtype: Any) -> None:
+@pytest.mark.parametrize("narrow", DTYPES)
+def test_quantizing_gives_the_numbers_of_the_cpu(narrow: Any) -> None:
     x = torch.randn(37, 1000)
     x[3] = 0
     for got, want in zip(
-        billhook.quantize_activations(x.cuda(), dtype), billhook.quantize_activations(x, dtype), strict=True
+        billhook.quantize_activations(x.cuda(), narrow), billhook.quantize_activations(x, narrow), strict=True
     ):
         assert torch.equal(got.cpu().view(torch.uint8), want.view(torch.uint8))
 
 
 @pytest.mark.skipif(
-    torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0), reason="this GPU has wgmma"
+    torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9),
+    reason="this GPU multiplies e4m3",
 )
-@each_type
-def test_other_gpus_are_refused_in_words(dtype: Any) -> None:
-    a, scales = billhook.quantize_activations(torch.randn(3, 64, device="cuda"), dtype)
-    with pytest.raises(UnsupportedError, match=r"9\.0a"):
+def test_e4m3_is_refused_in_words_before_8_9() -> None:
+    a, scales = billhook.quantize_activations(torch.randn(3, 64, device="cuda"), torch.float8_e4m3fn)
+    with pytest.raises(UnsupportedError, match=r"8\.9 or later"):
         billhook.gemm(a, drawn(64, 64, torch.float16).pack(), token_scales=scales)
