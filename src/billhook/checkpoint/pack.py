@@ -15,6 +15,7 @@ import msgspec
 from ..dtypes import DType
 from ..errors import ConfigError, StorageError, UnsupportedError
 from ..formats import host
+from ..formats.elements import numpy_dtype
 from ..models import MODELOPT_FILE, activations_type, read_dtype
 from .fill import Contents, Pack, Report, fill, group_files, list_files, plan_tensors
 from .folder import CONFIG, INDEX, MANIFEST
@@ -149,6 +150,8 @@ def _finish(source: Source, out: Path, act: DType, files: Mapping[str, Contents]
     places, size = list_files(files, act)
     write_durable(out / INDEX, _encode({"metadata": {"total_size": size}, "weight_map": places}))
     config = dict(source.checkpoint.config.data)
+    said = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
+    config |= dict.fromkeys(said, numpy_dtype(act).name)  # for planners: what it was packed for
     config["quantization_config"] = write_section(source.modules, act, source.declared.fields.data)
     write_durable(out / CONFIG, _encode(config))
     return size

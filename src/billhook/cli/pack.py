@@ -66,9 +66,10 @@ def command(
 
         click.echo(msgspec.json.format(msgspec.json.encode(done), indent=2).decode())
         return
+    files = done.written + done.kept
     kept = f", {done.kept} kept from an earlier run" if done.kept else ""
     click.echo(
-        f"{out}: {done.modules} GEMMs in {done.written + done.kept} files{kept}; "
+        f"{out}: {done.modules} GEMMs in {files} file{'s' * (files > 1)}{kept}; "
         f"{done.before / 1e6:.1f} MB packed into {done.after / 1e6:.1f} MB, {seconds:.1f} s"
     )
     for note in done.notes:

@@ -73,6 +73,16 @@ def test_the_planner_reads_a_packed_folder_as_the_checkpoint(tmp_path: Path) -> 
         ]
 
 
+@pytest.mark.parametrize("said", ["dtype", "torch_dtype", ""])
+def test_the_planner_reads_what_a_folder_was_packed_for(tmp_path: Path, said: str) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    config = {key: value for key, value in SMALL.items() if key != "torch_dtype"}
+    write_model(folder, config | ({said: "bfloat16"} if said else {}), gptq_config(), gptq())
+    pack_checkpoint(folder, tmp_path / "out", F16)
+    assert {one.types for one in layers(load_model(tmp_path / "out"))} == {"f16_u4b8_f16_f16"}
+
+
 def test_keeps_biases_and_orders(tmp_path: Path) -> None:
     def encode(rng: encoded.Rng, n: int, k: int) -> encoded.Encoded:
         one = gptq(order=np.random.default_rng(k).permutation(k))(rng, n, k)
