@@ -1,4 +1,4 @@
-"""Launch kernels: grids, arguments, and programmatic dependent launch.
+"""Launch kernels: arguments, and programmatic dependent launch. `gemm.py` launches GEMMs.
 
 What does not change from call to call is made once: launch descriptions per (kernel,
 grid, stream), argument blocks per thread. The driver copies arguments during the call.
@@ -11,12 +11,8 @@ import struct
 import threading
 from typing import Any
 
-from .. import families
-from . import cuda, params
-from .loader import GemmKernel, LoadedKernel
-from .tensor_map import SIZE as TENSOR_MAP_SIZE
-from .tensor_map import Matrix, tensor_map
-from .workspace import workspace
+from . import cuda
+from .loader import LoadedKernel
 
 ROUTE_THREADS = 1024  # kThreads of cuda/billhook/kernel/route.cuh
 MAX_EXPERTS = 1024  # kMaxExperts of the same
@@ -29,124 +25,20 @@ _CHUNK = 16  # bytes that a thread copies at a time
 
 
 class _Arguments(threading.local):
-    """Memory for the arguments of this thread's next launch, and the array of pointers to them.
-
-    A kernel reads as many pointers as it has arguments: those without a tensor map leave it alone.
-    """
+    """Memory for the arguments of this thread's next launch, and the array of pointers to them."""
 
     def __init__(self) -> None:
-        self.gemm = ctypes.create_string_buffer(params.LAYOUT.size)
-        self.tensor_map = ctypes.create_string_buffer(TENSOR_MAP_SIZE)
         self.route = ctypes.create_string_buffer(_ROUTE_LAYOUT.size)
         self.group = ctypes.create_string_buffer(GROUP_LAYOUT.size)
-        gemm, route = ctypes.addressof(self.gemm), ctypes.addressof(self.route)
+        route = ctypes.addressof(self.route)
         self._arrays = (
-            (ctypes.c_void_p * 2)(gemm, ctypes.addressof(self.tensor_map)),
             (ctypes.c_void_p * len(_ROUTE_OFFSETS))(*(route + offset for offset in _ROUTE_OFFSETS)),
             (ctypes.c_void_p * 1)(ctypes.addressof(self.group)),
         )
-        self.gemm_pointers, self.route_pointers, self.group_pointers = map(ctypes.addressof, self._arrays)
+        self.route_pointers, self.group_pointers = map(ctypes.addressof, self._arrays)
 
 
 _arguments = _Arguments()
-
-
-def grid(gemm: GemmKernel, tiles_m: int, strips: int, blocks: int, split_k: bool) -> int:
-    """Return how many CTAs share the work, in whole clusters: as many as run at once, or as there are pieces.
-
-    Args:
-        gemm: The kernel.
-        tiles_m: Tiles along m.
-        strips: Strips of 64 output features.
-        blocks: Blocks of 64 input features.
-        split_k: Whether CTAs may share an output tile: then one stage is a piece, else one tile.
-    """
-    tile, kernel = gemm.config.tile, gemm.kernel
-    tiles = tiles_m * -(-strips // (tile.strips * tile.cluster))
-    stages = tiles * -(-blocks // tile.blocks)
-    per_sm = families.ctas_per_sm(stages, kernel.sms, kernel.ctas_per_sm)
-    return min(stages if split_k else tiles, per_sm * kernel.sms // tile.cluster) * tile.cluster
-
-
-def launch_gemm(
-    gemm: GemmKernel,
-    stream: int,
-    capturing: bool,
-    tiles_m: int,
-    *,
-    a: int,
-    codes: int,
-    scales: int,
-    bias: int,
-    d: int,
-    m: int,
-    n: int,
-    k: int,
-    lda: int,
-    ldd: int,
-    groups: int,
-    split_k: bool,
-    zeros: int = 0,
-    channel_scales: int = 0,
-    token_scales: int = 0,
-    global_scales: int = 0,
-    sorted_token_ids: int = 0,
-    expert_ids: int = 0,
-    num_tokens_padded: int = 0,
-    topk_weights: int = 0,
-    top_k: int = 1,
-) -> None:
-    """Launch a GEMM; `cuda/billhook/problem/params.cuh` explains the arguments (addresses and numbers).
-
-    Args:
-        gemm: The kernel.
-        stream: Stream handle.
-        capturing: Whether the stream is being captured into a CUDA graph.
-        tiles_m: Tiles along m, for MoE the most there can be; if the kernel is for grouped rows, `a` has
-            as many tiles of rows.
-
-    Raises:
-        CudaError: The driver refused.
-    """
-    kernel = gemm.kernel
-    strips, blocks = -(-n // 64), -(-k // 64)
-    ctas = grid(gemm, tiles_m, strips, blocks, split_k)
-    partials = workspace(kernel.device, stream, capturing, families.workspace(gemm.config, ctas))
-    params.pack_into(
-        _arguments.gemm,
-        0,
-        a,
-        codes,
-        scales,
-        zeros,
-        channel_scales,
-        token_scales,
-        global_scales,
-        bias,
-        d,
-        partials,
-        sorted_token_ids,
-        expert_ids,
-        num_tokens_padded,
-        topk_weights,
-        m,
-        n,
-        k,
-        lda,
-        ldd,
-        strips,
-        blocks,
-        groups,
-        top_k,
-        split_k,
-    )
-    if families.takes_tensor_map(gemm.config):
-        tile = gemm.config.tile
-        rows = tiles_m * tile.tile_m if gemm.config.grouped else m
-        matrix = Matrix(gemm.config.types.a.name, a, rows=rows, features=k, stride=lda)
-        encoded = tensor_map(matrix, tile.tile_m // tile.cluster)
-        ctypes.memmove(_arguments.tensor_map, encoded, TENSOR_MAP_SIZE)
-    launch_kernel(kernel, ctas, stream, _arguments.gemm_pointers)
 
 
 def launch_route(
@@ -248,10 +140,25 @@ def launch_kernel(kernel: LoadedKernel, ctas: int, stream: int, pointers: int) -
     Raises:
         CudaError: The driver refused; the message names the kernel.
     """
-    cuda.bind_thread(kernel.device)
     description = kernel.launches.get((ctas, stream))
     if description is None:
         description = kernel.launches[ctas, stream] = describe(kernel, ctas, stream)
+    launch_described(kernel, ctas, description, pointers)
+
+
+def launch_described(kernel: LoadedKernel, ctas: int, description: Any, pointers: int) -> None:
+    """Launch a kernel as `describe` says.
+
+    Args:
+        kernel: The kernel.
+        ctas: CTAs of the grid.
+        description: Of this launch.
+        pointers: As in `launch_kernel`.
+
+    Raises:
+        CudaError: The driver refused; the message names the kernel.
+    """
+    cuda.bind_thread(kernel.device)
     (status,) = cuda.driver().cuLaunchKernelEx(description, kernel.function, pointers, 0)
     if status != 0:
         error = cuda.refusal("cuLaunchKernelEx", status)

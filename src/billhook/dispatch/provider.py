@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Hashable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..build.bundle import Bundle
 from ..config import GemmTypes, KernelConfig, Problem
@@ -74,6 +75,7 @@ class Kernels:
 
     def __init__(self, source: Source) -> None:
         self.source = source
+        self.calls: dict[tuple[Hashable, ...], Any] = {}  # what operators prepared with these kernels
         self._chosen: dict[Request, GemmKernel] = {}
         self._gemms: dict[tuple[int, KernelConfig], GemmKernel] = {}
         self._support: dict[tuple[int, str], LoadedKernel] = {}

@@ -1,13 +1,13 @@
 """Tensor maps: what the Tensor Memory Accelerator (TMA) of SM90 must know of activations.
 
 One is 128 bytes, made by the driver from address, extents and box, and passed to the
-kernel by value. Making one takes microseconds, so those in use are kept.
+kernel by value. Making one takes microseconds, so whoever launches keeps it.
 """
 
 from __future__ import annotations
 
 import ctypes
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 from ..dtypes import ALL
@@ -16,7 +16,6 @@ from . import cuda
 
 SIZE = 128
 _ALIGNMENT = 64  # CUtensorMap's
-_MOST_KEPT = 4096
 # Source: CUDA Driver API, "Tensor Map Object Management": CUtensorMapDataType and the enumerations after it.
 _TYPES = {"f16": 6, "bf16": 9, "e4m3fn": 0, "s8": 0}  # bytes are bytes to it
 _NO_INTERLEAVE, _SWIZZLE_128B, _L2_PROMOTION_256B, _FILL_ZEROS = 0, 3, 3, 0
@@ -41,8 +40,15 @@ class Matrix(NamedTuple):
     stride: int
 
 
-@lru_cache(maxsize=_MOST_KEPT)
-def tensor_map(matrix: Matrix, box_rows: int) -> bytes:
+class TensorMap:
+    """A tensor map in the host's memory, at `address` for as long as this lives."""
+
+    def __init__(self) -> None:
+        self._memory = ctypes.create_string_buffer(SIZE + _ALIGNMENT)
+        self.address = -(-ctypes.addressof(self._memory) // _ALIGNMENT) * _ALIGNMENT
+
+
+def tensor_map(matrix: Matrix, box_rows: int) -> TensorMap:
     """Return the tensor map by which boxes of 128 bytes a row come into shared memory as wgmma reads them.
 
     Args:
@@ -52,11 +58,10 @@ def tensor_map(matrix: Matrix, box_rows: int) -> bytes:
     Raises:
         CudaError: The driver refused.
     """
-    memory = ctypes.create_string_buffer(SIZE + _ALIGNMENT)
-    at = -(-ctypes.addressof(memory) // _ALIGNMENT) * _ALIGNMENT
+    made = TensorMap()
     element_bytes = ALL[matrix.element].bits // 8
     status = _encoder()(
-        ctypes.c_void_p(at),
+        ctypes.c_void_p(made.address),
         _TYPES[matrix.element],
         2,
         ctypes.c_void_p(matrix.address),
@@ -75,7 +80,7 @@ def tensor_map(matrix: Matrix, box_rows: int) -> bytes:
             f"{matrix.element} activations at {matrix.address:#x}, {matrix.stride} elements between rows; "
             "address and rows must be aligned to 16 bytes"
         )
-    return ctypes.string_at(at, SIZE)
+    return made
 
 
 @cache

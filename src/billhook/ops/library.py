@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import torch
 
 from ..dispatch.routing import capacity
-from . import checks, on_cpu, on_cuda
+from . import on_cpu, on_cuda
 from .arguments import Gemm, MoeGemm, MoeGemmTopk
+from .tensors import current_device, stands_alone
 
 _WEIGHT = "Tensor a, Tensor codes, Tensor scales, int n, int group_size, str format"
 _OPTIONS = (
@@ -34,62 +34,15 @@ _SCHEMAS = (
 _library = torch.library.Library("billhook", "DEF")
 
 
-def _implementations(device: ModuleType) -> dict[str, Callable[..., Any]]:
-    """Return operator -> function, checking arguments and allocating results around a device's own part."""
-
-    def gemm(*arguments: Any) -> torch.Tensor:
-        p = Gemm(*arguments)
-        checks.check_gemm(p)
-        out = p.a.new_empty((p.rows, p.n), dtype=p.output)
-        device.gemm_out(p, out)
-        return out
-
-    def gemm_out(out: torch.Tensor, *arguments: Any) -> None:
-        p = Gemm(*arguments)
-        checks.check_gemm(p)
-        checks.check_output(p, out)
-        device.gemm_out(p, out)
-
-    def moe_gemm(*arguments: Any) -> torch.Tensor:
-        p = MoeGemm(*arguments)
-        checks.check_moe_gemm(p)
-        out = p.a.new_empty((p.rows, p.n), dtype=p.output)
-        device.moe_gemm_out(p, out)
-        return out
-
-    def moe_gemm_out(out: torch.Tensor, *arguments: Any) -> None:
-        p = MoeGemm(*arguments)
-        checks.check_moe_gemm(p)
-        checks.check_output(p, out)
-        device.moe_gemm_out(p, out)
-
-    def moe_gemm_topk(*arguments: Any) -> torch.Tensor:
-        p = MoeGemmTopk(*arguments)
-        checks.check_topk(p)
-        return moe_gemm(*device.routed(p))
-
-    def route(topk_ids: torch.Tensor, num_experts: int, block_m: int) -> Any:
-        checks.check_topk_ids(topk_ids, num_experts, block_m)
-        return device.route(topk_ids, num_experts, block_m)
-
-    return {
-        "gemm": gemm,
-        "gemm_out": gemm_out,
-        "moe_gemm": moe_gemm,
-        "moe_gemm_out": moe_gemm_out,
-        "moe_gemm_topk": moe_gemm_topk,
-        "route": route,
-    }
-
-
 def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
     """Run on the GPU of the first argument, whichever is current; the checks refuse one on the CPU."""
 
-    def run(first: torch.Tensor, *rest: Any) -> Any:
-        if not first.is_cuda or first.device.index == torch.cuda.current_device():
-            return function(first, *rest)
-        with torch.cuda.device(first.device):
-            return function(first, *rest)
+    def run(*arguments: Any) -> Any:
+        device = arguments[0].get_device()
+        if device < 0 or device == current_device():
+            return function(*arguments)
+        with torch.cuda.device(device):
+            return function(*arguments)
 
     return run
 
@@ -132,13 +85,26 @@ _FAKES: dict[str, Callable[..., Any]] = {
 def _register() -> Any:
     for schema in _SCHEMAS:
         _library.define(schema, tags=(torch.Tag.needs_fixed_stride_order,))
-    for name, function in _implementations(on_cpu).items():
-        _library.impl(name, function, "CPU")
-    for name, function in _implementations(on_cuda).items():
-        _library.impl(name, _guarded(function), "CUDA")
     for name, function in _FAKES.items():
+        _library.impl(name, getattr(on_cpu, name), "CPU")
+        _library.impl(name, _guarded(getattr(on_cuda, name)), "CUDA")
         torch.library.register_fake(f"billhook::{name}", function, lib=_library)
     return torch.ops.billhook
 
 
 operators = _register()
+
+
+def _shortened(name: str) -> Callable[..., Any]:
+    """Return an operator as a function that leaves torch's dispatcher out where it has nothing to do."""
+    operator, function = getattr(operators, name).default, _guarded(getattr(on_cuda, name))
+
+    def call(*arguments: Any) -> Any:
+        first, second, *_ = arguments
+        return (function if first.is_cuda and stands_alone(first, second) else operator)(*arguments)
+
+    return call
+
+
+gemm, gemm_out = _shortened("gemm"), _shortened("gemm_out")
+moe_gemm, moe_gemm_out, moe_gemm_topk = map(_shortened, ("moe_gemm", "moe_gemm_out", "moe_gemm_topk"))

@@ -1,4 +1,4 @@
-"""The operators on CPU tensors, computed in float32 and rounded once. Arguments are checked before."""
+"""The operators on CPU tensors, computed in float32 and rounded once."""
 
 from __future__ import annotations
 
@@ -11,33 +11,50 @@ import torch
 from ..dispatch import routing
 from ..formats import host
 from ..formats.packed import PackedArrays
+from . import checks
 from .arguments import Gemm, MoeGemm, MoeGemmTopk
 from .tensors import from_numpy, to_numpy
 
 
-def gemm_out(p: Gemm, out: torch.Tensor) -> None:
+def gemm(*arguments: Any) -> torch.Tensor:
     """Compute a dense GEMM."""
-    result = _activations(p) @ _weight(p)
-    out.copy_(result if p.bias is None else result + p.bias.float())
+    p = Gemm(*arguments)
+    checks.check_gemm(p)
+    out = p.a.new_empty((p.rows, p.n), dtype=p.output)
+    _multiply(p, out)
+    return out
 
 
-def moe_gemm_out(p: MoeGemm, out: torch.Tensor) -> None:
+def gemm_out(out: torch.Tensor, *arguments: Any) -> None:
+    """Compute a dense GEMM into `out`."""
+    p = Gemm(*arguments)
+    checks.check_gemm(p)
+    checks.check_output(p, out)
+    _multiply(p, out)
+
+
+def moe_gemm(*arguments: Any) -> torch.Tensor:
     """Compute an MoE GEMM with a given routing."""
-    result = torch.zeros(p.rows, p.n)
-    blocks = int(p.num_tokens_padded) // p.block_m
-    experts = p.expert_ids[:blocks].repeat_interleave(p.block_m)
-    ids = p.sorted_token_ids[: blocks * p.block_m].long()
-    activations = _activations(p)
-    for expert in experts.unique().tolist():
-        mine = ids[(experts == expert) & (ids < p.rows)]
-        product = activations[mine // p.top_k] @ _weight(p, expert)
-        result[mine] = product if p.bias is None else product + p.bias.view(-1, p.n)[expert].float()
-    out.copy_(result if p.topk_weights is None else result * p.topk_weights.reshape(-1, 1))
+    p = MoeGemm(*arguments)
+    checks.check_moe_gemm(p)
+    out = p.a.new_empty((p.rows, p.n), dtype=p.output)
+    _multiply_experts(p, out)
+    return out
 
 
-def routed(p: MoeGemmTopk) -> MoeGemm:
-    """Route in blocks of one row."""
-    return p.routed(route(p.topk_ids, int(p.codes.shape[0]), block_m=1), block_m=1)
+def moe_gemm_out(out: torch.Tensor, *arguments: Any) -> None:
+    """Compute an MoE GEMM with a given routing into `out`."""
+    p = MoeGemm(*arguments)
+    checks.check_moe_gemm(p)
+    checks.check_output(p, out)
+    _multiply_experts(p, out)
+
+
+def moe_gemm_topk(*arguments: Any) -> torch.Tensor:
+    """Route in blocks of one row, and compute an MoE GEMM."""
+    p = MoeGemmTopk(*arguments)
+    checks.check_topk(p)
+    return moe_gemm(*p.routed(_route(p.topk_ids, int(p.codes.shape[0]), block_m=1), block_m=1))
 
 
 def route(
@@ -53,6 +70,31 @@ def route(
     Returns:
         sorted_token_ids, expert_ids and num_tokens_padded, as in `operators.Routing`.
     """
+    checks.check_topk_ids(topk_ids, num_experts, block_m)
+    return _route(topk_ids, num_experts, block_m)
+
+
+def _multiply(p: Gemm, out: torch.Tensor) -> None:
+    result = _activations(p) @ _weight(p)
+    out.copy_(result if p.bias is None else result + p.bias.float())
+
+
+def _multiply_experts(p: MoeGemm, out: torch.Tensor) -> None:
+    result = torch.zeros(p.rows, p.n)
+    blocks = int(p.num_tokens_padded) // p.block_m
+    experts = p.expert_ids[:blocks].repeat_interleave(p.block_m)
+    ids = p.sorted_token_ids[: blocks * p.block_m].long()
+    activations = _activations(p)
+    for expert in experts.unique().tolist():
+        mine = ids[(experts == expert) & (ids < p.rows)]
+        product = activations[mine // p.top_k] @ _weight(p, expert)
+        result[mine] = product if p.bias is None else product + p.bias.view(-1, p.n)[expert].float()
+    out.copy_(result if p.topk_weights is None else result * p.topk_weights.reshape(-1, 1))
+
+
+def _route(
+    topk_ids: torch.Tensor, num_experts: int, block_m: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     rows = topk_ids.numel()
     blocks = routing.capacity(rows, num_experts, block_m)
     token_ids, experts, length = routing.route(topk_ids.numpy(), num_experts, block_m)

@@ -2,8 +2,10 @@
 
 They call the operators of `torch.ops.billhook`: on CUDA tensors a kernel is launched
 on the current stream, on CPU tensors a float32 reference answers. All can be captured
-into CUDA graphs and traced by torch.compile. The kernel is chosen by the bundle's
-dispatch table or the catalog's rules; `config` overrides that.
+into CUDA graphs and traced by torch.compile. With gradients off, torch's dispatcher is
+left out where it would do nothing but pass the arguments on; its profiler then sees the
+kernel alone. The kernel is chosen by the bundle's dispatch table or the catalog's rules;
+`config` overrides that.
 """
 
 from __future__ import annotations
@@ -86,8 +88,8 @@ def gemm(
     scales = (_token_scales(token_scales, a), channel_scales)
     arguments = (*_weight(a, weight), *_options(weight, bias, split_k, config, scales))
     if out is None:
-        return library.operators.gemm.default(*arguments)
-    library.operators.gemm_out.default(out, *arguments)
+        return library.gemm(*arguments)
+    library.gemm_out(out, *arguments)
     return out
 
 
@@ -136,7 +138,7 @@ def moe_gemm(
     if not isinstance(routing, Routing):
         if out is not None:
             raise InputError("out needs a Routing; call billhook.route first")
-        return library.operators.moe_gemm_topk.default(*head, routing, topk_weights, *options)
+        return library.moe_gemm_topk(*head, routing, topk_weights, *options)
     if routing.num_experts != weight.num_experts:
         raise InputError(f"routing is for {routing.num_experts} experts, the weight has {weight.num_experts}")
     tokens = routing.rows // routing.top_k
@@ -149,8 +151,8 @@ def moe_gemm(
     sorting = (routing.sorted_token_ids, routing.expert_ids, routing.num_tokens_padded)
     arguments = (*head, top_k, *sorting, routing.block_m, routing.complete, topk_weights, *options)
     if out is None:
-        return library.operators.moe_gemm.default(*arguments)
-    library.operators.moe_gemm_out.default(out, *arguments)
+        return library.moe_gemm(*arguments)
+    library.moe_gemm_out(out, *arguments)
     return out
 
 
@@ -237,7 +239,7 @@ def _options(
     config: KernelConfig | str | None,
     scales: tuple[torch.Tensor | None, torch.Tensor | None],
 ) -> tuple[Any, ...]:
-    """Return the arguments that every operator takes last, none if all of them have their defaults.
+    """Return the arguments that every operator takes last, but for defaults at their end.
 
     Args:
         weight: The packed weight.
@@ -247,9 +249,10 @@ def _options(
         scales: Those of tokens, one for each row of A, and those of channels.
     """
     zeros, global_scales = weight.zeros, weight.global_scales
-    name = config.name if isinstance(config, KernelConfig) else config or ""
-    scaled = any(one is not None for one in scales)
-    if zeros is None and global_scales is None and bias is None and split_k and not name and not scaled:
+    for_tokens, for_channels = scales
+    if for_tokens is not None or for_channels is not None or not split_k or config is not None:
+        name = config.name if isinstance(config, KernelConfig) else config or ""
+        return (zeros, global_scales, bias, split_k, name, *scales)
+    if zeros is None and global_scales is None and bias is None:
         return ()
-    options = (zeros, global_scales, bias, split_k, name)
-    return (*options, *scales) if scaled else options
+    return (zeros, global_scales, bias)

@@ -57,6 +57,28 @@ def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view(torch.uint8) if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
 
 
+def stands_alone(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Tell whether torch's dispatcher would do nothing for a call but find the function of the device.
+
+    That is so without gradients, tracing, modes and subclasses. It costs ten times as much as to ask.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and not torch.is_grad_enabled()
+        and not torch.jit.is_tracing()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._len_torch_function_stack() == 0
+        and torch._C._functorch.maybe_current_level() is None
+        and type(a) is torch.Tensor
+        and type(b) is torch.Tensor
+    )
+
+
+def current_device() -> int:
+    """As torch.cuda.current_device(), where there is a CUDA tensor: without asking whether CUDA is in use."""
+    return int(torch._C._cuda_getDevice())
+
+
 def current_stream(device: int) -> int:
     """As torch.cuda.current_stream(device).cuda_stream, without a microsecond for making a Stream."""
     return int(torch._C._cuda_getCurrentRawStream(device))

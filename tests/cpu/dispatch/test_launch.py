@@ -10,6 +10,8 @@ import pytest
 
 from billhook.config import KernelConfig, parse_name
 from billhook.dispatch import cuda, launch, params, tensor_map, workspace
+from billhook.dispatch import gemm as gemms
+from billhook.dispatch.gemm import GemmLaunch
 from billhook.dispatch.loader import GemmKernel, LoadedKernel
 from billhook.errors import CudaError
 from billhook.families import threads
@@ -80,10 +82,13 @@ def kernel(
 def start(
     gemm: GemmKernel, *, tiles_m: int = 3, split_k: bool = True, stream: int = 5, capturing: bool = False
 ) -> None:
-    launch.launch_gemm(
-        gemm, stream, capturing, tiles_m,
-        a=A, codes=CODES, scales=SCALES, bias=0, d=D, m=M, n=N, k=K, lda=K, ldd=N, groups=9, split_k=split_k,
-    )  # fmt: skip
+    prepare(gemm, tiles_m=tiles_m, split_k=split_k).start(
+        stream, capturing, a=A, codes=CODES, scales=SCALES, d=D
+    )
+
+
+def prepare(gemm: GemmKernel, *, tiles_m: int = 3, split_k: bool = True) -> GemmLaunch:
+    return GemmLaunch(gemm, tiles_m, m=M, n=N, k=K, lda=K, ldd=N, groups=9, split_k=split_k)
 
 
 def test_the_arguments_arrive_in_the_order_of_the_struct(driver: Listener) -> None:
@@ -121,12 +126,26 @@ def test_only_kernels_that_wait_themselves_overlap_the_one_before(driver: Listen
 
 
 def test_a_launch_description_is_made_once(driver: Listener) -> None:
-    gemm = kernel()
-    start(gemm)
-    start(gemm)
-    assert driver.launched[0][0] is driver.launched[1][0]
-    start(gemm, stream=6)
-    assert driver.launched[2][0] is not driver.launched[0][0]
+    prepared = prepare(kernel())
+    for stream in (5, 5, 6):
+        prepared.start(stream, False, a=A, codes=CODES, scales=SCALES, d=D)
+    first, second, other = (description for description, _ in driver.launched)
+    assert first is second
+    assert (first.hStream, other.hStream) == (5, 6)
+
+
+def test_a_start_sends_the_addresses_of_its_own_call(driver: Listener) -> None:
+    prepared = prepare(kernel())
+    prepared.start(5, False, a=A, codes=CODES, scales=SCALES, d=D, bias=0x5000, token_scales=0x6000)
+    prepared.start(5, False, a=A + 16, codes=CODES, scales=SCALES, d=D + 16)
+    sent = [
+        dict(zip((*params.POINTERS, *params.NUMBERS), params.LAYOUT.unpack(packed), strict=True))
+        for _, packed in driver.launched
+    ]
+    assert [(one["a"], one["d"], one["bias"], one["token_scales"]) for one in sent] == [
+        (A, D, 0x5000, 0x6000),
+        (A + 16, D + 16, 0, 0),
+    ]
 
 
 def test_streams_and_captures_have_workspaces_of_their_own(driver: Listener) -> None:
@@ -162,13 +181,38 @@ def test_a_tensor_map_spans_the_rows_that_a_kernel_is_given(
 ) -> None:
     asked: list[tuple[tensor_map.Matrix, int]] = []
 
-    def encode(matrix: tensor_map.Matrix, box_rows: int) -> bytes:
+    def encode(matrix: tensor_map.Matrix, box_rows: int) -> tensor_map.TensorMap:
         asked.append((matrix, box_rows))
-        return bytes(tensor_map.SIZE)
+        return tensor_map.TensorMap()
 
-    monkeypatch.setattr(launch, "tensor_map", encode)
+    monkeypatch.setattr(gemms, "tensor_map", encode)
     start(kernel(config=config), tiles_m=3)
     assert asked == [(tensor_map.Matrix("bf16", A, rows=rows, features=K, stride=K), 128)]
+
+
+def test_tensor_maps_are_made_once_for_each_address(
+    driver: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel's second argument is the map of A, whichever thread or call had the array before."""
+    made: dict[int, tensor_map.TensorMap] = {}
+    sent: list[int | None] = []
+
+    def encode(matrix: tensor_map.Matrix, box_rows: int) -> tensor_map.TensorMap:
+        assert matrix.address not in made
+        made[matrix.address] = tensor_map.TensorMap()
+        return made[matrix.address]
+
+    def listen(description: Any, function: Any, pointers: int, extra: int) -> tuple[int]:
+        sent.append((ctypes.c_void_p * 2).from_address(pointers)[1])
+        return (0,)
+
+    monkeypatch.setattr(gemms, "tensor_map", encode)
+    monkeypatch.setattr(driver, "cuLaunchKernelEx", listen, raising=False)
+    prepared = prepare(kernel(config=DENSE))
+    for address in (A, A + 256, A):
+        prepared.start(5, False, a=address, codes=CODES, scales=SCALES, d=D)
+    assert sent == [made[A].address, made[A + 256].address, made[A].address]
+    assert all(address is not None and address % 64 == 0 for address in sent)
 
 
 def test_grouping_gets_its_arguments_in_the_order_of_the_struct(driver: Listener) -> None:

@@ -21,7 +21,8 @@ from billhook import arch
 from billhook.build.headers import included_headers
 from billhook.cli import main
 from billhook.config import Problem, parse_types
-from billhook.dispatch.launch import GROUP_CTAS_PER_SM, GROUP_THREADS, MAX_EXPERTS, ROUTE_THREADS, grid
+from billhook.dispatch.gemm import grid
+from billhook.dispatch.launch import GROUP_CTAS_PER_SM, GROUP_THREADS, MAX_EXPERTS, ROUTE_THREADS
 from billhook.dispatch.loader import GemmKernel
 from billhook.dtypes import ALL, BF16, E2M1F, E4M3FN, E8M0FNU, F16, S8, U4, U4B8, U8, U8B128, VOID, DType
 from billhook.emit.cpp import HOST, TYPES, emit_cpp, kernel_sources
