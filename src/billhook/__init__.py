@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .errors import ToolchainError
+
 if TYPE_CHECKING:
     from . import nn
     from .dispatch.provider import use_bundle, use_rules
@@ -56,6 +58,7 @@ __all__ = [
 
 _ELSEWHERE = {  # the others: ".ops"
     "load": ".nn",
+    "nn": ".nn",
     "quantize_model": ".nn",
     "use_bundle": ".dispatch.provider",
     "use_rules": ".dispatch.provider",
@@ -66,8 +69,13 @@ def __getattr__(name: str) -> Any:
     """Import what needs torch or CUDA when it is first asked for, so that commands start quickly without."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name == "nn":
-        return importlib.import_module(".nn", __name__)
-    module = importlib.import_module(_ELSEWHERE.get(name, ".ops"), __name__)
-    value = globals()[name] = getattr(module, name)
+    try:
+        module = importlib.import_module(_ELSEWHERE.get(name, ".ops"), __name__)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ToolchainError(
+            f"billhook.{name} needs torch, which is not installed: pip install 'billhook[cuda,torch]'"
+        ) from error
+    value = globals()[name] = module if name == "nn" else getattr(module, name)
     return value
