@@ -49,6 +49,7 @@ uint32_t element(const void* memory, size_t at, int bits) {
 uint16_t round_to(BillhookType type, double value) {
   const test::Float f = test::float_of(type);
   if (std::isnan(value)) return 0x7fff;
+  if (value == 0) return 0;
   int exponent = 0;
   std::frexp(value, &exponent);
   exponent = std::max(exponent - 1, 1 - f.bias());

@@ -1,5 +1,6 @@
 // The exact result of one output in double, and how far a kernel may be from it: docs/numerics.md, said again in C++.
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -50,11 +51,12 @@ class Bound {
     const Float f = float_of(d_type);
     unit_ = std::ldexp(1, -f.mantissa_bits - 1);
     floor_ = std::ldexp(1, -f.bias() - f.mantissa_bits);  // half the smallest subnormal
-    const int blocks = divide_up(weight.k, kStrip);
+    const int blocks = divide_up(weight.k, kStrip), group = weight.group_size == -1 ? weight.k : weight.group_size;
+    const int scaled = weight.group_size == -1 ? 0 : divide_up(weight.k, std::min(group, kStrip));
     const double steps = is_eight_bit_activation(a_type)
-                             ? 2 * blocks + 6
+                             ? scaled + 2 * blocks + 6
                              : 18 * divide_up(weight.k, 16) + 2 * weight.groups() + blocks + 20;
-    const int cuts = a_type == BILLHOOK_E4M3FN ? divide_up(weight.k, 32) : 0;  // sums that lose 2^-13
+    const int cuts = a_type == BILLHOOK_E4M3FN ? divide_up(std::min(weight.k, group), 32) : 0;  // sums that lose 2^-13
     const double gamma = steps * 0x1p-23 / (1 - steps * 0x1p-23) + cuts * 0x1p-13;
     const double rounding = rounds_weights ? unit_ : 0;
     magnitude_ = (gamma + rounding * (1 + gamma)) * (1 + unit_);
