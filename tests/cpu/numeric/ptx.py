@@ -37,7 +37,8 @@ _FLOATS: dict[str, tuple[int, int, Any]] = {
 def compile_body(body: str) -> str:
     """Return the PTX of a kernel `(const u32* in, u32* out)` with this body."""
     text = (
-        '#include "billhook/numeric/minifloat.cuh"\nusing namespace billhook;\n'
+        '#include "billhook/numeric/minifloat.cuh"\n#include "billhook/numeric/narrow.cuh"\n'
+        "using namespace billhook;\n"
         f'extern "C" __global__ void probe(const u32* in, u32* out) {{\n{body}\n}}\n'
     )
     return compile_text("probe.cu", text, included_headers(text), _ARCH).ptx
@@ -135,10 +136,14 @@ _INSTRUCTIONS: dict[str, Callable[..., Any]] = {
     "mov.u32": lambda a: a,
     "and.b32": np.bitwise_and,
     "or.b32": np.bitwise_or,
+    "xor.b32": np.bitwise_xor,
+    "not.b32": np.invert,
     "shl.b32": np.left_shift,
     "shr.u32": np.right_shift,
     "add.s32": np.add,
     "sub.s32": np.subtract,
+    "mul.lo.s32": np.multiply,
+    "mad.lo.s32": lambda a, b, c: a * b + c,
     "lop3.b32": _lop3,
     "prmt.b32": _prmt,
     "fma.rn.f16x2": _fma("f16x2"),

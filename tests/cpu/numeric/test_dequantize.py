@@ -10,7 +10,7 @@ import pytest
 from cpu.numeric import ptx
 
 from billhook.build.toolchain import find_nvrtc
-from billhook.dtypes import BF16, E2M1F, E4M3FN, F16, U4, U4B8, U8, DType, dtype
+from billhook.dtypes import BF16, E2M1F, E4M3FN, F16, S8, U4, U4B8, U8, U8B128, DType, dtype
 from billhook.errors import ToolchainError
 from billhook.formats import minifloat, pack
 from billhook.weights import FORMATS
@@ -166,3 +166,37 @@ def test_the_model_would_see_a_wrong_constant() -> None:
     inputs = np.zeros((1, 2), np.uint32)
     for compiled, expected in ((right, -8.0), (wrong, -9.0)):
         assert ptx.values(ptx.run(compiled, inputs), "bf16x2").tolist() == [[[expected] * 2] * 4]
+
+
+# Elements of 8 bits stand for a weight's number times this.
+UNITS = {
+    (E4M3FN, U4B8): 1 / 512,
+    (E4M3FN, U4): 1 / 512,
+    (E4M3FN, E2M1F): 1 / 64,
+    (E4M3FN, E4M3FN): 1,
+    (S8, U4B8): 16,
+    (S8, U4): 1,
+    (S8, U8B128): 1,
+}
+
+
+def test_every_format_has_its_8_bit_elements() -> None:
+    formats = FORMATS.values()
+    assert set(UNITS) == {(a, one.weight) for one in formats for a in one.narrow_activations}
+
+
+@pytest.mark.parametrize(("activations", "weight"), UNITS, ids=str)
+def test_every_code_is_an_exact_element_of_8_bits(activations: DType, weight: DType) -> None:
+    """In each byte, beside random codes and, if there are any, under each zero point."""
+    rng, size = np.random.default_rng(5), 2**weight.bits
+    zeros = np.arange(size if weight.zero_point else 1)
+    runs = np.array(list(itertools.product(range(size), zeros, range(4))))
+    codes = rng.integers(0, size, (len(runs), 4)).astype(np.uint8)
+    codes[np.arange(len(runs)), runs[:, 2]] = runs[:, 0]
+    words = [codes.view(np.uint32)[:, 0], runs[:, 1].astype(np.uint32) * np.uint32(0x01010101)]
+    arguments = "in[0], in[1]" if weight.zero_point else "in[0]"
+    body = f"out[0] = Narrow<{activations}, {weight}>::run({arguments});"
+    got = ptx.run(ptx.compile_body(body), np.stack(words, axis=1)).view(np.uint8)
+    numbers = got.view(np.int8) if activations == S8 else minifloat.decode(got, E4M3FN)
+    want = value(weight, codes, runs[:, 1:2].astype(np.float64))
+    np.testing.assert_array_equal(numbers.astype(np.float64), want * UNITS[activations, weight])

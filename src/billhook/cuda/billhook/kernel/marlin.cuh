@@ -90,8 +90,8 @@ struct Config {
   static constexpr i32 ahead = stages - 1;
 
   // 16 warps an SM hide latency best, where they fit; above 24 tokens the sums of a warp need the registers of two, above 16
-  // with zero points and rows to look up, or if e4m3 is multiplied as fp16, as on SM90.
-  static constexpr bool crowded = (has_zeros<Weight> && indexed) || (narrow && !sums_integers<Activation>);
+  // with zero points beside rows to look up or 8-bit activations, or if those become fp16.
+  static constexpr bool crowded = (has_zeros<Weight> && (indexed || narrow)) || widened<Activation>;
   static constexpr i32 resident_warps = tile_m <= (crowded ? 16 : 24) ? 16 : 8;
   static constexpr i32 min_ctas = fitting_ctas(resident_warps > warps ? resident_warps / warps : 1, shared_bytes);
 

@@ -6,6 +6,14 @@
 
 namespace billhook {
 
+// Whether the compiler makes fp16 of both operands, in twice the registers: mma.sync multiplies e4m3 on SM89 and SM120 alone.
+template <class T>
+constexpr bool widened = false;
+#if __CUDA_ARCH__ != 890 && __CUDA_ARCH__ < 1200
+template <>
+constexpr bool widened<e4m3fn> = true;
+#endif
+
 template <>
 __device__ __forceinline__ void mma<e4m3fn>(Accumulator& d, const Fragment& a, u32 b0, u32 b1, const Accumulator& c) {
   asm("mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
