@@ -128,7 +128,7 @@ def _check_narrow(p: Gemm | MoeGemm) -> None:
         raise WeightError("token_scales must be contiguous; use .contiguous()")
     if p.channel_scales is not None:
         features = p.n * (p.experts if isinstance(p, MoeGemm) else 1)
-        _check_extra("channel_scales", p.channel_scales, a, features, torch.float32)
+        _check_extra("channel_scales", p.channel_scales, a, features, torch.float32, alignment=16)
 
 
 def _refuse_types(p: Gemm | MoeGemm) -> None:
@@ -162,11 +162,15 @@ def check_output(p: Gemm | MoeGemm, d: torch.Tensor) -> None:
         raise WeightError(f"out must have dense rows at multiples of 16 bytes (strides {d.stride()})")
 
 
-def _check_extra(name: str, extra: torch.Tensor, like: torch.Tensor, count: int, dtype: torch.dtype) -> None:
+def _check_extra(
+    name: str, extra: torch.Tensor, like: torch.Tensor, count: int, dtype: torch.dtype, *, alignment: int = 8
+) -> None:
     if extra.dtype != dtype or extra.device != like.device or extra.numel() != count:
         raise WeightError(
             f"{name} must hold {count} elements of {dtype} on {like.device} "
             f"(got {tuple(extra.shape)} of {extra.dtype} on {extra.device})"
         )
-    if not extra.is_contiguous() or extra.data_ptr() % 8:
-        raise WeightError(f"{name} must be contiguous and 8-byte aligned; use .contiguous()")
+    if not extra.is_contiguous() or extra.data_ptr() % alignment:
+        raise WeightError(
+            f"{name} must be contiguous and {alignment}-byte aligned; use .contiguous() or .clone()"
+        )

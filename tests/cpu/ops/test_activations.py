@@ -153,6 +153,12 @@ CODES, SCALES = billhook.quantize_activations(WIDE)
         (CODES, {}, {"token_scales": SCALES.half()}, ["float32", "float16"]),
         (CODES, {}, {"token_scales": torch.ones(4, 2)[:, :1]}, ["contiguous"]),
         (CODES, {}, {"token_scales": SCALES, "channel_scales": torch.ones(3)}, ["48 elements", "(3,)"]),
+        (
+            CODES,
+            {},
+            {"token_scales": SCALES, "channel_scales": torch.ones(N + 2)[2:]},
+            ["16-byte", ".clone()"],
+        ),
         (CODES, {}, {"token_scales": SCALES, "bias": torch.ones(N)}, ["bias", "bfloat16"]),
         (CODES, {}, {"token_scales": SCALES, "out": CODES.new_empty(4, N)}, ["out must be torch.bfloat16"]),
     ],
