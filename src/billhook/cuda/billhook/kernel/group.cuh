@@ -1,5 +1,5 @@
 // Groups the activations of an MoE layer by expert: row i of the result is the row of A that sorted_token_ids[i] asks for.
-// So a GEMM can fetch a block of them at once. Rows that pad a block are left as they are. SM80+.
+// So a GEMM can fetch a block of them at once. Rows that pad a block are left as they are. SM75+.
 #pragma once
 #include "billhook/problem/grouping.cuh"
 #include "billhook/ptx/grid.cuh"

@@ -1,5 +1,5 @@
 // Packing of weights on the GPU: from the orders in which checkpoints hold codes and scales to the one that kernels read
-// (docs/layout.md, "Packed weights"). SM80+. `formats/pack.py` does the same, to the bit.
+// (docs/layout.md, "Packed weights"). SM75+. `formats/pack.py` does the same, to the bit.
 //
 // Codes: a CTA takes 128 (n) x 128 (k) of them, through shared memory, where they lie as bytes whatever they came as: four
 // of consecutive k in a word. A `Source` reads global memory in whole sectors of 32 bytes and says which words it holds; the

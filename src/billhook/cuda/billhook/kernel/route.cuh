@@ -1,4 +1,4 @@
-// MoE routing: sorts (token, slot) rows by the expert they visit, in blocks that each belong to one expert. SM80+.
+// MoE routing: sorts (token, slot) rows by the expert they visit, in blocks that each belong to one expert. SM75+.
 //
 // One CTA per expert, and no talk between them: each counts the rows of all experts, so it knows where its own blocks
 // begin, then writes its rows there in ascending order (so the result never depends on timing) and fills its last block
