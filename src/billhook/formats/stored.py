@@ -91,9 +91,15 @@ def _spread(words: npt.NDArray[Any], bits: int) -> npt.NDArray[np.uint8]:
 def _spread_rows(words: npt.NDArray[np.int32], bits: int) -> npt.NDArray[np.uint8]:
     """Return the codes of words along the last axis but one, lowest bits first."""
     *experts, rows, n = words.shape
+    held = np.ascontiguousarray(words).view(np.uint8).reshape(*experts, rows, n, -1)
     codes = np.empty((*experts, rows, _WORD_BITS // bits, n), np.uint8)
-    for place in range(_WORD_BITS // bits):
-        _take(words, bits * place, bits, codes[..., place, :])
+    for place in range(held.shape[-1]):
+        plane = np.ascontiguousarray(held[..., place])  # one byte of each word: numpy is quick with those
+        if bits == 8:
+            codes[..., place, :] = plane
+        else:
+            np.bitwise_and(plane, 15, out=codes[..., 2 * place, :])
+            np.right_shift(plane, 4, out=codes[..., 2 * place + 1, :])
     return codes.reshape(*experts, -1, n)
 
 
@@ -101,10 +107,6 @@ def _spread_awq(words: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8]:
     """Return the 4-bit codes of words along the last axis, each in the column that it belongs to."""
     codes = np.empty((*words.shape, len(AWQ_ORDER)), np.uint8)
     for place, column in enumerate(AWQ_ORDER):
-        _take(words, 4 * place, 4, codes[..., column])
+        nibble = words.view(np.uint32) >> np.uint32(4 * place) & np.uint32(15)
+        np.copyto(codes[..., column], nibble, casting="unsafe")
     return codes.reshape(*words.shape[:-1], -1)
-
-
-def _take(words: npt.NDArray[np.int32], shift: int, bits: int, out: npt.NDArray[np.uint8]) -> None:
-    """Put `bits` bits of each word, from bit `shift` on, into `out`."""
-    np.copyto(out, words.view(np.uint32) >> np.uint32(shift) & np.uint32(2**bits - 1), casting="unsafe")
