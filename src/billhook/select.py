@@ -6,7 +6,7 @@ wins. Nothing here needs a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -117,15 +117,30 @@ def select(problem: Problem, arch: Arch, catalog: Catalog | None = None) -> Choi
         if why is not None:
             raise UnsupportedError(f"no kernel serves {describe(problem)}: {why}")
         reason = "; ".join(
-            [f"{catalog.rules_file} rule {position} ({rule.describe()})"]
-            + [f"rule {i} wants {name}, which {why}" for i, (name, why) in passed.items()]
-            + _shallower(config, shape.tile)
+            [
+                f"{catalog.rules_file} rule {position} ({rule.describe()})",
+                *_tell_passed(passed),
+                *_shallower(config, shape.tile),
+            ]
         )
         return Choice(problem, arch, config, reason, catalog)
     reasons = dict.fromkeys(why for _, why in passed.values())
     raise UnsupportedError(
         f"no kernel serves {describe(problem)} on {arch}: {'; '.join(reasons) or 'no rule matches'}"
     )
+
+
+def _tell_passed(passed: Mapping[int, tuple[str, str]]) -> list[str]:
+    """Tell which rules matched but want tiles that cannot be; those with one reason together."""
+    reasons: dict[str, list[int]] = {}
+    for position, (_, why) in passed.items():
+        reasons.setdefault(why, []).append(position)
+    return [
+        f"rule {first} wants {passed[first][0]}: {why}"
+        if not others
+        else f"rules {', '.join(map(str, [first, *others]))} want other tiles: {why}"
+        for why, (first, *others) in reasons.items()
+    ]
 
 
 def spans(problem: Problem, last: int, arch: Arch, catalog: Catalog | None = None) -> list[Span]:

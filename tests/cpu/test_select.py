@@ -9,6 +9,7 @@ import pytest
 from cpu.strategies import requests
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from billhook.arch import Arch, parse
 from billhook.catalog import Catalog, Shape, deepest, load
@@ -104,8 +105,15 @@ def test_a_tile_that_does_not_fit_gives_way_to_the_next_rule(catalog: Catalog) -
     choice = select(replace(MOE, m=4096), parse("8.6"), catalog)
     assert Shape.of(choice.config).name == "m64n256k128"
     assert "rule 5 (otherwise)" in choice.reason
-    assert "rule 4 wants m64n128k256, which needs" in choice.reason
+    assert "rule 4 wants m64n128k256: needs" in choice.reason
     assert "shared memory" in choice.reason
+
+
+def test_rules_that_are_passed_for_one_reason_are_told_together(catalog: Catalog) -> None:
+    *first, refused, last = catalog.rules
+    twice = structs.replace(catalog, rules=(*first, refused, refused, last))
+    choice = select(replace(MOE, m=4096), parse("8.6"), twice)
+    assert "rules 4, 5 want other tiles: needs" in choice.reason
 
 
 def test_the_reason_tells_a_shallower_pipeline(catalog: Catalog) -> None:

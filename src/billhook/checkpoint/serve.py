@@ -17,8 +17,8 @@ from ..models import (
     Gemm,
     Model,
     WeightFormat,
-    activations_type,
     check_gemm,
+    choose_types,
     gemm_types,
     gemms,
     load_model,
@@ -270,9 +270,10 @@ def _ask(gemm: Gemm, declared: Declared, config: Fields, *, tp: int, act: DType 
         if wanted is None:
             return "not quantized, by the config"
         check_gemm(name, gemm, wanted, tp)
-        types = gemm_types(act or activations_type(config.file, read_dtype(config)), wanted)
+        own, output = choose_types(act, config.file, read_dtype(config))
     except (ConfigError, UnsupportedError) as error:
         return str(error).removeprefix(f"{gemm.modules[0]}: ").removeprefix(f"{name}: ")
+    types = gemm_types(own, wanted, output)
     return Problem(1, gemm.n, gemm.k, types, wanted.group_size, gemm.num_experts, gemm.top_k)
 
 

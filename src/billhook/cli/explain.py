@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import InputError, UnsupportedError
+from .options import ACTIVATIONS
 
 if TYPE_CHECKING:
     from ..arch import Arch
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 @click.option("--k", type=int, help="Input features.")
 @click.option("--format", "weights", help="Weights: u4b8, u4, u8b128, u8, fp8, mxfp8 ...  [default: u4b8]")
 @click.option("--group-size", type=int, help="Weights that share a scale; -1: per channel.  [default: usual]")
-@click.option("--act", type=click.Choice(["f16", "bf16"]), help="Activations.  [default: bf16, the model's]")
+@click.option("--act", type=click.Choice(ACTIVATIONS), help="Activations.  [default: bf16, the model's]")
 @click.option("--experts", type=int, help="Experts of an MoE layer.")
 @click.option("--top-k", type=int, help="Experts that each row visits.")
 @click.option("--model", type=click.Path(path_type=Path), help="Take a layer of this config.json instead.")
@@ -111,17 +112,18 @@ def _shape_problem(
     top_k: int | None,
 ) -> Problem:
     from ..config import GemmTypes, Problem
-    from ..dtypes import dtype
+    from ..dtypes import BF16, dtype
     from ..formats.packed import find_format
 
     if n is None or k is None:
         raise InputError("give --n and --k, or --model and --layer")
     a, held = dtype(act or "bf16"), find_format(weights or "u4b8")
+    output = a if a.bits == 16 else BF16
     return Problem(
         m=m,
         n=n,
         k=k,
-        types=GemmTypes(a, held.weight, held.scale_type(a), a),
+        types=GemmTypes(a, held.weight, held.scale_type(output), output),
         group_size=held.group_sizes[0] if group_size is None else group_size,
         num_experts=experts or 0,
         top_k=top_k or 0,

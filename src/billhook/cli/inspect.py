@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .options import ACTIVATIONS
+
 if TYPE_CHECKING:
     from ..arch import Arch
     from ..checkpoint import Answer, Checkpoint, Row, Use
@@ -61,7 +63,7 @@ class _Found:
     "--arch", multiple=True, default=["9.0a"], show_default=True, help="GPU targets: 9.0a, 8.0,8.9, native."
 )
 @click.option("--tp", type=click.IntRange(1), default=1, show_default=True, help="Tensor-parallel size.")
-@click.option("--act", type=click.Choice(["f16", "bf16"]), help="Activations' type.  [default: the model's]")
+@click.option("--act", type=click.Choice(ACTIVATIONS), help="Activations' type.  [default: the model's]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(*, checkpoint: Path, arch: tuple[str, ...], tp: int, act: str | None, as_json: bool) -> None:
     """Show how a checkpoint's linear layers are stored, and which kernels serve them.

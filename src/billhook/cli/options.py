@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..plan import Plan
 
 Command = TypeVar("Command", bound=Callable[..., object])
+ACTIVATIONS = ("f16", "bf16", "e4m3fn", "s8")
 
 _REQUEST = (
     click.argument("models", nargs=-1, required=True, metavar="MODEL...", type=click.Path(path_type=Path)),
@@ -31,9 +32,7 @@ _REQUEST = (
     click.option(
         "--max-tokens", type=click.IntRange(1), help="Serve 1 to this many tokens.  [default: 8192]"
     ),
-    click.option(
-        "--act", type=click.Choice(["f16", "bf16"]), help="Activations' type.  [default: the model's]"
-    ),
+    click.option("--act", type=click.Choice(ACTIVATIONS), help="Activations' type.  [default: the model's]"),
     click.option(
         "--rules",
         default="native",
@@ -66,7 +65,7 @@ def plan_request(
         arch: GPU targets, as `arch.parse_list` reads them.
         tp: Tensor-parallel sizes, as `parse_sizes` reads them.
         max_tokens: Serve 1 to this many tokens; the planner's default if None.
-        act: "f16" or "bf16"; the models' own if None.
+        act: One of `ACTIVATIONS`; the models' own if None.
         rules: As `vllm.machete.native.find_catalog` takes them.
 
     Raises:

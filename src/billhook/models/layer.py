@@ -109,7 +109,7 @@ def layers(model: Model, tp: int = 1, act: DType | None = None) -> list[Layer]:
     Args:
         model: From `load_model`.
         tp: Tensor-parallel size.
-        act: Activations' type; what the model's config says if None.
+        act: Activations' type, of 16 or 8 bits; what the model's config says if None.
 
     Raises:
         ConfigError: No layer is quantized, or the activations' type is neither given nor known.
@@ -117,7 +117,7 @@ def layers(model: Model, tp: int = 1, act: DType | None = None) -> list[Layer]:
     """
     if tp < 1:
         raise InputError(f"the tensor-parallel size must be at least 1 (got {tp})")
-    act = act or activations_type(model.file, model.dtype)
+    act, output = choose_types(act, model.file, model.dtype)
     counts: Counter[tuple[Gemm, WeightFormat]] = Counter()
     for index in range(model.num_layers):
         for gemm in gemms(model, index, tp):
@@ -140,7 +140,7 @@ def layers(model: Model, tp: int = 1, act: DType | None = None) -> list[Layer]:
             name=_name(gemm, stored, variants[gemm.name]),
             n=gemm.n,
             k=gemm.k,
-            types=str(gemm_types(act, stored)),
+            types=str(gemm_types(act, stored, output)),
             group_size=stored.group_size,
             count=count,
             num_experts=gemm.num_experts,
@@ -168,9 +168,26 @@ def _suffixes(stored: WeightFormat) -> tuple[tuple[int, str], ...]:
     )
 
 
-def gemm_types(act: DType, stored: WeightFormat) -> GemmTypes:
-    """Return the types of the GEMM of a weight and activations of type `act`."""
-    return GemmTypes(act, stored.weight, stored.scale or act, act)
+def gemm_types(act: DType, stored: WeightFormat, output: DType) -> GemmTypes:
+    """Return the types of the GEMM of activations of type `act` and a weight."""
+    return GemmTypes(act, stored.weight, stored.scale or output, output)
+
+
+def choose_types(act: DType | None, file: Path, dtype: str) -> tuple[DType, DType]:
+    """Return the types of activations and output, which are one unless activations have 8 bits.
+
+    Args:
+        act: Activations' type; what the config says if None. Beside 8-bit ones the output has the config's.
+        file: The config.
+        dtype: As `read_dtype` returns it.
+
+    Raises:
+        ConfigError: The config is asked, and names no type that kernels have.
+    """
+    if act is not None and act.bits == 16:
+        return act, act
+    own = activations_type(file, dtype)
+    return act or own, own
 
 
 _ORDER = ("qkv", "o", "gate_up", "down", "w13", "w2", "shared_gate_up", "shared_down")

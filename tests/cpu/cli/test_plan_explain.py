@@ -41,6 +41,19 @@ def test_plan_tells_layers_kernels_and_reasons(capsys: pytest.CaptureFixture[str
             assert re.search(rf"serves  {need.first} to {need.last} tokens of .*\b{name}\b", text)
 
 
+def test_activations_of_8_bits_are_planned_with_the_models_output(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["plan", QWEN, "--act", "s8", "--json"]) == 0
+    plan = from_json(capsys.readouterr().out)
+    assert {layer.types for layer in plan.layers} == {"s8_u4b8_bf16_bf16"}
+    assert plan.kernels
+    assert main(["plan", QWEN, "--act", "f16", "--json"]) == 0
+    assert {one.types for one in from_json(capsys.readouterr().out).layers} == {"f16_u4b8_f16_f16"}
+    assert main(["explain", *SHAPE, "--m", "1024", "--act", "e4m3fn", "--group-size", "-1"]) == 0
+    assert "e4m3fn_u4b8_bf16_bf16" in capsys.readouterr().out
+
+
 def test_plan_of_several_models_tells_them_apart(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", QWEN, MIXTRAL, "--tp", "1,2", "--max-tokens", "1"]) == 0
     text = capsys.readouterr().out
