@@ -114,8 +114,11 @@ def unserved(config: KernelConfig, problem: Problem) -> str | None:
     for name, value in (("n", problem.n), ("k", problem.k)):
         if value < 16 or value % 16:
             return f"{name} must be a positive multiple of 16 (got {value})"
-    if problem.types.a == S8 and problem.k > _S8_MAX_K:
-        return f"k must be at most {_S8_MAX_K} with s8 activations, whose sums have 32 bits (got {problem.k})"
+    if problem.types.a == S8 and problem.group_size == -1 and problem.k > _S8_MAX_K:
+        return (
+            f"k must be at most {_S8_MAX_K} with s8 activations and channel scales: sums have 32 bits "
+            f"(got {problem.k})"
+        )
     if problem.types != config.types:
         return f"types are {config.types}, the problem's {problem.types}"
     if problem.group_size != config.group_size:

@@ -119,6 +119,13 @@ def test_every_format_is_legal_with_its_8_bit_activations(one: PackedFormat) -> 
                 assert not families.rounds_weights(config)
 
 
+def test_sums_of_s8_may_be_of_any_length_in_groups() -> None:
+    types = GemmTypes(S8, U4B8, BF16, BF16)
+    for group_size, served in ((-1, False), (128, True)):
+        config = replace(LEGAL, types=types, group_size=group_size)
+        assert (families.unserved(config, Problem(1, 64, 1 << 17, types, group_size)) is None) is served
+
+
 def test_kernels_for_7_5_copy_through_registers_in_two_stages() -> None:
     for a in (F16, S8):
         config = replace(

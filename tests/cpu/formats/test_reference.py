@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from billhook.dtypes import BF16, F16, U4B8, DType
+from billhook.dtypes import BF16, E4M3FN, F16, S8, U4B8, DType
 from billhook.errors import WeightError
 from billhook.formats import reference
 from billhook.formats.affine import Affine, dequantize
@@ -95,3 +95,37 @@ def test_moe_is_a_gemm_per_row(tokens: int, experts: int, top_k: int, seed: int)
 def test_different_k_is_refused() -> None:
     with pytest.raises(WeightError, match="k=3, weights k=4"):
         reference.gemm(np.zeros((2, 3)), np.zeros((4, 5)))
+
+
+@settings(max_examples=40)
+@given(
+    k=st.integers(1, 40).map(lambda count: 16 * count),
+    group=st.sampled_from([-1, 32, 64, 128]),
+    element=st.sampled_from([F16, BF16]),
+    seed=SEEDS,
+)
+def test_integer_sums_that_are_scaled_in_float32_are_within_the_bound(
+    *, k: int, group: int, element: DType, seed: int
+) -> None:
+    """As kernels add them: all of k with channel scales, else a group within a block of 64."""
+    _, quantized = draw(1, 8, k, group=group, element=element, seed=seed)
+    a = np.random.default_rng(seed).integers(-128, 128, (3, k))
+    size = k if group == -1 else min(group, 64)
+    total = np.zeros((3, 8), np.float32)
+    for first in range(0, k, size):
+        part = slice(first, first + size)
+        products = a[:, part] @ (quantized.codes[part].astype(np.int64) - 8)
+        scales = quantized.scales[0 if group == -1 else first // group].astype(np.float64)
+        total = (products * scales + total).astype(np.float32)
+    ref = reference.gemm(a, dequantize(quantized, np.float64))
+    bound = reference.error_bound(k, group, element, rounded_weights=False, activations=S8)
+    off = np.abs(total.astype(numpy_dtype(element)).astype(np.float64) - ref.value)
+    assert (off <= bound.allowed(ref.value, ref.magnitude, ref.activations)).all()
+
+
+def test_sums_of_e4m3_lose_by_the_length_of_what_tensor_cores_add() -> None:
+    def lost(k: int, group: int) -> float:
+        return reference.error_bound(k, group, BF16, rounded_weights=False, activations=E4M3FN).rms
+
+    assert lost(4096, -1) > lost(2048, -1) > lost(4096, 128) > lost(4096, 32)
+    assert lost(4096, 128) == lost(2048, 128) == lost(128, -1)
