@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 @click.option("--format", "weights", help="Weights: u4b8, u4, u8b128, u8, fp8, mxfp8 ...  [default: u4b8]")
 @click.option("--group-size", type=int, help="Weights that share a scale; -1: per channel.  [default: usual]")
 @click.option("--act", type=click.Choice(ACTIVATIONS), help="Activations.  [default: bf16, the model's]")
+@click.option("--output", type=click.Choice(["f16", "bf16"]), help="Output.  [default: as --act, or bf16]")
 @click.option("--experts", type=int, help="Experts of an MoE layer.")
 @click.option("--top-k", type=int, help="Experts that each row visits.")
 @click.option("--model", type=click.Path(path_type=Path), help="Take a layer of this config.json instead.")
@@ -39,6 +40,7 @@ def command(
     weights: str | None,
     group_size: int | None,
     act: str | None,
+    output: str | None,
     experts: int | None,
     top_k: int | None,
     model: Path | None,
@@ -61,6 +63,7 @@ def command(
         "--k": k,
         "--format": weights,
         "--group-size": group_size,
+        "--output": output,
         "--experts": experts,
         "--top-k": top_k,
     }
@@ -70,7 +73,15 @@ def command(
     else:
         _refuse({"--layer": layer, "--tp": tp}, "needs --model")
         problem = _shape_problem(
-            m=m, n=n, k=k, weights=weights, group_size=group_size, act=act, experts=experts, top_k=top_k
+            m=m,
+            n=n,
+            k=k,
+            weights=weights,
+            group_size=group_size,
+            act=act,
+            output=output,
+            experts=experts,
+            top_k=top_k,
         )
     choices = []
     for target in parse_list(arch, native_archs):
@@ -108,6 +119,7 @@ def _shape_problem(
     weights: str | None,
     group_size: int | None,
     act: str | None,
+    output: str | None,
     experts: int | None,
     top_k: int | None,
 ) -> Problem:
@@ -118,12 +130,12 @@ def _shape_problem(
     if n is None or k is None:
         raise InputError("give --n and --k, or --model and --layer")
     a, held = dtype(act or "bf16"), find_format(weights or "u4b8")
-    output = a if a.bits == 16 else BF16
+    c = dtype(output) if output else (a if a.bits == 16 else BF16)
     return Problem(
         m=m,
         n=n,
         k=k,
-        types=GemmTypes(a, held.weight, held.scale_type(output), output),
+        types=GemmTypes(a, held.weight, held.scale_type(c), c),
         group_size=held.group_sizes[0] if group_size is None else group_size,
         num_experts=experts or 0,
         top_k=top_k or 0,

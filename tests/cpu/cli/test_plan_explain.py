@@ -52,6 +52,10 @@ def test_activations_of_8_bits_are_planned_with_the_models_output(
     assert {one.types for one in from_json(capsys.readouterr().out).layers} == {"f16_u4b8_f16_f16"}
     assert main(["explain", *SHAPE, "--m", "1024", "--act", "e4m3fn", "--group-size", "-1"]) == 0
     assert "e4m3fn_u4b8_bf16_bf16" in capsys.readouterr().out
+    old = ["--m", "1", "--act", "s8", "--arch", "7.5"]
+    assert main(["explain", *SHAPE, *old]) == 2
+    assert "the output must be f16" in capsys.readouterr().err
+    assert main(["explain", *SHAPE, *old, "--output", "f16"]) == 0
 
 
 def test_plan_of_several_models_tells_them_apart(capsys: pytest.CaptureFixture[str]) -> None:
