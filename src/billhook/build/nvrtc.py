@@ -46,7 +46,7 @@ def compile_options(arch: Arch) -> tuple[str, ...]:
         "--minimal",  # leaves out textures, cooperative groups and device launches: no kernel uses them
         "--no-source-include",  # the current folder must not matter
         "--ptxas-options=-v",  # the resource report
-        "--no-cache",  # what the driver's compute cache holds comes without a report, and Billhook has a cache of its own
+        "--no-cache",  # of the driver: what it holds comes without a report, and Billhook has one of its own
     )
 
 
