@@ -54,8 +54,10 @@ __device__ __forceinline__ void multiply_narrow_block(Sums<C>& sums, u32 stage, 
   using Group = GroupSum<A>;
   constexpr i32 kWords = bits<Weight> / 2;                                        // of a step
   constexpr i32 groups = C::group_size == 32 ? 2 : 1, steps = 2 / groups;         // of a block, of a group
-  constexpr bool crowded = !C::channel_scales || !sums_integers<A> || C::columns > 4;  // registers
-  constexpr i32 count = crowded && C::columns > 6 ? C::columns / (widened<A> ? 4 : 2) : C::columns;  // at a time
+  // Where registers are short, 16 rows at a time, and of the most columns a half or a quarter.
+  constexpr bool crowded = !C::channel_scales || !sums_integers<A> || C::columns > 4;
+  constexpr bool very = widened<A> || (has_zeros<Weight> && groups == 2);
+  constexpr i32 count = crowded && C::columns > 6 ? C::columns / (very ? 4 : 2) : C::columns;
   const i32 lane = threadIdx.x % 32, t = lane % 4;
   const u32 activations = stage + C::activations_at;
   const u32 codes = stage + C::codes_at + (warp_n * C::blocks + warp_k) * block_bytes<Weight> + (lane / 4 * 4 + 2 * t % 4) * 16;
