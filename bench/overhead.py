@@ -72,8 +72,8 @@ def do_without_gpu() -> None:
         module.current_stream = lambda device: 1
     torch.cuda.is_current_stream_capturing = lambda: False
     for name in ("gemm", "gemm_out", "moe_gemm", "moe_gemm_out", "moe_gemm_topk", "route"):
-        function = library._guarded(getattr(on_cuda, name))
-        library._library.impl(name, function, "CPU", allow_override=True)
+        function = getattr(on_cuda, name)
+        library._library.impl(name, library._guarded(function), "CPU", allow_override=True)
         if name != "route":
             setattr(library, name, shortened(function))
 
@@ -82,8 +82,8 @@ def shortened(function: Callable[..., Any]) -> Callable[..., Any]:
     """As `library` does for CUDA tensors."""
 
     def call(*arguments: Any) -> Any:
-        first, second, *_ = arguments
-        if first.is_cuda or not stands_alone(first, second):
+        first = arguments[0]
+        if first.is_cuda or first.get_device() >= 0 or not stands_alone(first, arguments[1]):
             raise SystemExit("run without gradients and modes")
         return function(*arguments)
 

@@ -1,8 +1,9 @@
 """GEMMs on a GPU, prepared for arguments of one kind.
 
-What the checks and the choice of a kernel look at (types, shapes, strides, devices and alignments of tensors,
-and all other arguments) is a key. The first call with a key is checked, finds its kernel and decides on the
-launch; a later one with an equal key would come to the same, so it only looks that up and fills in addresses.
+What the checks and the choice of a kernel look at is a key: types, shapes, strides, devices and alignments of
+tensors (of codes and scales less), and all other arguments. The first call with a key is checked, finds its
+kernel and decides on the launch; a later one with an equal key would come to the same, so it only looks that
+up and fills in addresses.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class Call:
         prepared = self._launch
         if prepared is None:
             return
-        a, codes, scales, *_ = arguments
+        a = arguments[0]
         others: dict[str, int] = {}
         if len(arguments) > _REQUIRED:
             rest = zip(self._others, arguments[_REQUIRED:], strict=False)
@@ -100,8 +101,8 @@ class Call:
             current_stream(self._device),
             torch.cuda.is_current_stream_capturing(),
             a=a.data_ptr(),
-            codes=codes.data_ptr(),
-            scales=scales.data_ptr(),
+            codes=arguments[1].data_ptr(),
+            scales=arguments[2].data_ptr(),
             d=out.data_ptr(),
             **others,
         )
@@ -121,8 +122,20 @@ def find_call(kind: type[Gemm] | type[MoeGemm], arguments: tuple[Any, ...], out:
     """
     calls = kernels().calls
     a, codes, scales, n, group_size, form, *rest = arguments
-    weight = (_signature(codes), _signature(scales), n, group_size, form)
-    key = (kind, _signature(out), _signature(a), *weight, *map(_signature, rest))
+    key = (
+        kind,
+        _signature(out),
+        _signature(a),
+        codes.shape,
+        codes.get_device(),
+        scales.dtype,
+        scales.shape,
+        scales.get_device(),
+        n,
+        group_size,
+        form,
+        *map(_signature, rest),
+    )
     found: Call | None = calls.get(key)
     if found is not None:
         return found

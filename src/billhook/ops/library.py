@@ -97,11 +97,12 @@ operators = _register()
 
 def _shortened(name: str) -> Callable[..., Any]:
     """Return an operator as a function that leaves torch's dispatcher out where it has nothing to do."""
-    operator, function = getattr(operators, name).default, _guarded(getattr(on_cuda, name))
+    operator, function = getattr(operators, name).default, getattr(on_cuda, name)
 
     def call(*arguments: Any) -> Any:
-        first, second, *_ = arguments
-        return (function if first.is_cuda and stands_alone(first, second) else operator)(*arguments)
+        first = arguments[0]
+        on_gpu = first.is_cuda and first.get_device() == current_device()
+        return (function if on_gpu and stands_alone(first, arguments[1]) else operator)(*arguments)
 
     return call
 

@@ -85,7 +85,7 @@ def gemm(
         UnsupportedError: No kernel serves the problem on this GPU.
     """
     _check_operands(a, weight, moe=False)
-    scales = (_token_scales(token_scales, a), channel_scales)
+    scales = (None if token_scales is None else _token_scales(token_scales, a), channel_scales)
     arguments = (*_weight(a, weight), *_options(weight, bias, split_k, config, scales))
     if out is None:
         return library.gemm(*arguments)
@@ -133,7 +133,7 @@ def moe_gemm(
         InputError: `out` without a `Routing`, or a routing that does not fit.
     """
     _check_operands(a, weight, moe=True)
-    scales = (_token_scales(token_scales, a), channel_scales)
+    scales = (None if token_scales is None else _token_scales(token_scales, a), channel_scales)
     head, options = _weight(a, weight), _options(weight, bias, split_k, config, scales)
     if not isinstance(routing, Routing):
         if out is not None:
@@ -225,9 +225,9 @@ def _weight(a: torch.Tensor, weight: PackedWeight) -> tuple[Any, ...]:
     return a, weight.codes, weight.scales, weight.n, weight.group_size, weight.format
 
 
-def _token_scales(scales: torch.Tensor | None, a: torch.Tensor) -> torch.Tensor | None:
+def _token_scales(scales: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
     """Return one scale for each row of A, also where one serves all."""
-    if scales is None or scales.numel() == a.shape[0] or scales.numel() != 1:
+    if scales.numel() == a.shape[0] or scales.numel() != 1:
         return scales
     return scales.reshape(1).expand(a.shape[0]).contiguous()
 
