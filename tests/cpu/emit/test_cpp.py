@@ -318,15 +318,12 @@ def test_the_command_leaves_files_of_others_alone(tmp_path: Path, capsys: pytest
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc (CUDA 12.5 or later) on PATH")
 def test_the_library_compiles_and_its_test_program_says_what_it_lacks(tmp_path: Path) -> None:
-    eight_bit = replace(problem(256, 128, group=-1, experts=9, top_k=1), types=parse_types("s8_u4b8_f16_f16"))
+    eight_bit = replace(problem(256, 128, group=-1, experts=1, top_k=1), types=parse_types("s8_u4b8_f16_f16"))
     shapes = [problem(256, 128), problem(256, 128, experts=9, top_k=1), eight_bit]
     plan = plan_problems(shapes, arch.parse_list("9.0a"), 17, find_catalog("machete-0.20"))
-    assert [(one.config.family, one.config.tile.cluster, one.config.grouped) for one in plan.kernels] == [
-        ("machete", 1, False),
-        ("machete", 2, False),
-        ("marlin", 1, False),
-        ("machete", 1, True),
-    ]
+    configs = [one.config for one in plan.kernels]
+    kinds = {(one.family, one.tile.cluster, one.grouped, one.types.a.bits) for one in configs}
+    assert kinds >= {("machete", 2, False, 16), ("marlin", 1, False, 16), ("machete", 1, True, 8)}
     write_library(plan, tmp_path)
     made = subprocess.run(["make", "-j2", "-C", str(tmp_path)], capture_output=True, text=True, check=False)
     assert made.returncode == 0, made.stderr
