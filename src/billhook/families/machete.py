@@ -17,12 +17,13 @@ _WARPGROUP = 128
 _ALIGNMENT = 1024  # of a stage: what wgmma's 128-byte swizzle repeats after
 _WAVES_BYTES = 64  # which tiles the CTA computes
 _SWIZZLED_BYTES = 128  # of a token's activations: what wgmma reads together
-_MOST_SUMS = 128  # registers of a consumer for float32 sums; it needs about as many for all else
+_MOST_SUMS = {2: 128, 3: 64, 4: 32}  # by consumers: registers of one for float32 sums; it needs some 80 for all else
 
 
 def consumers(config: KernelConfig) -> int:
-    """Return the warpgroups of a CTA that multiply; few tokens leave registers for four."""
-    return 4 if config.tile.tile_n == 256 and config.tile.tile_m <= 64 else 2
+    """Return the warpgroups of a CTA that multiply: one for each strip of features, as registers allow."""
+    tile = config.tile
+    return 2 if tile.tile_n == 256 and tile.tile_m > 64 else tile.strips
 
 
 def threads(config: KernelConfig) -> int:
@@ -55,14 +56,14 @@ def illegal(config: KernelConfig) -> str | None:
     why = base.wrong_types(config) or base.wrong_tile(config, largest_m=256, fewest_stages=FEWEST_STAGES)
     if why is not None:
         return why
-    if tile.tile_n not in (128, 256):
-        return f"tile_n must be 128 or 256 (got {tile.tile_n})"
+    if tile.tile_n not in (128, 192, 256):
+        return f"tile_n must be 128, 192 or 256 (got {tile.tile_n})"
     chunk = 8 * _SWIZZLED_BYTES // config.types.a.bits
     if tile.tile_k % chunk:
         return f"tile_k must be a multiple of {chunk} with {config.types.a} activations (got {tile.tile_k})"
     if tile.tile_m % 16:
         return f"tile_m must be a multiple of 16 (got {tile.tile_m})"
-    if sums(config) > _MOST_SUMS:
+    if sums(config) > _MOST_SUMS[consumers(config)]:
         return f"tile_m must be at most 128 with tile_n = {tile.tile_n} (got {tile.tile_m})"
     if tile.cluster not in CLUSTERS or tile.tile_m % (8 * tile.cluster):
         return f"cluster must be 1, 2 or 4 and divide tile_m / 8 = {tile.tile_m // 8} (got {tile.cluster})"

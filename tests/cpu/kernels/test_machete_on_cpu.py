@@ -16,6 +16,8 @@ CASES = [
     Case("bf16_u4b8_bf16_bf16_g128_m32n128k64s4_dense", 70, 144, 208, grid=4),
     Case("bf16_u4b8_bf16_bf16_g128_m16n256k128s4_dense", 9, 272, 336, grid=1),
     Case("bf16_u4b8_bf16_bf16_g128_m32n128k64s4c2_dense", 40, 272, 208, grid=2),
+    Case("bf16_u4_bf16_bf16_g128_m32n192k128s3_dense", 40, 272, 208, grid=2),
+    Case("bf16_u4b8_bf16_bf16_g128_m256n128k64s3_dense", 300, 144, 208, grid=2),
     Case("bf16_u4b8_bf16_bf16_g128_m128n256k64s3c2_dense", 130, 528, 80, grid=4),
     Case("f16_u4_f16_f16_g32_m16n128k64s4_dense", 16, 144, 208, grid=2),
     Case("bf16_u8_bf16_bf16_g64_m32n128k128s3_dense", 33, 128, 176, grid=2),
@@ -34,6 +36,7 @@ CASES = [
     Case("bf16_u4b8_bf16_bf16_g128_m16n128k64s4_moe", 30, 144, 208, grid=5, experts=4),
     Case("bf16_u4b8_bf16_bf16_g128_m16n128k64s4_moe", 6, 128, 1040, grid=12, experts=3, shared=True),
     Case("bf16_e2m1f_e8m0fnu_bf16_g32_m32n128k64s4_moe", 40, 144, 96, grid=4, experts=3),
+    Case("bf16_u4_bf16_bf16_g64_m48n192k128s3_moe", 40, 272, 208, grid=3, experts=3),
     Case("bf16_u4b8_bf16_bf16_g128_m32n128k64s4_grouped", 60, 144, 208, grid=3, experts=3),
     Case("f16_u4b8_f16_f16_g128_m32n128k64s4c2_grouped", 40, 272, 144, grid=4, experts=3),
     # Activations of 8 bits.
@@ -71,21 +74,29 @@ def test_a_kernel_is_right_whatever_the_order_of_threads_and_copies(library: Any
 
 
 @pytest.mark.parametrize(
-    ("header", "right", "wrong"),
+    ("case", "header", "right", "wrong"),
     [
+        # A stage is given back too early.
         (
+            Case("s8_u4b8_f16_f16_gch_m16n128k128s2_dense", 16, 144, 1040, grid=5, shared=True),
             "mainloop/wgmma_narrow.cuh",
             "wgmma_wait<1>()",
             "wgmma_wait<2>()",
-        ),  # a stage is given back too early
-        ("epilogue/partial.cuh", " || u.w == kEmpty", ""),  # a part is taken before all of it is there
+        ),
+        # A part is taken before all of it is there.
+        (
+            Case("s8_u4b8_f16_f16_gch_m32n128k128s2_dense", 32, 144, 1040, grid=14, shared=True),
+            "epilogue/partial.cuh",
+            " || u.y == kEmpty || u.z == kEmpty || u.w == kEmpty",
+            "",
+        ),
     ],
+    ids=("stage", "part"),
 )
-def test_a_race_is_seen(tmp_path: Path, header: str, right: str, wrong: str) -> None:
+def test_a_race_is_seen(tmp_path: Path, case: Case, header: str, right: str, wrong: str) -> None:
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("the model of the GPU needs g++")
-    case = Case("s8_u4b8_f16_f16_gch_m16n128k128s2_dense", 16, 144, 1040, grid=5, shared=True)
     headers = tmp_path / "headers"
     shutil.copytree(CUDA_ROOT, headers)
     text = (headers / "billhook" / header).read_text()

@@ -1,6 +1,6 @@
 // The Machete family: warpgroup-level tensor cores (wgmma), SM90a.
 //
-// One producer warpgroup keeps a pipeline of stages filled, two or four consumer warpgroups multiply; a pair of barriers per
+// One producer warpgroup keeps a pipeline of stages filled, two to four consumer warpgroups multiply; a pair of barriers per
 // stage (`full`, `empty`) is all they exchange. A stage holds, for tile_k input features, the codes and scales of tile_n output
 // features and the activations of tile_m tokens. The grid is persistent: each worker, a CTA or a cluster of CTAs side by
 // side along n that share their activations, computes its part of the tiles (schedule/waves.cuh).
@@ -55,8 +55,8 @@ struct Config {
   static constexpr bool grouped = grouped_;       // and those of A lie in that order already, block after block
   static constexpr bool gathers = indexed && !grouped;
 
-  // Few tokens leave registers for four consumers, which hide more of each other's latency.
-  static constexpr i32 consumer_warpgroups = tile_n == 256 && tile_m <= 64 ? 4 : 2;
+  // One strip a consumer, so that several hide each other's latency, unless registers are short.
+  static constexpr i32 consumer_warpgroups = tile_n == 256 && tile_m > 64 ? 2 : tile_n / kStrip;
   static constexpr i32 consumer_threads = 128 * consumer_warpgroups, threads = consumer_threads + 128;
   static constexpr i32 strips = tile_n / kStrip, blocks = tile_k / kStrip;
   static constexpr i32 sums = strips / consumer_warpgroups * tile_m / 2;  // registers of a consumer
@@ -86,17 +86,28 @@ struct Config {
   static constexpr i32 waves_at = full_at + 128;
   static constexpr i32 shared_bytes = waves_at + 64;
 
-  // Small tiles leave room for a CTA of the next kernel, which requests its weights while this one ends. A CTA has the
-  // registers it is launched with (65536 / CTAs / threads, by eights, for each thread); the producer keeps what it needs and
-  // gives the rest to the consumers.
+  // Small tiles leave room for a CTA of the next kernel, which requests its weights while this one ends.
   static constexpr i32 min_ctas = consumer_warpgroups == 2 && sums <= 32 ? fitting_ctas(2, shared_bytes) : 1;
-  static constexpr i32 producer_registers = min_ctas == 2 ? 64 : 56;
-  static constexpr i32 consumer_registers = consumer_warpgroups == 4 ? 104 : min_ctas == 2 ? 88 : 224;
+
+  // A CTA has the registers it is launched with (65536 / CTAs / threads, by eights, for each thread); the producer keeps what it
+  // needs, more if it keeps track of rows, and gives the rest to the consumers.
+  static constexpr bool many_sums = sums > 80;
+  static constexpr i32 producer_registers = min_ctas == 2 || consumer_warpgroups == 4 ? 64
+                                            : !gathers                               ? 56
+                                            : consumer_warpgroups == 3               ? 80
+                                            : many_sums                              ? 64
+                                                                                     : 88;
+  static constexpr i32 consumer_registers = min_ctas == 2              ? 88
+                                            : consumer_warpgroups == 4 ? 104
+                                            : consumer_warpgroups == 3 ? (gathers ? 144 : 152)
+                                            : !gathers                 ? 224
+                                            : many_sums                ? 216
+                                                                       : 208;
 
   static_assert(tile_m % 16 == 0 && tile_m / cluster % 8 == 0, "tile_m");
   static_assert(tile_n % (kStrip * consumer_warpgroups) == 0 && tile_k % kStrip == 0, "tile does not divide");
   static_assert(group_size == -1 || group_size == 16 || group_size == 32 || group_size % kStrip == 0, "group");
-  static_assert(sums <= 128, "more sums than registers");
+  static_assert(sums <= (consumer_warpgroups == 3 ? 64 : 128), "more sums than registers");
   static_assert(sizeof(Waves) <= 64, "waves");
   static_assert(stages >= 2 && stages <= 8, "stages");
   static_assert(!gathers || cluster == 1, "rows that are looked up are not shared");
@@ -115,6 +126,7 @@ __device__ __forceinline__ void consume(const GemmParams& p, const Waves& waves,
   i32 slot = 0, before = 0;
   u32 parity = 0;
   while (walk.next(at)) {
+    at.count = ptx::uniform(at.count);  // so are addresses, then, that instructions want in uniform registers
     const typename FragmentEpilogue<C>::Ahead ahead(p, at);
     for (i32 i = 0; i < at.count; ++i) {
       ptx::mbarrier_wait(shared + C::full_at + 8 * slot, parity);

@@ -4,6 +4,8 @@
 // MoE layers whose rows have been grouped by expert, come as boxes of a 2-D tensor (TMA), swizzled as wgmma reads them; the CTAs
 // of a cluster, which compute the same tokens, fetch a part each and send it to all. Rows that are looked up (MoE) are gathered
 // by cp.async, by the whole warpgroup.
+//
+// A thread takes some hundred cycles to ask for a few copies: where tiles are small, each warp asks for those of one kind.
 #pragma once
 #include "billhook/mainloop/load.cuh"
 #include "billhook/ptx/grid.cuh"
@@ -26,19 +28,31 @@ struct Producer {
   i32 slot = 0;
   u32 parity = 1;  // a fresh barrier lets pass who waits for the phase before its first
 
-  // Fills the stages of all segments.
+  // Fills the stages of all segments. Weights do not depend on the kernel before: only activations wait for it.
   __device__ __forceinline__ void run(Walk walk) {
-    if constexpr (C::gathers)
+    if constexpr (C::gathers) {
       while (walk.next(at)) gather();
-    else if (thread == 0 && walk.next(at)) {
-      fetch(request_early());
-      while (walk.next(at)) fetch(0);
+    } else if constexpr (kOneThread) {
+      if (thread != 0) return;
+      ptx::wait_for_prerequisites();
+      while (walk.next(at)) each_stage(Codes(*this, kActivationBytes), Rows(*this), Activations{*this});
+    } else if (thread == 0) {
+      while (walk.next(at)) each_stage(Codes(*this, kActivationBytes));
+    } else if (kHasRows && thread == 32) {
+      while (walk.next(at)) each_stage(Rows(*this));
+    } else if (thread == 64) {
+      ptx::wait_for_prerequisites();
+      while (walk.next(at)) each_stage(Activations{*this});
     }
   }
 
  private:
-  __device__ __forceinline__ u32 full(i32 slot) const { return shared + C::full_at + 8 * slot; }
-  __device__ __forceinline__ u32 stage(i32 slot) const { return shared + slot * C::stage_bytes; }
+  static constexpr u32 kActivationBytes = C::codes_at;
+  static constexpr bool kHasRows = !C::channel_scales || has_zeros<Weight>;
+  static constexpr bool kOneThread = C::tile_m == 256;  // is enough there, and the others' waiting would cost 5 % and more
+
+  __device__ __forceinline__ u32 full() const { return shared + C::full_at + 8 * slot; }
+  __device__ __forceinline__ u32 stage() const { return shared + slot * C::stage_bytes; }
   __device__ __forceinline__ void wait_empty() const { ptx::mbarrier_wait(shared + C::empty_at + 8 * slot, parity); }
 
   __device__ __forceinline__ void next_slot() {
@@ -48,96 +62,139 @@ struct Producer {
     }
   }
 
-  // Weights do not depend on the kernel before: those of the first stages are requested before waiting for it. Returns how
-  // many stages of the segment that fills.
-  __device__ __forceinline__ i32 request_early() {
-    const i32 early = min(at.count, C::stages), expert = expert_of<C>(p, at.tile_m);
-    for (i32 i = 0; i < early; ++i) request_weights(i, at.stage + i, expert, kActivationBytes);
-    ptx::wait_for_prerequisites();
-    for (i32 i = 0; i < early; ++i, next_slot()) request_activations(at.stage + i);
-    return early;
-  }
-
-  __device__ __forceinline__ void fetch(i32 first) {
-    const i32 expert = expert_of<C>(p, at.tile_m);
-    for (i32 i = first; i < at.count; ++i, next_slot()) {
+  // Requests some kinds of data for all stages of a segment.
+  template <class... Kind>
+  __device__ __forceinline__ void each_stage(Kind... kind) {
+    for (i32 k_stage = at.stage; k_stage < at.stage + at.count; ++k_stage, next_slot()) {
       wait_empty();
-      request_weights(slot, at.stage + i, expert, kActivationBytes);
-      request_activations(at.stage + i);
+      (kind.request(k_stage), ...);
     }
   }
 
-  static constexpr u32 kActivationBytes = C::codes_at;
+  // The strips of a segment that exist.
+  struct Strips {
+    i32 count;
+    u32 first;  // among those of all experts
 
-  // Requests codes, scales and zero points, and tells the barrier of them and of `others` bytes that will come.
-  __device__ __forceinline__ void request_weights(i32 slot, i32 k_stage, i32 expert, u32 others) const {
-    const i32 first = (at.tile_n * C::cluster + rank) * C::strips;
-    const i32 strips = expert < 0 ? 0 : max(0, min(C::strips, p.strips - first));
-    const u32 strip = expert * p.strips + first;
-    const i32 block = k_stage * C::blocks, group = C::channel_scales ? 0 : block * kStrip / C::group_size;
-    const u32 code_run = min(C::blocks, p.blocks - block) * block_bytes<Weight>;
-    const i32 groups = C::channel_scales ? 1 : min(C::groups_per_stage, p.groups - group);
-    const u32 scale_run = C::channel_scales ? 0 : groups * row_bytes<Scale>;
-    const u32 zero_run = has_zeros<Weight> ? groups * row_bytes<T> : 0;
-    ptx::mbarrier_arrive_expect(full(slot), strips * (code_run + scale_run + zero_run) + others);
-    const auto copy = [&](u32 to, const void* from, u64 at, u32 bytes) {
-      ptx::bulk_copy(stage(slot) + to, static_cast<const char*>(from) + at, bytes, full(slot));
-    };
+    __device__ __forceinline__ explicit Strips(const Producer& of) {
+      const i32 expert = expert_of<C>(of.p, of.at.tile_m), strip = (of.at.tile_n * C::cluster + of.rank) * C::strips;
+      count = expert < 0 ? 0 : max(0, min(C::strips, of.p.strips - strip));
+      first = expert * of.p.strips + strip;
+    }
+  };
+
+  // Groups of scales, or of zero points, that a stage holds.
+  static __device__ __forceinline__ i32 first_group(i32 k_stage) {
+    return C::channel_scales ? 0 : k_stage * C::blocks * kStrip / C::group_size;
+  }
+  __device__ __forceinline__ i32 groups(i32 k_stage) const {
+    return C::channel_scales ? 1 : min(C::groups_per_stage, p.groups - first_group(k_stage));
+  }
+
+  // Codes, and the count of all bytes that the stage's barrier waits for, `others` among them.
+  struct Codes {
+    const Producer& of;
+    const u32 others;
+    const Strips strips{of};
+    const u64 pitch = static_cast<u64>(of.p.blocks) * block_bytes<Weight>;  // from strip to strip
+    const char* from = reinterpret_cast<const char*>(of.p.codes) + strips.first * pitch;
+
+    __device__ __forceinline__ Codes(const Producer& of, u32 others) : of(of), others(others) {}
+
+    __device__ __forceinline__ void request(i32 k_stage) const {
+      const i32 block = k_stage * C::blocks;
+      const u32 run = min(C::blocks, of.p.blocks - block) * block_bytes<Weight>;
+      u32 row = 0;
+      if constexpr (!C::channel_scales) row += of.groups(k_stage) * row_bytes<Scale>;
+      if constexpr (has_zeros<Weight>) row += of.groups(k_stage) * row_bytes<T>;
+      ptx::mbarrier_arrive_expect(of.full(), strips.count * (run + row) + others);
+      const u32 to = of.stage() + C::codes_at;
+      const char* const codes = from + static_cast<u64>(block) * block_bytes<Weight>;
 #pragma unroll
-    for (i32 s = 0; s < C::strips; ++s) {
-      if (s >= strips) break;
-      const u64 row = static_cast<u64>(strip + s) * p.groups + group;
-      copy(C::codes_at + s * (C::blocks * block_bytes<Weight>), p.codes,
-           (static_cast<u64>(strip + s) * p.blocks + block) * block_bytes<Weight>, code_run);
-      if constexpr (!C::channel_scales)
-        copy(C::scales_at + s * (C::groups_per_stage * row_bytes<Scale>), p.scales, row * row_bytes<Scale>, scale_run);
-      if constexpr (has_zeros<Weight>)
-        copy(C::zeros_at + s * (C::zero_groups * row_bytes<T>), p.zeros, row * row_bytes<T>, zero_run);
+      for (i32 s = 0; s < C::strips; ++s)
+        if (s < strips.count)
+          ptx::bulk_copy(to + s * (C::blocks * block_bytes<Weight>), codes + s * pitch, run, of.full());
     }
-  }
+  };
+
+  // Group scales and zero points.
+  struct Rows {
+    const Producer& of;
+    const Strips strips{of};
+    const u64 first = static_cast<u64>(strips.first) * of.p.groups;
+
+    __device__ __forceinline__ explicit Rows(const Producer& of) : of(of) {}
+
+    __device__ __forceinline__ void request(i32 k_stage) const {
+      const i32 groups = of.groups(k_stage);
+      const u64 row = first + first_group(k_stage);
+#pragma unroll
+      for (i32 s = 0; s < C::strips; ++s) {
+        if (s >= strips.count) continue;
+        if constexpr (!C::channel_scales) copy<Scale>(C::scales_at, C::groups_per_stage, of.p.scales, row, groups, s);
+        if constexpr (has_zeros<Weight>) copy<T>(C::zeros_at, C::zero_groups, of.p.zeros, row, groups, s);
+      }
+    }
+
+   private:
+    template <class Element>
+    __device__ __forceinline__ void copy(i32 base, i32 room, const void* from, u64 row, i32 groups, i32 s) const {
+      ptx::bulk_copy(of.stage() + base + s * (room * row_bytes<Element>),
+                     static_cast<const char*>(from) + (row + static_cast<u64>(s) * of.p.groups) * row_bytes<Element>,
+                     groups * row_bytes<Element>, of.full());
+    }
+  };
 
   // This CTA's part of the tokens, for all CTAs of the cluster.
-  __device__ __forceinline__ void request_activations(i32 k_stage) const {
-    constexpr i32 rows = C::tile_m / C::cluster;
+  struct Activations {
+    const Producer& of;
+
+    __device__ __forceinline__ void request(i32 k_stage) const {
+      constexpr i32 rows = C::tile_m / C::cluster;
+      const i32 y = of.at.tile_m * C::tile_m + of.rank * rows;
 #pragma unroll
-    for (i32 block = 0; block < C::tile_k / C::chunk; ++block) {
-      const u32 to = stage(slot) + C::activations_at + (block * C::tile_m + rank * rows) * 128;
-      const i32 x = k_stage * C::tile_k + block * C::chunk, y = at.tile_m * C::tile_m + rank * rows;
-      if constexpr (C::cluster > 1)
-        ptx::tensor_copy_multicast(to, map, x, y, full(slot), (1 << C::cluster) - 1);
-      else
-        ptx::tensor_copy(to, map, x, y, full(slot));
+      for (i32 block = 0; block < C::tile_k / C::chunk; ++block) {
+        const u32 to = of.stage() + C::activations_at + (block * C::tile_m + of.rank * rows) * 128;
+        const i32 x = k_stage * C::tile_k + block * C::chunk;
+        if constexpr (C::cluster > 1)
+          ptx::tensor_copy_multicast(to, of.map, x, y, of.full(), (1 << C::cluster) - 1);
+        else
+          ptx::tensor_copy(to, of.map, x, y, of.full());
+      }
     }
-  }
+  };
 
   static constexpr i32 row_step = 128 / 8;  // eight threads copy a row of 64 features
   static constexpr i32 rows_per_thread = C::tile_m / row_step;
 
+  // Rows that pad a block are left as they are: what they hold reaches no other row's sums.
   __device__ __forceinline__ void gather() {
-    const i32 expert = p.expert_ids[at.tile_m];
-    i32 rows[rows_per_thread];  // of A; -1: zeros
+    const i32 expert = p.expert_ids[at.tile_m], chunk = thread % 8;
+    const char* rows[rows_per_thread];  // this thread's chunk of them in A
+    u32 there = 0;
 #pragma unroll
     for (i32 i = 0; i < rows_per_thread; ++i) {
       const i32 row = expert < 0 ? -1 : output_row<C>(p, at.tile_m, thread / 8 + i * row_step);
-      rows[i] = row < 0 ? -1 : row / p.top_k;
+      rows[i] = static_cast<const char*>(p.a) + static_cast<i64>(row < 0 ? 0 : row / p.top_k) * (p.lda * 2) + chunk * 16;
+      there |= (row >= 0 ? 1u : 0u) << i;
     }
-    for (i32 s = at.stage; s < at.stage + at.count; ++s, next_slot()) {
+    const Codes codes(*this, 0);
+    const Rows scales(*this);
+    const u32 place = C::activations_at + thread / 8 * 128 + (chunk ^ thread / 8 % 8) * 16;
+    for (i32 k_stage = at.stage; k_stage < at.stage + at.count; ++k_stage, next_slot()) {
       wait_empty();
-      if (thread == 0) request_weights(slot, s, expert, 0);
+      if (thread == 0) codes.request(k_stage);
+      if (kHasRows && thread == 32) scales.request(k_stage);
 #pragma unroll
       for (i32 block = 0; block < C::blocks; ++block) {
-        const i32 chunk = thread % 8, k = s * C::tile_k + block * kStrip + chunk * 8;
-        const char* const from = static_cast<const char*>(p.a) + (k < p.k ? k * 2 : 0);
-        const u32 to = stage(slot) + C::activations_at + (block * C::tile_m + thread / 8) * 128 +
-                       (chunk ^ thread / 8 % 8) * 16;
+        const i32 first = k_stage * C::tile_k + block * kStrip, k = first + chunk * 8;
+        const u32 to = stage() + place + block * (C::tile_m * 128), bytes = k < p.k ? 16 : 0;
+        const i64 offset = k < p.k ? first * 2 : 0;
 #pragma unroll
-        for (i32 i = 0; i < rows_per_thread; ++i) {
-          const bool there = k < p.k && rows[i] >= 0;
-          ptx::cp_async_16(to + i * row_step * 128, from + static_cast<i64>(there ? rows[i] : 0) * (p.lda * 2),
-                           there ? 16 : 0);
-        }
+        for (i32 i = 0; i < rows_per_thread; ++i)
+          if (there >> i & 1) ptx::cp_async_16(to + i * row_step * 128, rows[i] + offset, bytes);
       }
-      ptx::mbarrier_arrive_copied(full(slot));
+      ptx::mbarrier_arrive_copied(full());
     }
   }
 };

@@ -79,8 +79,8 @@ struct Consumer {
     u32 words[4 * loads];
   };
 
-  // A block past the end of k meets activations of zero; what it leaves over must only be finite. To skip it would leave the
-  // registers of one unit in flight or of the other, and serialise the wgmma (C7513).
+  // A block past the end of k meets activations of zero; what it leaves over must only be finite, as integers are whatever their
+  // codes. To skip it would leave the registers of one unit in flight or of the other, and serialise the wgmma (C7513).
   __device__ __forceinline__ Codes read_codes(u32 stage, i32 block, i32 strip, bool exists) const {
     const u32 from = stage + C::codes_at + (strip * C::blocks + block) * block_bytes<Weight> + warp * loads * 512 + lane * 16;
     Codes codes;
@@ -88,7 +88,10 @@ struct Consumer {
     for (i32 i = 0; i < loads; ++i) {
       const u32x4 v = ptx::load_shared(from + i * 512);
       u32* const words = codes.words + 4 * i;
-      words[0] = exists ? v.x : 0, words[1] = exists ? v.y : 0, words[2] = exists ? v.z : 0, words[3] = exists ? v.w : 0;
+      words[0] = v.x, words[1] = v.y, words[2] = v.z, words[3] = v.w;
+      if constexpr (has_nan<Weight>)
+#pragma unroll
+        for (i32 j = 0; j < 4; ++j) words[j] = exists ? words[j] : 0;
     }
     return codes;
   }

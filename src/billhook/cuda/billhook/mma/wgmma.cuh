@@ -59,6 +59,7 @@ struct Wgmma;
 #define BILLHOOK_H1 ", %16, %17, %18, %19, %20, %21, %22, %23"
 #define BILLHOOK_H2 ", %32, %33, %34, %35, %36, %37, %38, %39"
 #define BILLHOOK_H3 ", %48, %49, %50, %51, %52, %53, %54, %55"
+#define BILLHOOK_H4 ", %64, %65, %66, %67, %68, %69, %70, %71"
 
 #define BILLHOOK_WGMMA(T, SUM, KIND, MORE, COLUMNS, N, D, A, B, ADD, ...)                                                 \
   template <>                                                                                                  \
@@ -90,6 +91,8 @@ struct Wgmma;
                  BILLHOOK_D8(C, 0), BILLHOOK_D4(C, 8), BILLHOOK_D(C, 12), BILLHOOK_D(C, 13)) \
   BILLHOOK_WGMMA(T, SUM, KIND, MORE, 16, "128", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2 BILLHOOK_R3, "%64, %65, %66, %67", "%68", "%69", \
                  BILLHOOK_D8(C, 0), BILLHOOK_D8(C, 8)) \
+  BILLHOOK_WGMMA(T, SUM, KIND, MORE, 18, "144", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2 BILLHOOK_R3 BILLHOOK_H4, "%72, %73, %74, %75", "%76", "%77", \
+                 BILLHOOK_D8(C, 0), BILLHOOK_D8(C, 8), BILLHOOK_D(C, 16), BILLHOOK_D(C, 17)) \
   BILLHOOK_WGMMA(T, SUM, KIND, MORE, 20, "160", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2 BILLHOOK_R3 BILLHOOK_R4, "%80, %81, %82, %83", "%84", "%85", \
                  BILLHOOK_D8(C, 0), BILLHOOK_D8(C, 8), BILLHOOK_D4(C, 16)) \
   BILLHOOK_WGMMA(T, SUM, KIND, MORE, 24, "192", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2 BILLHOOK_R3 BILLHOOK_R4 BILLHOOK_R5, "%96, %97, %98, %99", "%100", "%101", \
@@ -114,6 +117,7 @@ BILLHOOK_WGMMAS(s8, IntegerAccumulator, "+r", "k32.s32.s8.s8", "")
 #undef BILLHOOK_R3
 #undef BILLHOOK_H3
 #undef BILLHOOK_R4
+#undef BILLHOOK_H4
 #undef BILLHOOK_R5
 #undef BILLHOOK_R6
 #undef BILLHOOK_R7
@@ -124,7 +128,7 @@ BILLHOOK_WGMMAS(s8, IntegerAccumulator, "+r", "k32.s32.s8.s8", "")
 // All tokens of a tile: one instruction where there is one of that width, else the widest ones that add up to it.
 template <class T, i32 columns, class Sum>
 __device__ __forceinline__ void wgmma_columns(Sum* d, const Fragment& a, u64 b, bool add) {
-  constexpr i32 widest = columns >= 32 ? 32 : columns > 16 ? columns / 4 * 4 : columns / 2 * 2;
+  constexpr i32 widest = columns >= 32 ? 32 : columns > 20 ? columns / 4 * 4 : columns / 2 * 2;
   Wgmma<T, widest>::run(d, a, b, add);
   if constexpr (columns > widest) wgmma_columns<T, columns - widest>(d + widest, a, b + widest * (1024 >> 4), add);
 }

@@ -40,6 +40,12 @@ constexpr bool has_zeros<u4> = true;
 template <>
 constexpr bool has_zeros<u8> = true;
 
+// Whether some code is no number.
+template <class Weight>
+constexpr bool has_nan = false;
+template <>
+constexpr bool has_nan<e4m3fn> = true;
+
 // Whether sums of products with these activations are integers of 32 bits, else float32.
 template <class Activation>
 constexpr bool sums_integers = false;

@@ -18,6 +18,9 @@ __device__ __forceinline__ void give_up_registers() {
 }
 #endif
 
+// A value that is the same in all lanes, so that the compiler knows it is.
+__device__ __forceinline__ i32 uniform(i32 value) { return __shfl_sync(0xffffffffu, value, 0); }
+
 // Waits for the `threads` that share barrier `id` (1 to 15; 0 is __syncthreads').
 template <int threads>
 __device__ __forceinline__ void sync_some(i32 id) {
