@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from billhook.arch import Arch, supported
 from billhook.catalog import load
 from billhook.config import GemmTypes, KernelConfig, Problem, Tile
-from billhook.dtypes import ALL
+from billhook.dtypes import ALL, E4M3FN, F16
 
 
 def archs() -> st.SearchStrategy[Arch]:
@@ -22,11 +22,6 @@ def archs() -> st.SearchStrategy[Arch]:
     return st.sampled_from(suffixes)
 
 
-def marlin_archs() -> st.SearchStrategy[Arch]:
-    """Targets that the Marlin family has."""
-    return archs().filter(lambda arch: arch.capability >= (8, 0))
-
-
 def any_types() -> st.SearchStrategy[GemmTypes]:
     """Any four types, whether a kernel multiplies them or not."""
     one = st.sampled_from(sorted(ALL.values()))
@@ -39,7 +34,7 @@ def served_types() -> st.SearchStrategy[GemmTypes]:
 
 
 def wide_types() -> st.SearchStrategy[GemmTypes]:
-    """Those of them whose activations have 16 bits, which every target has."""
+    """Those of them whose activations have 16 bits."""
     return served_types().filter(lambda types: types.a.bits == 16)
 
 
@@ -70,9 +65,15 @@ def kernel_configs() -> st.SearchStrategy[KernelConfig]:
 
 
 def requests() -> st.SearchStrategy[tuple[Problem, Arch]]:
-    """Problems and targets whose installed kernels serve them: 8-bit activations need wgmma."""
-    wide = st.tuples(problems(), marlin_archs())
-    return wide | st.tuples(problems(served_types()), st.just(Arch(9, 0, "a")))
+    """Problems and targets whose installed kernels serve them."""
+    return st.tuples(problems(served_types()), archs()).filter(lambda one: multiplies(one[1], one[0].types))
+
+
+def multiplies(arch: Arch, types: GemmTypes) -> bool:
+    """Whether a target has instructions for the types of an installed kernel."""
+    if types.a == E4M3FN:
+        return arch.capability >= (8, 9)
+    return types.c == F16 or arch.capability >= (8, 0)
 
 
 @st.composite

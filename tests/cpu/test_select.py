@@ -14,7 +14,7 @@ from msgspec import structs
 from billhook.arch import Arch, parse
 from billhook.catalog import Catalog, Shape, deepest, load
 from billhook.config import GemmTypes, Problem
-from billhook.dtypes import BF16, E2M1F, E8M0FNU, F16, S8, U4B8
+from billhook.dtypes import BF16, E2M1F, E4M3FN, E8M0FNU, F16, S8, U4B8, U8B128, DType
 from billhook.errors import InputError, UnsupportedError
 from billhook.families import illegal, unserved
 from billhook.select import candidates, select, spans
@@ -121,12 +121,30 @@ def test_the_reason_tells_a_shallower_pipeline(catalog: Catalog) -> None:
     assert "fit" not in select(replace(DENSE, m=32), parse("9.0a"), catalog).reason
 
 
+@pytest.mark.parametrize("problem", [DENSE, MOE], ids=["dense", "moe"])
+@pytest.mark.parametrize("a", [E4M3FN, S8], ids=str)
+def test_few_rows_of_8_bit_activations_are_marlin_s_many_machete_s_where_it_has_the_format(
+    problem: Problem, a: DType
+) -> None:
+    types = GemmTypes(a, U4B8, BF16, BF16)
+    for group_size, arch, last in ((-1, "9.0a", "machete"), (128, "9.0a", "marlin"), (-1, "8.9", "marlin")):
+        asked = replace(problem, types=types, group_size=group_size)
+        assert select(asked, parse(arch)).config.family == "marlin"
+        assert select(replace(asked, m=8192), parse(arch)).config.family == last
+
+
 @pytest.mark.parametrize(
     ("problem", "arch", "words"),
     [
         (replace(DENSE, n=100), "9.0a", ["n must", "100"]),
         (replace(DENSE, k=8), "9.0a", ["k must", "8"]),
         (DENSE, "7.5", ["7.5", "8.0"]),
+        (replace(DENSE, types=GemmTypes(E4M3FN, U4B8, F16, F16)), "8.0", ["8.9 or later (got 8.0)"]),
+        (
+            replace(DENSE, types=GemmTypes(E4M3FN, U8B128, F16, F16)),
+            "9.0a",
+            ["e4m3fn_u8b128", "s8_u8b128_f16"],
+        ),
         (replace(DENSE, group_size=16), "9.0a", ["group_size", "16", "-1"]),
         (replace(DENSE, types=GemmTypes(BF16, S8, BF16, BF16)), "9.0a", ["bf16_s8_bf16_bf16", str(TYPES)]),
         (replace(DENSE, types=GemmTypes(BF16, U4B8, F16, BF16)), "9.0a", ["bf16_u4b8_f16_bf16"]),

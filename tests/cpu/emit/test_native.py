@@ -12,6 +12,7 @@ GOLDEN = Path(__file__).parents[2] / "golden/kernels"
 NAMES = [
     "marlin_bf16_u4b8_bf16_bf16_g128_m16n128k256s4_moe_sm90a",
     "marlin_f16_u4b8_f16_f16_gch_m64n256k128s3_dense_sm80",
+    "marlin_e4m3fn_e2m1f_e8m0fnu_bf16_g32_m16n128k256s3_moe_sm89",
 ]
 
 

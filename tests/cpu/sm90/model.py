@@ -13,6 +13,8 @@ from cpu.sm90.ptx_to_cpp import translate
 
 from billhook.arch import Arch
 
+_SM90A = Arch(9, 0, "a")
+
 
 class TensorMap(ctypes.Structure):
     """The TensorMap of sm90.hpp, in the place of a CUtensorMap; boxes are 128 bytes wide."""
@@ -49,7 +51,7 @@ def entry(kernel: str, namespace: str) -> str:
     return f'extern "C" const char* run_{kernel}({how}) {{ return cpu::launch({namespace}::{kernel}, how); }}'
 
 
-def compile_library(compiler: str, source: str, headers: Path, folder: Path, arch: Arch) -> Any:
+def compile_library(compiler: str, source: str, headers: Path, folder: Path, arch: Arch = _SM90A) -> Any:
     """Compile CUDA C++ for the CPU.
 
     Args:

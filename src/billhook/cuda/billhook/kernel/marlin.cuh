@@ -65,7 +65,8 @@ struct Config {
   // they multiply the weights before the MMA, at the price of one rounding to 16 bits per weight.
   // Scaling one MMA's weights costs no more than scaling its sums: groups of 16 never need the latter.
   static constexpr bool scale_sums =
-      group_size == 16 ? false
+      narrow             ? true
+      : group_size == 16 ? false
       : group_size == 32 ? tile_m <= 8
                          : tile_m <= 16 || (tile_m == 32 && warps <= 8 && ptx::kAsyncCopies);
 

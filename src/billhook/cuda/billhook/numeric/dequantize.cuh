@@ -1,5 +1,5 @@
 // From packed integer codes to one row-operand fragment of mma.m16n8k16: four registers of two 16-bit values, exact integers
-// (code - zero) without their scale. Small floats: minifloat.cuh. SM80+.
+// (code - zero) without their scale. Small floats: minifloat.cuh. fp16: SM75+; bf16: SM80+.
 //
 // Words hold codes as docs/layout.md has them. Of 4 bits, one word a fragment: `word >> 4 r` holds the codes of register r in
 // bits 0..3 and 16..19. Of 8 bits, two words, the first for row g (registers 0 and 2), the second for row g + 8 (1 and 3):

@@ -1,5 +1,5 @@
 // Small floats to fp16 and bf16, exactly, subnormals and signed zeros included: e2m1f and e4m3fn weights as fragments of
-// mma.m16n8k16, e4m3fn and e8m0fnu scales as pairs. SM80+ (no cvt instruction, which SM89 brought for fp16 alone).
+// mma.m16n8k16, e4m3fn and e8m0fnu scales as pairs. fp16: SM75+; bf16: SM80+ (no cvt instruction, which SM89 brought for fp16 alone).
 //
 // A small float and a 16-bit one are sign, exponent, mantissa alike. Its exponent and mantissa moved to where the exponent of
 // the 16-bit type ends and its mantissa begins are the same number but for the bias of the exponent, whether normal or

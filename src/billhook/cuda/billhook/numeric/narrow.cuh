@@ -1,5 +1,5 @@
 // From packed codes to fragments of 8-bit elements (m16n8k32, and warp by warp m64nNk32): register 0 holds row g, columns
-// 4 t .. 4 t + 3 of a step of 32, register 1 row g + 8, registers 2 and 3 the same 16 columns on. SM75.
+// 4 t .. 4 t + 3 of a step of 32, register 1 row g + 8, registers 2 and 3 the same 16 columns on. SM75+.
 //
 // The packed layout gives lane (g, t) columns 2 t, 2 t + 1, 2 t + 8, 2 t + 9 of each 16, made for 16-bit elements. The four
 // neighbours that a register needs here are with the lanes 2 t % 4 and 2 t % 4 + 1 of row g: their bytes 0 and 2 (columns
