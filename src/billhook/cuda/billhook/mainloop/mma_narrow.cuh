@@ -44,6 +44,16 @@ struct Neighbours {
   }
 };
 
+// The products of some steps, for the 8 tokens of column `j`.
+template <class C, i32 steps, i32 count, class Sum>
+__device__ __forceinline__ void multiply_steps(Sum& sum, const Fragment (&weights)[steps], const Tokens<C, count>* tokens, i32 j) {
+#pragma unroll
+  for (i32 s = 0; s < steps; ++s) {
+    const u32(&b)[2] = tokens[s].r[j];
+    mma<typename C::Activation>(sum, weights[s], b[0], b[1], sum);
+  }
+}
+
 // `stage`: shared address of the stage; the warp takes block `warp_k` of strip `warp_n`, of which `rows` exist.
 template <class C>
 __device__ __forceinline__ void multiply_narrow_block(Sums<C>& sums, u32 stage, i32 warp_n, i32 warp_k, i32 rows) {
@@ -88,23 +98,16 @@ __device__ __forceinline__ void multiply_narrow_block(Sums<C>& sums, u32 stage, 
           const i32 word = (g * steps + s) * kWords;
           weights[s] = narrow<A, Weight>(words.first + word, words.second + word, t, zeros);
         }
-        const auto multiply = [&](auto& sum, i32 j) {
-#pragma unroll
-          for (i32 s = 0; s < steps; ++s) {
-            const u32(&b)[2] = tokens[g * steps + s].r[j];
-            mma<A>(sum, weights[s], b[0], b[1], sum);
-          }
-        };
         if constexpr (C::channel_scales) {
 #pragma unroll
-          for (i32 j = 0; j < count; ++j) multiply(sums[i][from + j], j);
+          for (i32 j = 0; j < count; ++j) multiply_steps<C>(sums[i][from + j], weights, tokens + g * steps, j);
         } else {
           const u32 scales = scales_of(g, i);
           const float upper = T::low(scales), lower = T::high(scales);
 #pragma unroll
           for (i32 j = 0; j < count; ++j) {
             auto group = Group::begin();
-            multiply(group, j);
+            multiply_steps<C>(group, weights, tokens + g * steps, j);
             float* const sum = sums[i][from + j].v;
 #pragma unroll
             for (i32 v = 0; v < 4; ++v) sum[v] = fmaf(Group::value(group.v[v]), v < 2 ? upper : lower, sum[v]);
