@@ -101,8 +101,8 @@ def _shortened(name: str) -> Callable[..., Any]:
 
     def call(*arguments: Any) -> Any:
         first = arguments[0]
-        on_gpu = first.is_cuda and first.get_device() == current_device()
-        return (function if on_gpu and stands_alone(first, arguments[1]) else operator)(*arguments)
+        alone = first.is_cuda and stands_alone(first, arguments[1]) and first.get_device() == current_device()
+        return (function if alone else operator)(*arguments)
 
     return call
 
