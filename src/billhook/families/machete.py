@@ -17,7 +17,7 @@ _WARPGROUP = 128
 _ALIGNMENT = 1024  # of a stage: what wgmma's 128-byte swizzle repeats after
 _WAVES_BYTES = 64  # which tiles the CTA computes
 _SWIZZLED_BYTES = 128  # of a token's activations: what wgmma reads together
-_MOST_SUMS = {2: 128, 3: 64, 4: 32}  # by consumers: registers of one for float32 sums; it needs some 80 for all else
+_MOST_SUMS = {2: 128, 3: 64, 4: 32}  # by consumers: registers for float32 sums, of which all else needs 80
 
 
 def consumers(config: KernelConfig) -> int:
