@@ -127,7 +127,13 @@ def test_few_rows_of_8_bit_activations_are_marlin_s_many_machete_s_where_it_has_
     problem: Problem, a: DType
 ) -> None:
     types = GemmTypes(a, U4B8, BF16, BF16)
-    for group_size, arch, last in ((-1, "9.0a", "machete"), (128, "9.0a", "marlin"), (-1, "8.9", "marlin")):
+    served = (
+        (-1, "9.0a", "machete"),
+        (128, "9.0a", "machete"),
+        (64, "9.0a", "marlin"),
+        (-1, "8.9", "marlin"),
+    )
+    for group_size, arch, last in served:
         asked = replace(problem, types=types, group_size=group_size)
         assert select(asked, parse(arch)).config.family == "marlin"
         assert select(replace(asked, m=8192), parse(arch)).config.family == last

@@ -31,8 +31,8 @@ def wrong_types(
         return f"{config.family} multiplies 8-bit activations by weights of {known} (got {types.b})"
     if types.a.bits == 8 and config.group_size != -1 and not narrow_groups:
         return (
-            f"group_size must be -1 with {types.a} activations in {config.family}: a weight times the scale "
-            f"of its group does not fit 8 bits (got {config.group_size})"
+            f"{config.family} has no group_size of {config.group_size} with {types.a} activations: a weight "
+            "times the scale of its group does not fit 8 bits"
         )
     return _wrong_types(types, config.group_size)
 

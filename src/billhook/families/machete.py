@@ -19,6 +19,9 @@ _WAVES_BYTES = 64  # which tiles the CTA computes
 _SWIZZLED_BYTES = 128  # of a token's activations: what wgmma reads together
 _MOST_SUMS = {2: 128, 3: 64, 4: 32}  # by consumers: registers for float32 sums, of which all else needs 80
 
+_PROMOTED_GROUP = 128  # inputs under one scale that 8-bit activations may have: what a block of them holds
+_MOST_PROMOTED_SUMS = 40  # those of the group beside those of all
+
 
 def consumers(config: KernelConfig) -> int:
     """Return the warpgroups of a CTA that multiply: one for each strip of features, as registers allow."""
@@ -53,7 +56,10 @@ def illegal(config: KernelConfig) -> str | None:
     tile = config.tile
     if (config.arch.capability, config.arch.suffix) != ((9, 0), "a"):
         return f"needs the target 9.0a, where wgmma is (got {config.arch})"
-    why = base.wrong_types(config) or base.wrong_tile(config, largest_m=256, fewest_stages=FEWEST_STAGES)
+    promotes = config.types.a.bits == 8 and config.group_size == _PROMOTED_GROUP
+    why = base.wrong_types(config, narrow_groups=promotes) or base.wrong_tile(
+        config, largest_m=256, fewest_stages=FEWEST_STAGES
+    )
     if why is not None:
         return why
     if tile.tile_n not in (128, 192, 256):
@@ -63,6 +69,8 @@ def illegal(config: KernelConfig) -> str | None:
         return f"tile_k must be a multiple of {chunk} with {config.types.a} activations (got {tile.tile_k})"
     if tile.tile_m % 16:
         return f"tile_m must be a multiple of 16 (got {tile.tile_m})"
+    if promotes and (consumers(config) > 2 or sums(config) > _MOST_PROMOTED_SUMS):
+        return f"sums of groups leave registers for a tile of 128 features x 80 tokens at most (got {tile})"
     if sums(config) > _MOST_SUMS[consumers(config)]:
         return f"tile_m must be at most 128 with tile_n = {tile.tile_n} (got {tile.tile_m})"
     if tile.cluster not in CLUSTERS or tile.tile_m % (8 * tile.cluster):
@@ -79,9 +87,10 @@ def illegal(config: KernelConfig) -> str | None:
 def rounds_weights(config: KernelConfig) -> bool:
     """Return whether a weight's product with its scale is rounded to 16 bits before the MMA.
 
-    So for all group scales, but a product of e2m1 and a scale of 8 bits is exact.
+    So for all group scales, but a product of e2m1 and a scale of 8 bits is exact, and under 8-bit activations scales
+    multiply sums.
     """
-    return config.group_size != -1 and config.types.b != E2M1F
+    return config.group_size != -1 and config.types.b != E2M1F and config.types.a.bits == 16
 
 
 def takes_tensor_map(config: KernelConfig) -> bool:

@@ -59,7 +59,8 @@ def test_activations_of_8_bits_multiply_u4b8_weights_with_channel_scales(
         ({"types": GemmTypes(S8, U4B8, BF16, S8)}, "f16 or bf16"),
         ({"types": GemmTypes(S8, U4B8, F16, BF16)}, "must be bf16 (got f16)"),
         ({"types": GemmTypes(F32, U4B8, F16, F16)}, "got f32"),
-        ({"group_size": 128}, "its group"),
+        ({"group_size": 64}, "its group"),
+        ({"group_size": 128, "tile": Tile(96, 128, 256, 4)}, "80 tokens"),
         ({"tile": Tile(256, 128, 64, 5)}, "multiple of 128"),
         ({"indexed": True}, "grouped"),
     ],
@@ -83,7 +84,7 @@ def test_sums_of_s8_stay_within_32_bits() -> None:
     [
         ({"arch": parse("9.0")}, "9.0a"),
         ({"arch": parse("10.0a")}, "9.0a"),
-        ({"types": GemmTypes(E4M3FN, U4B8, BF16, BF16)}, "e4m3fn"),
+        ({"types": GemmTypes(E4M3FN, U4B8, BF16, BF16), "group_size": 64}, "e4m3fn"),
         ({"group_size": 256}, "256"),
         ({"tile": Tile(264, 128, 128, 4)}, "264"),
         ({"tile": Tile(24, 128, 128, 4)}, "16 (got 24)"),

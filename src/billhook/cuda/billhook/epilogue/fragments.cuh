@@ -22,7 +22,7 @@ struct FragmentEpilogue {
   static constexpr i32 strips = C::strips / C::consumer_warpgroups;
   static constexpr i32 quads = strips * C::columns;   // accumulators of a thread
   static constexpr i32 kBatch = C::epilogue_tokens / 8;  // of them at a time
-  using Sum = typename SumOf<typename C::Activation>::Type;
+  using Sum = typename C::Sum;
   using Sums = Sum[strips][C::columns];
 
   const GemmParams& p;

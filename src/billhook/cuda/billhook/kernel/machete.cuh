@@ -63,6 +63,8 @@ struct Config {
   static constexpr i32 columns = tile_m / 8;  // 8-token columns of the MMA
   static constexpr bool channel_scales = group_size == -1;
   static constexpr bool scale_sums = false;    // group scales multiply the weights, rounded once to 16 bits
+  static constexpr bool promotes = narrow && !channel_scales;  // or, of 8-bit activations, the sums of a group
+  using Sum = typename Choose<promotes, Accumulator, typename SumOf<Activation>::Type>::Type;
   static constexpr bool token_scales = narrow;
   static constexpr float factor = weight_factor<Activation, Weight>();  // of the sums, for what weights are multiplied as
   static constexpr i32 groups_per_stage = channel_scales ? 0 : tile_k > group_size ? tile_k / group_size : 1;
@@ -112,14 +114,16 @@ struct Config {
   static_assert(stages >= 2 && stages <= 8, "stages");
   static_assert(!gathers || cluster == 1, "rows that are looked up are not shared");
   static_assert(tile_k % chunk == 0, "tile_k");
-  static_assert(!narrow || (channel_scales && !gathers), "8-bit activations have channel scales, and their rows are not gathered");
+  static_assert(!narrow || !gathers, "8-bit rows are not gathered");
+  static_assert(!promotes || (group_size == 128 && sums <= 40), "groups are as deep as a block of 8-bit activations");
   static_assert(indexed || !grouped, "only the rows of MoE are grouped");
 };
 
 #if __CUDA_ARCH_FEAT_SM90_ALL
 template <class C>
 __device__ __forceinline__ void consume(const GemmParams& p, const Waves& waves, u32 shared, i32 rank) {
-  typename Choose<C::narrow, NarrowConsumer<C>, Consumer<C>>::Type consumer;
+  using Narrow = typename Choose<C::promotes, PromotingConsumer<C>, NarrowConsumer<C>>::Type;
+  typename Choose<C::narrow, Narrow, Consumer<C>>::Type consumer;
   const FragmentEpilogue<C> epilogue{p, waves, shared, rank};
   Walk walk{waves};
   Segment at;

@@ -1,8 +1,9 @@
 // As wgmma.cuh, for activations of 8 bits: a block of them, 128 bytes of a token, meets two blocks of codes. Scales of channels
-// and of tokens multiply the sums at the end. SM90a alone.
+// and of tokens multiply the sums at the end; scales of groups multiply the sums of a group, which are added up in float32.
+// SM90a alone.
 //
-// Products of s8 are added in 32-bit integers, those of e4m3 by SM90's tensor cores with fewer bits than float32 has; nothing
-// is added outside them.
+// Products of s8 are added in 32-bit integers, those of e4m3 by SM90's tensor cores with fewer bits than float32 has; with
+// channel scales nothing is added outside them.
 #pragma once
 #include "billhook/mma/wgmma.cuh"
 #include "billhook/numeric/narrow.cuh"
@@ -13,16 +14,36 @@
 namespace billhook {
 
 #if __CUDA_ARCH_FEAT_SM90_ALL
+// The codes of a stage as fragments of 8-bit elements.
+template <class C>
+struct NarrowWeights {
+  using A = typename C::Activation;
+  using Weight = typename C::Weight;
+  const i32 lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
+
+  // Two steps of 32 columns: the block's 16 rows of this warp.
+  __device__ __forceinline__ void read(Fragment* weights, u32 stage, i32 block, i32 strip) const {
+    const i32 t = lane % 4, from_lane = lane / 4 * 4 + 2 * t % 4;
+    const u32 from = stage + C::codes_at + (strip * C::blocks + block) * block_bytes<Weight> + warp * 512 + from_lane * 16;
+    const u32x4 a = ptx::load_shared(from), b = ptx::load_shared(from + 16);
+    weights[0] = narrow<A, Weight>(neighbours(a.x, b.x, t), neighbours(a.y, b.y, t));
+    weights[1] = narrow<A, Weight>(neighbours(a.z, b.z, t), neighbours(a.w, b.w, t));
+  }
+
+  __device__ __forceinline__ void release(u32 empty, bool yes) const {
+    ptx::mbarrier_arrive_cluster(empty, lane, yes && lane < C::cluster);
+  }
+};
+
 template <class C>
 struct NarrowConsumer {
   using A = typename C::Activation;
-  using Weight = typename C::Weight;
   static constexpr i32 strips = C::strips / C::consumer_warpgroups;  // of this warpgroup
   static constexpr i32 halves = strips * C::blocks == 2 ? 1 : 2;     // blocks of codes of a unit: a stage holds two units or more
 
-  const i32 lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
+  const NarrowWeights<C> codes{};
   const i32 strip = threadIdx.x / 128 * strips;  // the first one
-  typename SumOf<A>::Type sums[strips][C::columns];  // rows 16 warp + g and + 8 of a strip, by 8 tokens
+  typename C::Sum sums[strips][C::columns];      // rows 16 warp + g and + 8 of a strip, by 8 tokens
 
   // As Consumer's. A block past the end of k meets activations of zero.
   __device__ __forceinline__ void multiply(u32 stage, i32, bool add, u32 before) {
@@ -33,36 +54,94 @@ struct NarrowConsumer {
       for (i32 s = 0; s < strips; ++s) {
         Fragment weights[2 * halves];
 #pragma unroll
-        for (i32 h = 0; h < halves; ++h) read(weights + 2 * h, stage, block + h, strip + s);
+        for (i32 h = 0; h < halves; ++h) codes.read(weights + 2 * h, stage, block + h, strip + s);
         wgmma_fence();
 #pragma unroll
         for (i32 i = 0; i < 2 * halves; ++i)
           wgmma_columns<A, C::columns>(sums[s], weights[i], tokens + i * (32 >> 4), add || block > 0 || i > 0);
         wgmma_commit();
         wgmma_wait<1>();  // the unit before is done, and its registers are free
-        if (block == 0 && s == 0) release(before, add);
+        if (block == 0 && s == 0) codes.release(before, add);
       }
     }
   }
 
   __device__ __forceinline__ void finish(u32 empty) {
     wgmma_wait<0>();
-    release(empty, true);
+    codes.release(empty, true);
+  }
+};
+
+// Under group scales the sums of each group begin anew; they are scaled and added while the other warpgroups multiply.
+template <class C>
+struct PromotingConsumer {
+  using A = typename C::Activation;
+  using T = typename C::Output;
+  static constexpr i32 strips = C::strips / C::consumer_warpgroups;
+
+  const NarrowWeights<C> codes{};
+  const i32 strip = threadIdx.x / 128 * strips;
+  Accumulator sums[strips][C::columns];
+
+  __device__ __forceinline__ void multiply(u32 stage, i32 blocks, bool add, u32 before) {
+#pragma unroll
+    for (i32 block = 0; block < C::blocks; block += 2) {
+      const u64 tokens = wgmma_descriptor(stage + C::activations_at + block / 2 * (C::tile_m * 128));
+#pragma unroll
+      for (i32 s = 0; s < strips; ++s) {
+        const u32 row = stage + C::scales_at + ((strip + s) * C::groups_per_stage + block / 2) * row_bytes<T>;
+        const u32 scales = block == 0 || block < blocks ? ptx::load_shared_u32(row + codes.lane / 4 * 16 + codes.warp * 4) : 0;
+        wgmma_wait<0>();
+        const bool first = block == 0 && s == 0;
+        if (first) codes.release(before, add);
+        promote(s == 0 ? strips - 1 : s - 1, !first || add);
+        if (first && strips > 1 && !add) clear();
+#pragma unroll
+        for (i32 h = 0; h < 2; ++h) {
+          Fragment weights[2];
+          codes.read(weights, stage, block + h, strip + s);
+          wgmma_fence();
+#pragma unroll
+          for (i32 i = 0; i < 2; ++i)
+            wgmma_columns<A, C::columns>(group[s], weights[i], tokens + (2 * h + i) * (32 >> 4), 2 * h + i > 0);
+          wgmma_commit();
+        }
+        upper = T::low(scales), lower = T::high(scales);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void finish(u32 empty) {
+    wgmma_wait<0>();
+    codes.release(empty, true);
+    promote(strips - 1, true);
   }
 
  private:
-  __device__ __forceinline__ void release(u32 empty, bool yes) {
-    ptx::mbarrier_arrive_cluster(empty, lane, yes && lane < C::cluster);
+  typename SumOf<A>::Type group[strips][C::columns];
+  float upper, lower;  // scales of the group in flight, rows g and g + 8 of this warp
+
+  // Adds the sums of the group that was in flight; without `add`, at the start of a tile, the sums of its strip begin anew.
+  __device__ __forceinline__ void promote(i32 s, bool add) {
+#pragma unroll
+    for (i32 j = 0; j < C::columns; ++j)
+#pragma unroll
+      for (i32 v = 0; v < 4; ++v) {
+        float& sum = sums[s][j].v[v];
+        sum = add ? fmaf(value(group[s][j].v[v]), v < 2 ? upper : lower, sum) : 0;
+      }
   }
 
-  // Two steps of 32 columns: the block's 16 rows of this warp.
-  __device__ __forceinline__ void read(Fragment* weights, u32 stage, i32 block, i32 strip) const {
-    const i32 t = lane % 4, from_lane = lane / 4 * 4 + 2 * t % 4;
-    const u32 from = stage + C::codes_at + (strip * C::blocks + block) * block_bytes<Weight> + warp * 512 + from_lane * 16;
-    const u32x4 a = ptx::load_shared(from), b = ptx::load_shared(from + 16);
-    weights[0] = narrow<A, Weight>(neighbours(a.x, b.x, t), neighbours(a.y, b.y, t));
-    weights[1] = narrow<A, Weight>(neighbours(a.z, b.z, t), neighbours(a.w, b.w, t));
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (i32 s = 0; s < strips; ++s)
+#pragma unroll
+      for (i32 j = 0; j < C::columns; ++j) sums[s][j] = {};
   }
+
+  static __device__ __forceinline__ float value(float sum) { return sum; }
+  // Of fewer than 22 bits: added to those of the float 1.5 * 2^23, whose last place is worth 1. That is faster than to convert.
+  static __device__ __forceinline__ float value(i32 sum) { return __int_as_float(sum + 0x4b400000) - 12582912.f; }
 };
 #endif
 
