@@ -69,7 +69,7 @@ def illegal(config: KernelConfig) -> str | None:
         return f"tile_k must be a multiple of {chunk} with {config.types.a} activations (got {tile.tile_k})"
     if tile.tile_m % 16:
         return f"tile_m must be a multiple of 16 (got {tile.tile_m})"
-    if promotes and (consumers(config) > 2 or sums(config) > _MOST_PROMOTED_SUMS):
+    if promotes and (tile.tile_n != 128 or sums(config) > _MOST_PROMOTED_SUMS):
         return f"sums of groups leave registers for a tile of 128 features x 80 tokens at most (got {tile})"
     if sums(config) > _MOST_SUMS[consumers(config)]:
         return f"tile_m must be at most 128 with tile_n = {tile.tile_n} (got {tile.tile_m})"

@@ -72,71 +72,60 @@ struct NarrowConsumer {
   }
 };
 
-// Under group scales the sums of each group begin anew; they are scaled and added while the other warpgroups multiply.
+// Under group scales the sums of each group begin anew; they are scaled and added while the other warpgroup multiplies. A
+// warpgroup has one strip.
 template <class C>
 struct PromotingConsumer {
   using A = typename C::Activation;
   using T = typename C::Output;
-  static constexpr i32 strips = C::strips / C::consumer_warpgroups;
+  static_assert(C::strips == C::consumer_warpgroups, "registers are short of a second strip's sums");
 
   const NarrowWeights<C> codes{};
-  const i32 strip = threadIdx.x / 128 * strips;
-  Accumulator sums[strips][C::columns];
+  const i32 strip = threadIdx.x / 128;
+  Accumulator sums[1][C::columns];  // as NarrowConsumer's
 
   __device__ __forceinline__ void multiply(u32 stage, i32 blocks, bool add, u32 before) {
 #pragma unroll
     for (i32 block = 0; block < C::blocks; block += 2) {
       const u64 tokens = wgmma_descriptor(stage + C::activations_at + block / 2 * (C::tile_m * 128));
+      const u32 row = stage + C::scales_at + (strip * C::groups_per_stage + block / 2) * row_bytes<T>;
+      const u32 scales = block == 0 || block < blocks ? ptx::load_shared_u32(row + codes.lane / 4 * 16 + codes.warp * 4) : 0;
+      wgmma_wait<0>();
+      if (block == 0) codes.release(before, add);
+      promote(block > 0 || add);
 #pragma unroll
-      for (i32 s = 0; s < strips; ++s) {
-        const u32 row = stage + C::scales_at + ((strip + s) * C::groups_per_stage + block / 2) * row_bytes<T>;
-        const u32 scales = block == 0 || block < blocks ? ptx::load_shared_u32(row + codes.lane / 4 * 16 + codes.warp * 4) : 0;
-        wgmma_wait<0>();
-        const bool first = block == 0 && s == 0;
-        if (first) codes.release(before, add);
-        promote(s == 0 ? strips - 1 : s - 1, !first || add);
-        if (first && strips > 1 && !add) clear();
+      for (i32 half = 0; half < 2; ++half) {
+        Fragment weights[2];
+        codes.read(weights, stage, block + half, strip);
+        wgmma_fence();
 #pragma unroll
-        for (i32 h = 0; h < 2; ++h) {
-          Fragment weights[2];
-          codes.read(weights, stage, block + h, strip + s);
-          wgmma_fence();
-#pragma unroll
-          for (i32 i = 0; i < 2; ++i)
-            wgmma_columns<A, C::columns>(group[s], weights[i], tokens + (2 * h + i) * (32 >> 4), 2 * h + i > 0);
-          wgmma_commit();
-        }
-        upper = T::low(scales), lower = T::high(scales);
+        for (i32 i = 0; i < 2; ++i)
+          wgmma_columns<A, C::columns>(group, weights[i], tokens + (2 * half + i) * (32 >> 4), 2 * half + i > 0);
+        wgmma_commit();
       }
+      upper = T::low(scales), lower = T::high(scales);
     }
   }
 
   __device__ __forceinline__ void finish(u32 empty) {
     wgmma_wait<0>();
     codes.release(empty, true);
-    promote(strips - 1, true);
+    promote(true);
   }
 
  private:
-  typename SumOf<A>::Type group[strips][C::columns];
+  typename SumOf<A>::Type group[C::columns];
   float upper, lower;  // scales of the group in flight, rows g and g + 8 of this warp
 
-  // Adds the sums of the group that was in flight; without `add`, at the start of a tile, the sums of its strip begin anew.
-  __device__ __forceinline__ void promote(i32 s, bool add) {
+  // Adds the sums of the group that was in flight; without `add`, at the start of a tile, all begin anew.
+  __device__ __forceinline__ void promote(bool add) {
 #pragma unroll
     for (i32 j = 0; j < C::columns; ++j)
 #pragma unroll
       for (i32 v = 0; v < 4; ++v) {
-        float& sum = sums[s][j].v[v];
-        sum = add ? fmaf(value(group[s][j].v[v]), v < 2 ? upper : lower, sum) : 0;
+        float& sum = sums[0][j].v[v];
+        sum = add ? fmaf(value(group[j].v[v]), v < 2 ? upper : lower, sum) : 0;
       }
-  }
-
-  __device__ __forceinline__ void clear() {
-#pragma unroll
-    for (i32 s = 0; s < strips; ++s)
-#pragma unroll
-      for (i32 j = 0; j < C::columns; ++j) sums[s][j] = {};
   }
 
   static __device__ __forceinline__ float value(float sum) { return sum; }
