@@ -28,7 +28,8 @@ struct Producer {
   i32 slot = 0;
   u32 parity = 1;  // a fresh barrier lets pass who waits for the phase before its first
 
-  // Fills the stages of all segments. Weights do not depend on the kernel before: only activations wait for it.
+  // Fills the stages of all segments. Weights do not depend on the kernel before: where a warp asks for them alone, it does not
+  // wait for that.
   __device__ __forceinline__ void run(Walk walk) {
     if constexpr (C::gathers) {
       while (walk.next(at)) gather();

@@ -2,7 +2,7 @@
 // Source: PTX ISA 9.0, "mma.m16n8k32", "mma.m8n8k16 with integer type". D lies as in mma_sync.cuh; of B, lane 4 g + t holds
 // column g, rows 4 t .. 4 t + 3 and the same 16 on.
 #pragma once
-#include "billhook/mma/wgmma.cuh"  // SumOf
+#include "billhook/mma/mma_sync.cuh"
 
 namespace billhook {
 

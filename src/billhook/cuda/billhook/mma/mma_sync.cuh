@@ -10,6 +10,20 @@ struct Accumulator {
   float v[4];
 };
 
+struct IntegerAccumulator {
+  i32 v[4];
+};
+
+// The sums of products of T.
+template <class T>
+struct SumOf {
+  using Type = Accumulator;
+};
+template <>
+struct SumOf<s8> {
+  using Type = IntegerAccumulator;
+};
+
 template <class T>
 __device__ __forceinline__ void mma(Accumulator& d, const Fragment& a, u32 b0, u32 b1, const Accumulator& c);
 

@@ -7,20 +7,6 @@
 
 namespace billhook {
 
-struct IntegerAccumulator {
-  i32 v[4];
-};
-
-// The sums of products of T.
-template <class T>
-struct SumOf {
-  using Type = Accumulator;
-};
-template <>
-struct SumOf<s8> {
-  using Type = IntegerAccumulator;
-};
-
 #if __CUDA_ARCH_FEAT_SM90_ALL
 // Registers written before are read by what is issued after.
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
