@@ -50,6 +50,26 @@ def check(out: Any, ref: reference.Reference, k: int, element: DType) -> None:
 
 @each_type
 @settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**31), tokens=st.integers(0, 5), scale=st.floats(2.0**-130, 2.0**100))
+def test_a_static_scale_gives_the_numbers_of_the_host(
+    dtype: Any, seed: int, tokens: int, scale: float
+) -> None:
+    x = torch.randn(tokens, 129, generator=torch.Generator().manual_seed(seed)) * 200 * scale
+    codes, scales = billhook.quantize_activations(x, dtype, scale)
+    right = oracle.quantize_static(x.numpy(), scale, DTYPES[dtype])
+    got = codes.view(torch.uint8 if dtype == torch.float8_e4m3fn else torch.int8).numpy()
+    assert np.array_equal(got, right.codes.view(got.dtype))
+    assert np.array_equal(scales.numpy(), np.broadcast_to(right.scales, (tokens, 1)))
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("inf"), float("nan"), 1e39, 1e-60])
+def test_a_static_scale_that_is_none_is_refused(scale: float) -> None:
+    with pytest.raises(WeightError, match="static scale must be positive"):
+        billhook.quantize_activations(torch.ones(2, 16), scale=scale)
+
+
+@each_type
+@settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**31), tokens=st.integers(0, 5), exponent=st.integers(-140, 120))
 def test_quantizing_gives_the_numbers_of_the_host(dtype: Any, seed: int, tokens: int, exponent: int) -> None:
     generator = torch.Generator().manual_seed(seed)
