@@ -87,8 +87,8 @@ def illegal(config: KernelConfig) -> str | None:
 def rounds_weights(config: KernelConfig) -> bool:
     """Return whether a weight's product with its scale is rounded to 16 bits before the MMA.
 
-    So for all group scales, but a product of e2m1 and a scale of 8 bits is exact, and under 8-bit activations scales
-    multiply sums.
+    So for all group scales, but a product of e2m1 and a scale of 8 bits is exact, and under 8-bit
+    activations scales multiply sums.
     """
     return config.group_size != -1 and config.types.b != E2M1F and config.types.a.bits == 16
 
