@@ -1,4 +1,4 @@
-"""What may exist, as data: formats and tiles of the kernel families, and the rules that choose a tile.
+"""What may exist, as data: tiles of the kernel families, and the rules that choose one.
 
 `load` reads `native.toml` and `rules/native.toml` beside this file, or the same two files of another
 folder, and checks that they agree: every rule names a listed tile, can be chosen by some problem, and
@@ -18,7 +18,7 @@ from ..config import Tile
 from ..errors import ConfigError, InputError
 from ..families import FAMILIES
 from . import check
-from .entry import Catalog, Format, Shape, deepest
+from .entry import Catalog, Format, Shape, all_formats, deepest
 from .rule import Bounds, Rule, last_m
 
 __all__ = ["Bounds", "Catalog", "Format", "Rule", "Shape", "deepest", "last_m", "load"]
@@ -37,8 +37,8 @@ class _TileRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _CatalogFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    formats: tuple[Format, ...]
     tiles: tuple[_TileRow, ...]
+    formats: tuple[Format, ...] | None = None
 
 
 class _RuleFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,7 +52,8 @@ def load(folder: str | Path | None = None) -> Catalog:
     """Read and check a catalog.
 
     Args:
-        folder: Holds `native.toml` and `rules/native.toml`; the installed one if None.
+        folder: Holds `native.toml` and `rules/native.toml`; the installed one if None. Formats that the first
+            lists are the only ones; all there are if it lists none.
 
     Raises:
         ConfigError: A file is missing, malformed, or the two do not agree; names file, line and value.
@@ -67,10 +68,11 @@ def _load(folder: Path) -> Catalog:
     table = _decode(text, path, _CatalogFile)
     rules = _decode(rules_text, rules_path, _RuleFile).rules
     shapes = _expand(table.tiles, path, text)
-    _check_formats(table.formats, path, text)
+    formats = all_formats() if table.formats is None else table.formats
+    _check_formats(formats, path, text)
     if not rules:
         raise ConfigError(f"{rules_path}: holds no rule; add a [[rules]] table")
-    catalog = Catalog(table.formats, shapes, rules, f"rules/{rules_path.name}")
+    catalog = Catalog(formats, shapes, rules, f"rules/{rules_path.name}")
     wrong_tile = check.wrong_tile(catalog)
     if wrong_tile:
         raise ConfigError(f"{path}: {wrong_tile}")
@@ -123,7 +125,7 @@ def _expand(rows: tuple[_TileRow, ...], path: Path, text: str) -> tuple[Shape, .
 
 def _check_formats(formats: tuple[Format, ...], path: Path, text: str) -> None:
     if not formats:
-        raise ConfigError(f"{path}: lists no format; add a [[formats]] table")
+        raise ConfigError(f"{path}: lists no format; add a [[formats]] table, or leave `formats` out for all")
     for position, one in enumerate(formats):
         try:
             one.types()

@@ -9,8 +9,9 @@ import msgspec
 
 from ..arch import Arch
 from ..config import GemmTypes, KernelConfig, Tile
-from ..dtypes import dtype
+from ..dtypes import DType, dtype
 from ..families import fewest_stages, illegal, marlin
+from ..weights import FORMATS, PackedFormat
 from .rule import Rule
 
 
@@ -38,6 +39,27 @@ class Format(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             for a in self.activations
             for c in self.outputs or (a,)
         ]
+
+
+def all_formats() -> tuple[Format, ...]:
+    """Return every format of `weights.FORMATS`, first with activations of 16 bits, then with those of 8."""
+    wide = [_format(one, one.activations) for one in FORMATS.values()]
+    narrow = [
+        _format(one, one.narrow_activations, one.activations)
+        for one in FORMATS.values()
+        if one.narrow_activations
+    ]
+    return (*wide, *narrow)
+
+
+def _format(one: PackedFormat, activations: tuple[DType, ...], outputs: tuple[DType, ...] = ()) -> Format:
+    return Format(
+        weight=one.weight.name,
+        activations=tuple(a.name for a in activations),
+        group_sizes=tuple(sorted(one.group_sizes)),
+        scales=one.scale.name if one.scale else None,
+        outputs=tuple(c.name for c in outputs),
+    )
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,12 @@ def test_wrong_kernel_file(tmp_path: Path, text: str, words: list[str]) -> None:
         assert word in str(caught.value)
 
 
+def test_listed_formats_are_the_only_ones(tmp_path: Path) -> None:
+    rules = '[[rules]]\ntile = "m8n128k128"\n'
+    (only,) = load(folder_with(tmp_path, kernels=KERNELS, rules=rules)).formats
+    assert (only.weight, only.activations, only.group_sizes) == ("u4b8", ("f16",), (128,))
+
+
 def test_the_small_kernel_file_is_right(tmp_path: Path) -> None:
     catalog = load(folder_with(tmp_path, kernels=KERNELS, rules='[[rules]]\ntile = "m8n128k128"\n'))
     assert [shape.name for shape in catalog.shapes] == ["m8n128k128", "m64n128k128"]
