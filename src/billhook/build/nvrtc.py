@@ -12,7 +12,7 @@ Source: NVRTC documentation, "Supported Compile Options" (CUDA 13.0).
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -66,11 +66,6 @@ def compile_text(name: str, text: str, headers: dict[str, str], arch: Arch) -> C
     nvrtc = nvrtc_bindings()
     _check_target(nvrtc, arch)
     started = time.perf_counter()
-    compiled = _compile(nvrtc, name, text, headers, arch)
-    return replace(compiled, seconds=time.perf_counter() - started)
-
-
-def _compile(nvrtc: ModuleType, name: str, text: str, headers: dict[str, str], arch: Arch) -> Compiled:
     created, program = nvrtc.nvrtcCreateProgram(
         text.encode(),
         name.encode(),
@@ -92,7 +87,7 @@ def _compile(nvrtc: ModuleType, name: str, text: str, headers: dict[str, str], a
         ptx = _fetch(nvrtc, "PTX", program).rstrip(b"\0").decode() if arch.ptx else ""
     finally:
         nvrtc.nvrtcDestroyProgram(program)
-    return Compiled(cubin, ptx, log, seconds=0)
+    return Compiled(cubin, ptx, log, time.perf_counter() - started)
 
 
 def _check_target(nvrtc: ModuleType, arch: Arch) -> None:
