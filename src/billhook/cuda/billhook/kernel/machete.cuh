@@ -62,8 +62,7 @@ struct Config {
   static constexpr i32 sums = strips / consumer_warpgroups * tile_m / 2;  // registers of a consumer
   static constexpr i32 columns = tile_m / 8;  // 8-token columns of the MMA
   static constexpr bool channel_scales = group_size == -1;
-  static constexpr bool scale_sums = false;    // group scales multiply the weights, rounded once to 16 bits
-  static constexpr bool promotes = narrow && !channel_scales;  // or, of 8-bit activations, the sums of a group
+  static constexpr bool promotes = narrow && !channel_scales;  // group scales multiply sums of a group, not weights
   using Sum = typename Choose<promotes, Accumulator, typename SumOf<Activation>::Type>::Type;
   static constexpr bool token_scales = narrow;
   static constexpr float factor = weight_factor<Activation, Weight>();  // of the sums, for what weights are multiplied as
@@ -91,20 +90,16 @@ struct Config {
   // Small tiles leave room for a CTA of the next kernel, which requests its weights while this one ends.
   static constexpr i32 min_ctas = consumer_warpgroups == 2 && sums <= 32 ? fitting_ctas(2, shared_bytes) : 1;
 
-  // A CTA has the registers it is launched with (65536 / CTAs / threads, by eights, for each thread); the producer keeps what it
-  // needs, more if it keeps track of rows, and gives the rest to the consumers.
-  static constexpr bool many_sums = sums > 80;
+  // A CTA has the registers it is launched with, for each thread; the producer keeps what it needs, more if it keeps track of
+  // rows, and gives the rest to the consumers. All come by eights.
+  static constexpr i32 registers = 65536 / min_ctas / threads / 8 * 8;
   static constexpr i32 producer_registers = min_ctas == 2 || consumer_warpgroups == 4 ? 64
                                             : !gathers                               ? 56
                                             : consumer_warpgroups == 3               ? 80
-                                            : many_sums                              ? 64
+                                            : sums > 80                              ? 64
                                                                                      : 88;
-  static constexpr i32 consumer_registers = min_ctas == 2              ? 88
-                                            : consumer_warpgroups == 4 ? 104
-                                            : consumer_warpgroups == 3 ? (gathers ? 144 : 152)
-                                            : !gathers                 ? 224
-                                            : many_sums                ? 216
-                                                                       : 208;
+  static constexpr i32 consumer_registers =
+      (registers * (consumer_warpgroups + 1) - producer_registers) / consumer_warpgroups / 8 * 8;
 
   static_assert(tile_m % 16 == 0 && tile_m / cluster % 8 == 0, "tile_m");
   static_assert(tile_n % (kStrip * consumer_warpgroups) == 0 && tile_k % kStrip == 0, "tile does not divide");

@@ -36,9 +36,9 @@ struct Producer {
     } else if constexpr (kOneThread) {
       if (thread != 0) return;
       ptx::wait_for_prerequisites();
-      while (walk.next(at)) each_stage(Codes(*this, kActivationBytes), Rows(*this), Activations{*this});
+      while (walk.next(at)) each_stage(Codes(*this), Rows(*this), Activations{*this});
     } else if (thread == 0) {
-      while (walk.next(at)) each_stage(Codes(*this, kActivationBytes));
+      while (walk.next(at)) each_stage(Codes(*this));
     } else if (kHasRows && thread == 32) {
       while (walk.next(at)) each_stage(Rows(*this));
     } else if (thread == 64) {
@@ -48,7 +48,7 @@ struct Producer {
   }
 
  private:
-  static constexpr u32 kActivationBytes = C::codes_at;
+  static constexpr u32 kActivationBytes = C::gathers ? 0 : C::codes_at;  // that come by TMA
   static constexpr bool kHasRows = !C::channel_scales || has_zeros<Weight>;
   static constexpr bool kOneThread = C::tile_m == 256;  // is enough there, and the others' waiting would cost 5 % and more
 
@@ -92,15 +92,14 @@ struct Producer {
     return C::channel_scales ? 1 : min(C::groups_per_stage, p.groups - first_group(k_stage));
   }
 
-  // Codes, and the count of all bytes that the stage's barrier waits for, `others` among them.
+  // Codes, and the count of all bytes that the stage's barrier waits for.
   struct Codes {
     const Producer& of;
-    const u32 others;
     const Strips strips{of};
     const u64 pitch = static_cast<u64>(of.p.blocks) * block_bytes<Weight>;  // from strip to strip
     const char* from = reinterpret_cast<const char*>(of.p.codes) + strips.first * pitch;
 
-    __device__ __forceinline__ Codes(const Producer& of, u32 others) : of(of), others(others) {}
+    __device__ __forceinline__ explicit Codes(const Producer& of) : of(of) {}
 
     __device__ __forceinline__ void request(i32 k_stage) const {
       const i32 block = k_stage * C::blocks;
@@ -108,7 +107,7 @@ struct Producer {
       u32 row = 0;
       if constexpr (!C::channel_scales) row += of.groups(k_stage) * row_bytes<Scale>;
       if constexpr (has_zeros<Weight>) row += of.groups(k_stage) * row_bytes<T>;
-      ptx::mbarrier_arrive_expect(of.full(), strips.count * (run + row) + others);
+      ptx::mbarrier_arrive_expect(of.full(), strips.count * (run + row) + kActivationBytes);
       const u32 to = of.stage() + C::codes_at;
       const char* const codes = from + static_cast<u64>(block) * block_bytes<Weight>;
 #pragma unroll
@@ -179,7 +178,7 @@ struct Producer {
       rows[i] = static_cast<const char*>(p.a) + static_cast<i64>(row < 0 ? 0 : row / p.top_k) * (p.lda * 2) + chunk * 16;
       there |= (row >= 0 ? 1u : 0u) << i;
     }
-    const Codes codes(*this, 0);
+    const Codes codes(*this);
     const Rows scales(*this);
     const u32 place = C::activations_at + thread / 8 * 128 + (chunk ^ thread / 8 % 8) * 16;
     for (i32 k_stage = at.stage; k_stage < at.stage + at.count; ++k_stage, next_slot()) {
