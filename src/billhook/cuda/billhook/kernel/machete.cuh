@@ -62,7 +62,8 @@ struct Config {
   static constexpr i32 sums = strips / consumer_warpgroups * tile_m / 2;  // registers of a consumer
   static constexpr i32 columns = tile_m / 8;  // 8-token columns of the MMA
   static constexpr bool channel_scales = group_size == -1;
-  static constexpr bool promotes = narrow && !channel_scales;  // group scales multiply sums of a group, not weights
+  static constexpr bool scale_sums = false;    // group scales multiply the weights, rounded once to 16 bits
+  static constexpr bool promotes = narrow && !channel_scales;  // or, of 8-bit activations, the sums of a group
   using Sum = typename Choose<promotes, Accumulator, typename SumOf<Activation>::Type>::Type;
   static constexpr bool token_scales = narrow;
   static constexpr float factor = weight_factor<Activation, Weight>();  // of the sums, for what weights are multiplied as
