@@ -81,6 +81,8 @@ class Tile:
         tile_k: Input features of one pipeline stage: a multiple of 64.
         stages: Depth of the shared-memory pipeline.
         cluster: CTAs side by side along n that fetch their activations together.
+        pingpong: Whether the CTA's warpgroups take whole tiles in turns, so that one stores while the other
+            multiplies, instead of sharing each tile.
     """
 
     tile_m: int
@@ -88,6 +90,7 @@ class Tile:
     tile_k: int
     stages: int
     cluster: int = 1
+    pingpong: bool = False
 
     @property
     def strips(self) -> int:
@@ -101,7 +104,7 @@ class Tile:
 
     def __str__(self) -> str:
         cluster = "" if self.cluster == 1 else f"c{self.cluster}"
-        return f"m{self.tile_m}n{self.tile_n}k{self.tile_k}s{self.stages}{cluster}"
+        return f"m{self.tile_m}n{self.tile_n}k{self.tile_k}s{self.stages}{cluster}{'p' if self.pingpong else ''}"
 
 
 @dataclass(frozen=True, order=True)
@@ -130,8 +133,8 @@ class KernelConfig:
     def name(self) -> str:
         """The kernel's name: symbol, file stem and key; `parse_name` reads it back.
 
-        Grammar: FAMILY_A_B_S_C_gGROUP_mMnNkKsSTAGES[cCLUSTER]_(dense|moe|grouped)_ARCH, GROUP `ch`
-        for channel scales, no cluster for one CTA.
+        Grammar: FAMILY_A_B_S_C_gGROUP_mMnNkKsSTAGES[cCLUSTER][p]_(dense|moe|grouped)_ARCH, GROUP `ch`
+        for channel scales, no cluster for one CTA, p for pingpong.
         Example: `marlin_bf16_u4b8_bf16_bf16_g128_m16n128k256s4_moe_sm90a`.
         """
         group = "ch" if self.group_size == -1 else str(self.group_size)
@@ -157,7 +160,7 @@ def parse_types(text: str) -> GemmTypes:
 _NAME = re.compile(
     r"(?P<family>[a-z]+)_(?P<a>[a-z0-9]+)_(?P<b>[a-z0-9]+)_(?P<s>[a-z0-9]+)_(?P<c>[a-z0-9]+)"
     r"_g(?P<group>ch|[1-9]\d*)_m(?P<m>[1-9]\d*)n(?P<n>[1-9]\d*)k(?P<k>[1-9]\d*)s(?P<stages>[1-9]\d*)"
-    r"(?:c(?P<cluster>[2-9]|[1-9]\d+))?"
+    r"(?:c(?P<cluster>[2-9]|[1-9]\d+))?(?P<pingpong>p)?"
     r"_(?P<kind>dense|moe|grouped)_(?P<arch>sm\d+[af]?)"
 )
 
@@ -184,6 +187,7 @@ def parse_name(name: str) -> KernelConfig:
             tile_k=int(match["k"]),
             stages=int(match["stages"]),
             cluster=int(match["cluster"] or 1),
+            pingpong=match["pingpong"] is not None,
         ),
         indexed=match["kind"] != "dense",
         arch=archs.parse(match["arch"]),

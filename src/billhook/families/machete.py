@@ -18,6 +18,7 @@ _ALIGNMENT = 1024  # of a stage: what wgmma's 128-byte swizzle repeats after
 _WAVES_BYTES = 64  # which tiles the CTA computes
 _SWIZZLED_BYTES = 128  # of a token's activations: what wgmma reads together
 _MOST_SUMS = {2: 128, 3: 64, 4: 32}  # by consumers: registers for float32 sums, of which all else needs 80
+_MOST_PINGPONG_SUMS = 144
 
 _PROMOTED_GROUP = 128  # inputs under one scale that 8-bit activations may have: what a block of them holds
 _MOST_PROMOTED_SUMS = 40  # those of the group beside those of all
@@ -26,7 +27,12 @@ _MOST_PROMOTED_SUMS = 40  # those of the group beside those of all
 def consumers(config: KernelConfig) -> int:
     """Return the warpgroups of a CTA that multiply: one for each strip of features, as registers allow."""
     tile = config.tile
-    return 2 if tile.tile_n == 256 and tile.tile_m > 64 else tile.strips
+    return 2 if tile.pingpong or (tile.tile_n == 256 and tile.tile_m > 64) else tile.strips
+
+
+def strips_each(config: KernelConfig) -> int:
+    """Return the strips of 64 features that a consumer computes of its tile, alone or with the others."""
+    return config.tile.strips // (1 if config.tile.pingpong else consumers(config))
 
 
 def threads(config: KernelConfig) -> int:
@@ -36,7 +42,7 @@ def threads(config: KernelConfig) -> int:
 
 def sums(config: KernelConfig) -> int:
     """Return the float32 sums that a thread of a consumer holds, which computes whole strips of features."""
-    return config.tile.strips * STRIP * config.tile.tile_m // (consumers(config) * _WARPGROUP)
+    return strips_each(config) * STRIP * config.tile.tile_m // _WARPGROUP
 
 
 def shared_memory(config: KernelConfig) -> int:
@@ -45,7 +51,7 @@ def shared_memory(config: KernelConfig) -> int:
     stage = tile.tile_m * tile.tile_k * config.types.a.bits // 8 + base.weight_bytes_per_stage(config)
     stage = -(-stage // _ALIGNMENT) * _ALIGNMENT
     tokens = 32 if tile.tile_m % 32 == 0 and sums(config) > 16 else 16  # in the epilogue's scratch at a time
-    batches = tile.strips // consumers(config) * tile.tile_m // tokens
+    batches = strips_each(config) * tile.tile_m // tokens
     scratch = min(batches, 2) * tokens * STRIP * 2
     rows = tile.tile_m * 4 if config.indexed else 0
     return tile.stages * stage + consumers(config) * (scratch + rows) + base.BARRIER_BYTES + _WAVES_BYTES
@@ -69,10 +75,13 @@ def illegal(config: KernelConfig) -> str | None:
         return f"tile_k must be a multiple of {chunk} with {config.types.a} activations (got {tile.tile_k})"
     if tile.tile_m % 16:
         return f"tile_m must be a multiple of 16 (got {tile.tile_m})"
-    if promotes and (tile.tile_n != 128 or sums(config) > _MOST_PROMOTED_SUMS):
+    if promotes and (strips_each(config) > 1 or sums(config) > _MOST_PROMOTED_SUMS):
         return f"sums of groups leave registers for a tile of 128 features x 80 tokens at most (got {tile})"
-    if sums(config) > _MOST_SUMS[consumers(config)]:
-        return f"tile_m must be at most 128 with tile_n = {tile.tile_n} (got {tile.tile_m})"
+    most = _MOST_PINGPONG_SUMS if tile.pingpong else _MOST_SUMS[consumers(config)]
+    if sums(config) > most:
+        room = most * _WARPGROUP // (strips_each(config) * STRIP) // 16 * 16
+        how = "alone" if tile.pingpong else "together"
+        return f"tile_m must be at most {room} with tile_n = {tile.tile_n}, computed {how} (got {tile.tile_m})"
     if tile.cluster not in CLUSTERS or tile.tile_m % (8 * tile.cluster):
         return f"cluster must be 1, 2 or 4 and divide tile_m / 8 = {tile.tile_m // 8} (got {tile.cluster})"
     if config.grouped and not config.indexed:

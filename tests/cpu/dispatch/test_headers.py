@@ -73,7 +73,7 @@ def _sizes(configs: list[KernelConfig]) -> list[str]:
         tile = config.tile
         sizes = [tile.tile_m, tile.tile_n, tile.tile_k, tile.stages]
         if config.family == "machete":
-            sizes += [tile.cluster, config.group_size, int(config.indexed), int(config.grouped)]
+            sizes += [tile.cluster, int(tile.pingpong), config.group_size, int(config.indexed), int(config.grouped)]
         else:
             sizes += [config.group_size, int(config.indexed)]
         types = f"{config.types.a}, {config.types.b}, {config.types.s}"

@@ -39,6 +39,15 @@ CASES = [
     Case("bf16_u4_bf16_bf16_g64_m48n192k128s3_moe", 40, 272, 208, grid=3, experts=3),
     Case("bf16_u4b8_bf16_bf16_g128_m32n128k64s4_grouped", 60, 144, 208, grid=3, experts=3),
     Case("f16_u4b8_f16_f16_g128_m32n128k64s4c2_grouped", 40, 272, 144, grid=4, experts=3),
+    # Warpgroups that take tiles in turns.
+    Case("bf16_u4b8_bf16_bf16_g128_m32n128k64s4p_dense", 70, 272, 208, grid=2),
+    Case("bf16_u4b8_bf16_bf16_g128_m16n256k128s3p_dense", 40, 272, 208, grid=1),
+    Case("bf16_u4b8_bf16_bf16_g128_m32n128k128s4c2p_dense", 100, 272, 208, grid=4),
+    Case("bf16_u4b8_bf16_bf16_g128_m32n128k64s3p_dense", 70, 272, 848, grid=4, shared=True),
+    Case("bf16_u4b8_bf16_bf16_g128_m16n128k128s4p_dense", 16, 144, 1296, grid=7, shared=True),
+    Case("bf16_u4_bf16_bf16_g64_m48n192k128s3p_moe", 40, 272, 208, grid=3, experts=3),
+    Case("bf16_u4b8_bf16_bf16_g128_m32n128k64s4p_grouped", 60, 144, 208, grid=3, experts=3),
+    Case("e4m3fn_u4b8_bf16_bf16_gch_m32n128k128s4p_dense", 70, 272, 400, grid=2),
     # Activations of 8 bits.
     Case("e4m3fn_u4b8_bf16_bf16_gch_m16n128k128s4_dense", 19, 272, 400, grid=3),
     Case("e4m3fn_u4b8_f16_f16_gch_m32n256k128s4_dense", 40, 272, 208, grid=2),

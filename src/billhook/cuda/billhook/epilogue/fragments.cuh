@@ -19,7 +19,7 @@ namespace billhook {
 template <class C>
 struct FragmentEpilogue {
   using T = typename C::Output;
-  static constexpr i32 strips = C::strips / C::consumer_warpgroups;
+  static constexpr i32 strips = C::strips_each, threads = 128 * C::team;  // of a consumer; of those that compute a tile
   static constexpr i32 quads = strips * C::columns;   // accumulators of a thread
   static constexpr i32 kBatch = C::epilogue_tokens / 8;  // of them at a time
   using Sum = typename C::Sum;
@@ -29,7 +29,7 @@ struct FragmentEpilogue {
   const Waves& waves;
   const u32 shared;
   const i32 rank;  // of this CTA in its cluster
-  const i32 lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, warpgroup = threadIdx.x / 128;
+  const i32 lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, warpgroup = threadIdx.x / 128, first_strip = C::pingpong ? 0 : warpgroup * strips;
 
   // What the end of a tile needs from memory: asked for at its beginning.
   struct Ahead {
@@ -60,7 +60,7 @@ struct FragmentEpilogue {
     if (last > waves.worker) request(part, waves.worker + 1, 0);
 #pragma unroll
     for (i32 s = 0; s < strips; ++s) {
-      const Features features(*this, expert, (at.tile_n * C::cluster + rank) * C::strips + warpgroup * strips + s);
+      const Features features(*this, expert, (at.tile_n * C::cluster + rank) * C::strips + first_strip + s);
 #pragma unroll
       for (i32 j = 0; j < C::columns; j += kBatch) {
         const i32 first = s * C::columns + j;
@@ -86,7 +86,7 @@ struct FragmentEpilogue {
 
   __device__ __forceinline__ u32x4* slot(i32 of_worker) const {
     const i64 cta = static_cast<i64>(of_worker) * C::cluster + rank;
-    return reinterpret_cast<u32x4*>(p.partials) + cta * (quads * C::consumer_threads) + threadIdx.x;
+    return reinterpret_cast<u32x4*>(p.partials) + cta * (quads * threads) + threadIdx.x % threads;
   }
 
   __device__ __forceinline__ void hand_over(const Sums& sums) const {
@@ -96,28 +96,28 @@ struct FragmentEpilogue {
 #pragma unroll
       for (i32 j = 0; j < C::columns; ++j) {
         const Accumulator sum = to_float(sums[s][j]);
-        ptx::store_relaxed(to + (s * C::columns + j) * C::consumer_threads,
+        ptx::store_relaxed(to + (s * C::columns + j) * threads,
                            {partial_word(sum.v[0]), partial_word(sum.v[1]), partial_word(sum.v[2]), partial_word(sum.v[3])});
       }
   }
 
   // Begins to read a batch of a worker's part.
   __device__ __forceinline__ void request(u32x4 (&part)[kBatch], i32 of_worker, i32 first) const {
-    const u32x4* const from = slot(of_worker) + first * C::consumer_threads;
+    const u32x4* const from = slot(of_worker) + first * threads;
 #pragma unroll
-    for (i32 i = 0; i < kBatch; ++i) part[i] = ptx::load_relaxed(from + i * C::consumer_threads);
+    for (i32 i = 0; i < kBatch; ++i) part[i] = ptx::load_relaxed(from + i * threads);
   }
 
   // Adds the parts of the workers after this one up to `last`, in that order; that of the first has been requested.
   __device__ __forceinline__ void collect(Accumulator (&sum)[kBatch], u32x4 (&part)[kBatch], i32 first, i32 last) const {
 #pragma unroll 1
     for (i32 other = waves.worker + 1;;) {
-      u32x4* const from = slot(other) + first * C::consumer_threads;
+      u32x4* const from = slot(other) + first * threads;
 #pragma unroll
       for (i32 i = 0; i < kBatch; ++i) {
         u32x4 u = part[i];
-        while (is_partly_empty(u)) u = ptx::load_relaxed(from + i * C::consumer_threads);
-        ptx::store_relaxed(from + i * C::consumer_threads, {kEmpty, kEmpty, kEmpty, kEmpty});
+        while (is_partly_empty(u)) u = ptx::load_relaxed(from + i * threads);
+        ptx::store_relaxed(from + i * threads, {kEmpty, kEmpty, kEmpty, kEmpty});
         sum[i].v[0] += __uint_as_float(u.x), sum[i].v[1] += __uint_as_float(u.y);
         sum[i].v[2] += __uint_as_float(u.z), sum[i].v[3] += __uint_as_float(u.w);
       }

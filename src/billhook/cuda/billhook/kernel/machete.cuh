@@ -41,7 +41,7 @@ constexpr __host__ __device__ float weight_factor() {
 }
 
 template <class Activation_, class Weight_, class Scale_, i32 tile_m_, i32 tile_n_, i32 tile_k_, i32 stages_,
-          i32 cluster_, i32 group_size_, bool indexed_, bool grouped_>
+          i32 cluster_, bool pingpong_, i32 group_size_, bool indexed_, bool grouped_>
 struct Config {
   using Activation = Activation_;
   using Weight = Weight_;
@@ -50,16 +50,19 @@ struct Config {
   using Output = typename Choose<narrow, Scale, Activation>::Type;
   static constexpr i32 tile_m = tile_m_, tile_n = tile_n_, tile_k = tile_k_, stages = stages_;
   static constexpr i32 cluster = cluster_;        // CTAs along n that share activations
+  static constexpr bool pingpong = pingpong_;     // consumers take whole tiles in turns: one stores while the other multiplies
   static constexpr i32 group_size = group_size_;  // -1: one scale per output channel
   static constexpr bool indexed = indexed_;       // MoE: rows are found through sorted_token_ids
   static constexpr bool grouped = grouped_;       // and those of A lie in that order already, block after block
   static constexpr bool gathers = indexed && !grouped;
 
   // One strip a consumer, so that several hide each other's latency, unless registers are short.
-  static constexpr i32 consumer_warpgroups = tile_n == 256 && tile_m > 64 ? 2 : tile_n / kStrip;
+  static constexpr i32 consumer_warpgroups = pingpong || (tile_n == 256 && tile_m > 64) ? 2 : tile_n / kStrip;
+  static constexpr i32 team = pingpong ? 1 : consumer_warpgroups;  // consumers that compute a tile together
   static constexpr i32 consumer_threads = 128 * consumer_warpgroups, threads = consumer_threads + 128;
   static constexpr i32 strips = tile_n / kStrip, blocks = tile_k / kStrip;
-  static constexpr i32 sums = strips / consumer_warpgroups * tile_m / 2;  // registers of a consumer
+  static constexpr i32 strips_each = strips / team;      // of a consumer
+  static constexpr i32 sums = strips_each * tile_m / 2;  // registers of a consumer
   static constexpr i32 columns = tile_m / 8;  // 8-token columns of the MMA
   static constexpr bool channel_scales = group_size == -1;
   static constexpr bool scale_sums = false;    // group scales multiply the weights, rounded once to 16 bits
@@ -80,12 +83,13 @@ struct Config {
 
   // Offsets in dynamic shared memory. Each consumer has a scratch for a batch of tokens of a strip, or two to take turns.
   static constexpr i32 epilogue_tokens = tile_m % 32 == 0 && sums > 16 ? 32 : 16, scratch_bytes = epilogue_tokens * kStrip * 2;
-  static constexpr i32 batches = strips / consumer_warpgroups * tile_m / epilogue_tokens, scratches = batches > 1 ? 2 : 1;
+  static constexpr i32 batches = strips_each * tile_m / epilogue_tokens, scratches = batches > 1 ? 2 : 1;
   static constexpr i32 scratch_at = stages * stage_bytes;
   static constexpr i32 rows_at = scratch_at + consumer_warpgroups * scratches * scratch_bytes;
   static constexpr i32 full_at = rows_at + (indexed ? consumer_warpgroups * tile_m * 4 : 0);
   static constexpr i32 empty_at = full_at + 8 * stages;
   static constexpr i32 waves_at = full_at + 128;
+  static constexpr i32 turns_at = waves_at + 48;  // of consumers that take tiles in turns
   static constexpr i32 shared_bytes = waves_at + 64;
 
   // Small tiles leave room for a CTA of the next kernel, which requests its weights while this one ends.
@@ -97,16 +101,16 @@ struct Config {
   static constexpr i32 producer_registers = min_ctas == 2 || consumer_warpgroups == 4 ? 64
                                             : !gathers                               ? 56
                                             : consumer_warpgroups == 3               ? 80
-                                            : sums > 80                              ? 64
+                                            : sums > 80                              ? (pingpong ? 56 : 64)
                                                                                      : 88;
   static constexpr i32 consumer_registers =
       (registers * (consumer_warpgroups + 1) - producer_registers) / consumer_warpgroups / 8 * 8;
 
   static_assert(tile_m % 16 == 0 && tile_m / cluster % 8 == 0, "tile_m");
-  static_assert(tile_n % (kStrip * consumer_warpgroups) == 0 && tile_k % kStrip == 0, "tile does not divide");
+  static_assert(tile_n % (kStrip * team) == 0 && tile_k % kStrip == 0, "tile does not divide");
   static_assert(group_size == -1 || group_size == 16 || group_size == 32 || group_size % kStrip == 0, "group");
-  static_assert(sums <= (consumer_warpgroups == 3 ? 64 : 128), "more sums than registers");
-  static_assert(sizeof(Waves) <= 64, "waves");
+  static_assert(sums <= (consumer_warpgroups == 3 ? 64 : pingpong ? 144 : 128), "more sums than registers");
+  static_assert(sizeof(Waves) <= 48, "waves");
   static_assert(stages >= 2 && stages <= 8, "stages");
   static_assert(!gathers || cluster == 1, "rows that are looked up are not shared");
   static_assert(tile_k % chunk == 0, "tile_k");
@@ -125,12 +129,29 @@ __device__ __forceinline__ void consume(const GemmParams& p, const Waves& waves,
   Segment at;
   i32 slot = 0, before = 0;
   u32 parity = 0;
+  // Consumers that take turns: this one begins a tile when the other has come to the last stage of the tile before. No sooner,
+  // since a barrier's parity tells one phase from the next, not from the one after.
+  const i32 me = C::pingpong ? static_cast<i32>(threadIdx.x / 128) : 0;
+  const u32 my_turn = shared + C::turns_at + 8 * me, other_turn = shared + C::turns_at + 8 * (1 - me);
+  u32 turn_parity = 1 - me;  // a fresh barrier lets pass who waits for the phase before its first
+  const auto leave_to_other = [&] {
+    if (!walk.next(at)) return;
+    slot += at.count;
+    parity ^= slot / C::stages & 1;
+    slot %= C::stages;
+  };
+  if (me > 0) leave_to_other();
   while (walk.next(at)) {
     at.count = ptx::uniform(at.count);  // so are addresses, then, that instructions want in uniform registers
     const typename FragmentEpilogue<C>::Ahead ahead(p, at);
+    if constexpr (C::pingpong) {
+      ptx::mbarrier_wait(my_turn, turn_parity);
+      turn_parity ^= 1;
+    }
     for (i32 i = 0; i < at.count; ++i) {
       ptx::mbarrier_wait(shared + C::full_at + 8 * slot, parity);
       if constexpr (C::gathers) ptx::fence_proxy_async();  // cp.async wrote what wgmma reads
+      if constexpr (C::pingpong) ptx::mbarrier_arrive(other_turn, i == at.count - 1 && threadIdx.x % 32 == 0);
       consumer.multiply(shared + slot * C::stage_bytes, p.blocks - (at.stage + i) * C::blocks, i > 0,
                         shared + C::empty_at + 8 * before);
       before = slot;
@@ -141,6 +162,7 @@ __device__ __forceinline__ void consume(const GemmParams& p, const Waves& waves,
     }
     consumer.finish(shared + C::empty_at + 8 * before);
     epilogue.store(consumer.sums, at, ahead);
+    if constexpr (C::pingpong) leave_to_other();
   }
 }
 
@@ -155,8 +177,9 @@ __device__ __forceinline__ void run(const GemmParams& p, const TensorMap* map = 
     if constexpr (!C::gathers) ptx::prefetch_tensor_map(map);
     for (i32 s = 0; s < C::stages; ++s) {
       ptx::mbarrier_init(shared + C::full_at + 8 * s, C::gathers ? 1 + 128 : 1);
-      ptx::mbarrier_init(shared + C::empty_at + 8 * s, C::consumer_threads / 32 * C::cluster);
+      ptx::mbarrier_init(shared + C::empty_at + 8 * s, C::team * 4 * C::cluster);
     }
+    for (i32 turn = 0; C::pingpong && turn < 2; ++turn) ptx::mbarrier_init(shared + C::turns_at + 8 * turn, 4);
     ptx::fence_barrier_init();
   }
   if constexpr (C::indexed) ptx::wait_for_prerequisites();  // which experts to load is not known before

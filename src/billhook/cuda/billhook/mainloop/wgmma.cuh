@@ -20,13 +20,13 @@ struct Consumer {
   using Weight = typename C::Weight;
   using Scale = typename C::Scale;
   static constexpr i32 loads = bits<Weight> / 4;                     // of 16 bytes, for a lane's part of a block
-  static constexpr i32 strips = C::strips / C::consumer_warpgroups;  // of this warpgroup
+  static constexpr i32 strips = C::strips_each;  // of this warpgroup
   static constexpr i32 steps = strips * C::blocks == 1 ? 2 : 4;      // of 16 features, of a unit
 
   static constexpr i32 at_once = C::sums <= 64 ? C::blocks : 1;      // blocks whose codes are read ahead, as registers allow
 
   const i32 lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
-  const i32 strip = threadIdx.x / 128 * strips;  // the first one
+  const i32 strip = C::pingpong ? 0 : threadIdx.x / 128 * strips;  // the first one
   Accumulator sums[strips][C::columns];          // rows 16 warp + g and + 8 of a strip, by 8 tokens
 
   // Multiplies a stage that holds `blocks` blocks. Without `add`, at the start of a tile, the sums begin anew; else the stage

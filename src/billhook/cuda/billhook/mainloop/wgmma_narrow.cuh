@@ -38,11 +38,11 @@ struct NarrowWeights {
 template <class C>
 struct NarrowConsumer {
   using A = typename C::Activation;
-  static constexpr i32 strips = C::strips / C::consumer_warpgroups;  // of this warpgroup
+  static constexpr i32 strips = C::strips_each;  // of this warpgroup
   static constexpr i32 halves = strips * C::blocks == 2 ? 1 : 2;     // blocks of codes of a unit: a stage holds two units or more
 
   const NarrowWeights<C> codes{};
-  const i32 strip = threadIdx.x / 128 * strips;  // the first one
+  const i32 strip = C::pingpong ? 0 : threadIdx.x / 128 * strips;  // the first one
   typename C::Sum sums[strips][C::columns];      // rows 16 warp + g and + 8 of a strip, by 8 tokens
 
   // As Consumer's. A block past the end of k meets activations of zero.

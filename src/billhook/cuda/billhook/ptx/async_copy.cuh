@@ -32,6 +32,18 @@ __device__ __forceinline__ void mbarrier_init(u32 barrier, u32 arrivals) {
   asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
 
+// Arrives if `yes`. No branch: it may stand between wgmma in flight.
+__device__ __forceinline__ void mbarrier_arrive(u32 barrier, bool yes) {
+  asm volatile(
+      "{\n"
+      ".reg .pred yes;\n"
+      "setp.ne.u32 yes, %1, 0;\n"
+      "@yes mbarrier.arrive.shared.b64 _, [%0];\n"
+      "}\n" ::"r"(barrier),
+      "r"(static_cast<u32>(yes))
+      : "memory");
+}
+
 // Arrives at the barrier of the cluster's CTA `rank` that lies where `barrier` lies in this one, if `yes`. No branch: it
 // may stand between wgmma in flight. What was read before is ordered, ordinary writes are not (that would take a fence).
 __device__ __forceinline__ void mbarrier_arrive_cluster(u32 barrier, u32 rank, bool yes) {
