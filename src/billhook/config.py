@@ -104,7 +104,8 @@ class Tile:
 
     def __str__(self) -> str:
         cluster = "" if self.cluster == 1 else f"c{self.cluster}"
-        return f"m{self.tile_m}n{self.tile_n}k{self.tile_k}s{self.stages}{cluster}{'p' if self.pingpong else ''}"
+        turns = "p" if self.pingpong else ""
+        return f"m{self.tile_m}n{self.tile_n}k{self.tile_k}s{self.stages}{cluster}{turns}"
 
 
 @dataclass(frozen=True, order=True)

@@ -81,7 +81,7 @@ def illegal(config: KernelConfig) -> str | None:
     if sums(config) > most:
         room = most * _WARPGROUP // (strips_each(config) * STRIP) // 16 * 16
         how = "alone" if tile.pingpong else "together"
-        return f"tile_m must be at most {room} with tile_n = {tile.tile_n}, computed {how} (got {tile.tile_m})"
+        return f"tile_m must be at most {room} with tile_n {tile.tile_n}, computed {how} (got {tile.tile_m})"
     if tile.cluster not in CLUSTERS or tile.tile_m % (8 * tile.cluster):
         return f"cluster must be 1, 2 or 4 and divide tile_m / 8 = {tile.tile_m // 8} (got {tile.cluster})"
     if config.grouped and not config.indexed:

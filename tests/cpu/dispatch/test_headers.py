@@ -73,7 +73,8 @@ def _sizes(configs: list[KernelConfig]) -> list[str]:
         tile = config.tile
         sizes = [tile.tile_m, tile.tile_n, tile.tile_k, tile.stages]
         if config.family == "machete":
-            sizes += [tile.cluster, int(tile.pingpong), config.group_size, int(config.indexed), int(config.grouped)]
+            flags = [config.indexed, config.grouped]
+            sizes += [tile.cluster, int(tile.pingpong), config.group_size, *map(int, flags)]
         else:
             sizes += [config.group_size, int(config.indexed)]
         types = f"{config.types.a}, {config.types.b}, {config.types.s}"
