@@ -46,9 +46,9 @@ def pack(
     _check_zeros(kind, zeros, groups)
     _check_global_scales(kind, global_scales, math.prod(experts))
     with torch.cuda.device(device):
-        words, refused = _pack_codes(codes, kind, stored, (math.prod(experts), k, n), shapes["codes"])
-        factors = _pack_groups(scales.to(device, dtype), shapes["scales"])
-        offsets = None if zeros is None else _pack_groups(zeros.to(device, dtype), shapes["scales"])
+        words, refused = pack_codes(codes, kind, stored, (math.prod(experts), k, n), shapes["codes"])
+        factors = pack_groups(scales.to(device, dtype), shapes["scales"])
+        offsets = None if zeros is None else pack_groups(zeros.to(device, dtype), shapes["scales"])
         if refused.item():  # waits until everything is packed
             _refuse_codes(codes, kind)
     return PackedWeight(
@@ -133,7 +133,7 @@ def _check_global_scales(held: PackedFormat, scales: torch.Tensor | None, count:
         raise WeightError(f"global_scales must be finite and positive (got {scales.tolist()})")
 
 
-def _pack_codes(
+def pack_codes(
     codes: torch.Tensor, kind: PackedFormat, stored: str, size: tuple[int, int, int], shape: tuple[int, ...]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the packed codes, and a number that becomes 1 on the GPU if a code is out of range."""
@@ -172,7 +172,7 @@ def _refuse_codes(codes: torch.Tensor, kind: PackedFormat) -> NoReturn:
     raise WeightError(f"codes must be 0 to {2**kind.weight.bits - 1} (got {int(codes.max())})")
 
 
-def _pack_groups(scales: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+def pack_groups(scales: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     """Pack scales or zero points [.., groups, n], however they lie in memory."""
     packed = scales.new_empty(shape)
     device, every = scales.device.index, scales if scales.dim() == 3 else scales[None]
