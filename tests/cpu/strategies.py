@@ -41,7 +41,7 @@ def wide_types() -> st.SearchStrategy[GemmTypes]:
 def tiles() -> st.SearchStrategy[Tile]:
     """Tiles, legal or not."""
     number = st.integers(1, 1024)
-    return st.builds(Tile, number, number, number, st.integers(1, 12))
+    return st.builds(Tile, number, number, number, st.integers(1, 12), st.integers(1, 16), st.booleans())
 
 
 def group_sizes(types: GemmTypes) -> st.SearchStrategy[int]:

@@ -33,6 +33,7 @@ class _TileRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     k: int
     stages: int
     cluster: int = 1
+    pingpong: bool = False
     grouped: bool = False
 
 
@@ -114,7 +115,8 @@ def _expand(rows: tuple[_TileRow, ...], path: Path, text: str) -> tuple[Shape, .
         if row.family not in FAMILIES:
             raise ConfigError(f"{place}: unknown family {row.family!r}; there are {', '.join(FAMILIES)}")
         for tile_m in row.m:
-            shape = Shape(row.family, Tile(tile_m, row.n, row.k, row.stages, row.cluster), row.grouped)
+            tile = Tile(tile_m, row.n, row.k, row.stages, row.cluster, row.pingpong)
+            shape = Shape(row.family, tile, row.grouped)
             if shape.name in shapes:
                 raise ConfigError(f"{place}: tile {shape.name} is listed twice; drop one")
             shapes[shape.name] = shape

@@ -83,7 +83,7 @@ class Shape:
 
     @property
     def name(self) -> str:
-        """As rules write it: `[FAMILY-][grouped-]m16n128k256[c2]`, no family for Marlin, no stages."""
+        """As rules write it: `[FAMILY-][grouped-]m16n128k256[c2][p]`, no family for Marlin, no stages."""
         return str(self).replace(f"s{self.tile.stages}", "")
 
     def __str__(self) -> str:

@@ -76,7 +76,10 @@ def illegal(config: KernelConfig) -> str | None:
     if tile.tile_m % 16:
         return f"tile_m must be a multiple of 16 (got {tile.tile_m})"
     if promotes and (strips_each(config) > 1 or sums(config) > _MOST_PROMOTED_SUMS):
-        return f"sums of groups leave registers for a tile of 128 features x 80 tokens at most (got {tile})"
+        return (
+            "sums of groups leave registers for a tile of 128 features x 80 tokens at most, "
+            f"computed together (got {tile})"
+        )
     most = _MOST_PINGPONG_SUMS if tile.pingpong else _MOST_SUMS[consumers(config)]
     if sums(config) > most:
         room = most * _WARPGROUP // (strips_each(config) * STRIP) // 16 * 16

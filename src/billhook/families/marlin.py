@@ -41,6 +41,8 @@ def illegal(config: KernelConfig) -> str | None:
         why = f"tile_k must cover a group of {config.group_size} (got {config.tile.tile_k})"
     if why is None and config.tile.cluster > 1:
         why = f"cluster must be 1 for marlin (got {config.tile.cluster})"
+    if why is None and config.tile.pingpong:
+        why = f"pingpong must be false for marlin, whose warps share each tile (got {config.tile})"
     if why is None and config.grouped:
         why = "marlin looks its rows up; they must not be grouped"
     if why is None and not 64 <= threads(config) <= 512:

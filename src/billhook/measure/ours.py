@@ -131,14 +131,16 @@ def parse_tile(text: str) -> tuple[Shape, bool]:
     Raises:
         InputError: It is not written like that.
     """
-    match = re.fullmatch(r"(?:(?!grouped-)(\w+)-)?(grouped-)?m(\d+)n(\d+)k(\d+)(?:s(\d+))?(?:c(\d+))?", text)
+    match = re.fullmatch(
+        r"(?:(?!grouped-)(\w+)-)?(grouped-)?m(\d+)n(\d+)k(\d+)(?:s(\d+))?(?:c(\d+))?(p)?", text
+    )
     family = match[1] or marlin.FAMILY if match else ""
     if match is None or family not in FAMILIES:
         raise InputError(
             f"{text!r} is not a tile; write it like m16n128k256, m16n128k256s3 or machete-m64n128k128"
         )
     tile_m, tile_n, tile_k = (int(match[at]) for at in (3, 4, 5))
-    tile = Tile(tile_m, tile_n, tile_k, int(match[6] or STAGES), int(match[7] or 1))
+    tile = Tile(tile_m, tile_n, tile_k, int(match[6] or STAGES), int(match[7] or 1), match[8] is not None)
     shape = Shape(family, tile, grouped=match[2] is not None)
     return shape if match[6] else load().by_name.get(shape.name, shape), match[6] is not None
 

@@ -61,7 +61,7 @@ def choose(records: Iterable[Record]) -> list[Choice]:
 
 def _note(tiles: dict[str, float], record: Record) -> None:
     """Keep a tile's time, the best of its pipeline depths."""
-    tile = re.sub(r"s\d+(?=(c\d+)?$)", "", record.contestant[len(TILE) :])
+    tile = re.sub(r"s\d+(?=(c\d+)?p?$)", "", record.contestant[len(TILE) :])
     if record.times is not None:
         tiles[tile] = min(record.times.median_us, tiles.get(tile, math.inf))
 

@@ -6,15 +6,18 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import billhook.catalog
 from billhook import weights
 from billhook.arch import parse, supported
 from billhook.catalog import Catalog, Format, Shape, deepest, load
-from billhook.config import GemmTypes, KernelConfig, Tile
+from billhook.config import GemmTypes, KernelConfig, Problem, Tile
 from billhook.errors import ConfigError
 from billhook.families import fewest_stages, illegal
+from billhook.plan import Plan, plan_problems
+from billhook.select import select
 
 INSTALLED = Path(billhook.catalog.__file__).parent
 
@@ -149,6 +152,51 @@ def test_a_grouped_tile_has_a_name_of_its_own_and_serves_moe_layers_alone(tmp_pa
     assert "MoE" in str(illegal(replace(config, indexed=False)))
     with pytest.raises(ConfigError, match="rule 1 names machete-grouped-m256n128k64 for dense layers"):
         load(folder_with(wrong, kernels=KERNELS + GROUPED, rules=rule.format("")))
+
+
+PINGPONG = (
+    '[[tiles]]\nfamily = "machete"\nm = [64, 144]\nn = 128\nk = 128\nstages = 4\npingpong = true\n',
+    '[[tiles]]\nfamily = "machete"\nm = [64]\nn = 128\nk = 128\nstages = 5\ncluster = 2\npingpong = true\n'
+    "grouped = true\n",
+)
+
+
+def test_a_tile_of_warpgroups_in_turns_has_a_name_of_its_own(tmp_path: Path) -> None:
+    together = PINGPONG[0].replace("pingpong = true\n", "")
+    rules = (
+        '[[rules]]\narch = ["9.0"]\nmoe = true\ntile = "machete-grouped-m64n128k128c2p"\n'
+        '[[rules]]\narch = ["9.0"]\nrows = { max = 100 }\ntile = "machete-m64n128k128"\n'
+        '[[rules]]\narch = ["9.0"]\ntile = "machete-m144n128k128p"\n'
+        '[[rules]]\ntile = "m8n128k128"\n'
+    )
+    catalog = load(folder_with(tmp_path, kernels=KERNELS + together + "".join(PINGPONG), rules=rules))
+    types, target = catalog.formats[0].types()[0], parse("9.0a")
+    dense, moe = Problem(1, 4096, 4096, types, 128), Problem(1, 4096, 4096, types, 128, 8, 2)
+    chosen = {m: select(replace(dense, m=m), target, catalog) for m in (100, 101)}
+    assert [one.config.tile for one in chosen.values()] == [
+        Tile(64, 128, 128, 4),
+        Tile(144, 128, 128, 4, pingpong=True),
+    ]
+    assert chosen[101].config.name == "machete_f16_u4b8_f16_f16_g128_m144n128k128s4p_dense_sm90a"
+    assert "machete_f16_u4b8_f16_f16_g128_m64n128k128s4p_dense_sm90a" in {
+        one.config.name for one in chosen[101].rejected
+    }
+    assert select(moe, target, catalog).config.tile == Tile(64, 128, 128, 5, 2, pingpong=True)
+    plan = plan_problems([dense, moe], [target, parse("8.0")], 200, catalog)
+    assert {kernel.name.partition("_g128_")[2] for kernel in plan.kernels} == {
+        "m8n128k128s4_dense_sm80",
+        "m8n128k128s4_moe_sm80",
+        "m64n128k128s4_dense_sm90a",
+        "m144n128k128s4p_dense_sm90a",
+        "m64n128k128s5c2p_grouped_sm90a",
+    }
+    assert msgspec.json.decode(msgspec.json.encode(plan), type=Plan) == plan
+
+
+def test_marlin_has_no_warpgroups_to_take_turns(tmp_path: Path) -> None:
+    kernels = KERNELS + TILES.replace("[8, 64]", "[16]") + "pingpong = true\n"
+    with pytest.raises(ConfigError, match="tile m16n128k128p can exist nowhere: pingpong"):
+        load(folder_with(tmp_path, kernels=kernels, rules='[[rules]]\ntile = "m8n128k128"\n'))
 
 
 def test_every_moe_rule_has_tiles_for_every_format_on_its_target() -> None:

@@ -24,12 +24,16 @@ from billhook.weights import FORMATS
 HEADERS = Path(billhook.__file__).parent / "cuda/billhook/problem"
 ARCH = parse("9.0a")
 TYPES = GemmTypes(BF16, U4B8, BF16, BF16)
-# Beside what the catalog lists: four consumers, four CTAs.
 AT_A_TIME = 300  # kernels: the compiler's time grows as the square of their number
-LARGEST = Shape("machete", Tile(64, 256, 128, 5, 4))
+UNLISTED = (  # in the catalog: four consumers and four CTAs; and warpgroups that take tiles in turns
+    Tile(64, 256, 128, 5, 4),
+    Tile(144, 128, 128, 4, pingpong=True),
+    Tile(96, 192, 64, 6, 2, pingpong=True),
+    Tile(16, 256, 128, 8, pingpong=True),
+)
 LEGAL = [
     config
-    for shape in (*load().shapes, LARGEST)
+    for shape in (*load().shapes, *(Shape("machete", tile) for tile in UNLISTED))
     for one in load().formats
     for types in one.types()
     if types.c == BF16  # sizes are those of f16
@@ -61,6 +65,7 @@ def test_the_struct_of_arguments_is_packed_as_the_compiler_lays_it_out() -> None
 def test_memory_threads_and_rounding_are_those_of_the_kernel() -> None:
     assert len(LEGAL) > 50
     assert {config.family for config in LEGAL} == {"marlin", "machete"}
+    assert {config.tile.tile_n for config in LEGAL if config.tile.pingpong} == {128, 192, 256}
     for first in range(0, len(LEGAL), AT_A_TIME):
         agree("\n".join(_sizes(LEGAL[first : first + AT_A_TIME])))
 

@@ -10,6 +10,7 @@ from billhook import families
 from billhook.arch import parse
 from billhook.config import GemmTypes, KernelConfig, Problem, Tile, parse_name
 from billhook.dtypes import BF16, E4M3FN, F16, F32, S8, U4, U4B8, U8B128, DType
+from billhook.families import machete
 
 TYPES = GemmTypes(BF16, U4B8, BF16, BF16)
 LEGAL = KernelConfig("machete", TYPES, 128, Tile(64, 128, 128, 4), indexed=False, arch=parse("9.0a"))
@@ -31,6 +32,35 @@ def test_grouped_rows_are_fetched_as_those_of_dense_layers() -> None:
     assert families.takes_tensor_map(grouped)
     looked_up = replace(grouped, grouped=False)
     assert families.shared_memory(grouped) == families.shared_memory(looked_up)
+
+
+def test_warpgroups_in_turns_are_two_that_hold_all_sums_of_a_tile() -> None:
+    turns = replace(LEGAL, tile=Tile(64, 256, 128, 4, pingpong=True))
+    assert families.illegal(turns) is None
+    assert parse_name(turns.name) == turns
+    assert "m64n256k128s4p_dense" in turns.name
+    assert families.threads(turns) == 384
+    together = replace(turns, tile=Tile(64, 256, 128, 4))
+    assert machete.sums(turns) == 128 == 4 * machete.sums(together)
+    for legal in (
+        replace(turns, tile=replace(turns.tile, cluster=4)),
+        replace(turns, indexed=True),
+        replace(turns, indexed=True, grouped=True),
+        replace(turns, types=GemmTypes(S8, U4B8, F16, F16), group_size=-1),
+    ):
+        assert families.illegal(legal) is None
+
+
+@pytest.mark.parametrize(
+    ("tile", "room"),
+    [(Tile(160, 128, 64, 4), 144), (Tile(112, 192, 64, 4), 96), (Tile(80, 256, 64, 4), 64)],
+    ids=str,
+)
+def test_how_many_tokens_a_warpgroup_has_registers_for_alone_is_told(tile: Tile, room: int) -> None:
+    turns = replace(LEGAL, tile=replace(tile, pingpong=True))
+    assert f"at most {room} with tile_n {tile.tile_n}, computed alone" in str(families.illegal(turns))
+    assert families.illegal(replace(turns, tile=replace(turns.tile, tile_m=room))) is None
+    assert families.illegal(replace(turns, tile=tile)) is None
 
 
 @pytest.mark.parametrize("activations", [E4M3FN, S8])
@@ -61,6 +91,7 @@ def test_activations_of_8_bits_multiply_u4b8_weights_with_channel_scales(
         ({"types": GemmTypes(F32, U4B8, F16, F16)}, "got f32"),
         ({"group_size": 64}, "its group"),
         ({"group_size": 128, "tile": Tile(96, 128, 256, 4)}, "80 tokens"),
+        ({"group_size": 128, "tile": Tile(32, 128, 256, 4, pingpong=True)}, "computed together"),
         ({"tile": Tile(256, 128, 64, 5)}, "multiple of 128"),
         ({"indexed": True}, "grouped"),
     ],

@@ -61,6 +61,8 @@ def test_the_example_is_legal() -> None:
         ({"tile": Tile(16, 128, 256, 1)}, "1"),
         ({"tile": Tile(64, 256, 256, 8)}, "shared memory"),
         ({"tile": Tile(64, 128, 256, 2), "arch": parse("8.6")}, "8.6"),
+        ({"tile": Tile(16, 128, 256, 3, cluster=2)}, "cluster"),
+        ({"tile": Tile(16, 128, 256, 3, pingpong=True)}, "pingpong"),
     ],
 )
 def test_each_limit_is_named(change: dict[str, object], word: str) -> None:

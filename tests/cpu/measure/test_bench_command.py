@@ -1,11 +1,13 @@
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from cpu.measure.made_records import make_case, make_record
 
-from billhook.catalog import load
+from billhook.catalog import Shape, load
 from billhook.cli import main
+from billhook.config import Tile
 from billhook.measure.ours import parse_tile
 from billhook.measure.record import append
 
@@ -19,6 +21,10 @@ def test_every_tile_is_read_as_it_is_written() -> None:
     for shape in load().shapes:
         assert parse_tile(str(shape)) == (shape, True)
         assert parse_tile(shape.name) == (shape, False)
+    turns = Shape("machete", Tile(64, 128, 128, 5, 2, pingpong=True), grouped=True)
+    for shape in (turns, replace(turns, tile=replace(turns.tile, cluster=1))):
+        assert parse_tile(str(shape)) == (shape, True)
+        assert parse_tile(shape.name)[0].name == shape.name
 
 
 @pytest.mark.usefixtures("_no_torch")

@@ -24,7 +24,7 @@ def test_the_tile_that_costs_least_over_all_shapes_wins() -> None:
     assert choice.last is None
 
 
-def test_depths_of_a_tile_are_one_and_clusters_are_not() -> None:
+def test_depths_of_a_tile_are_one_and_what_else_a_name_says_is_not() -> None:
     names = ("machete-grouped-m256n128k64s4", "machete-grouped-m256n128k64s5", "machete-m256n128k64s5c2")
     times = (9.0, 8.0, 7.0)
     records = [
@@ -32,6 +32,8 @@ def test_depths_of_a_tile_are_one_and_clusters_are_not() -> None:
     ]
     assert [choice.tile for choice in choose(records)] == ["machete-m256n128k64c2"]
     assert [choice.tile for choice in choose(records[:2])] == ["machete-grouped-m256n128k64"]
+    turns = make_record("ours:machete-m64n128k64s4c2p", 6.0, make_case(16))
+    assert [choice.tile for choice in choose([*records, turns])] == ["machete-m64n128k64c2p"]
 
 
 def test_neighbours_merge_and_ranges_leave_no_gap() -> None:
