@@ -39,15 +39,6 @@ CASES = [
     Case("bf16_u4_bf16_bf16_g64_m48n192k128s3_moe", 40, 272, 208, grid=3, experts=3),
     Case("bf16_u4b8_bf16_bf16_g128_m32n128k64s4_grouped", 60, 144, 208, grid=3, experts=3),
     Case("f16_u4b8_f16_f16_g128_m32n128k64s4c2_grouped", 40, 272, 144, grid=4, experts=3),
-    # Warpgroups that take tiles in turns.
-    Case("bf16_u4b8_bf16_bf16_g128_m32n128k64s4p_dense", 70, 272, 208, grid=2),
-    Case("bf16_u4b8_bf16_bf16_g128_m16n256k128s3p_dense", 40, 272, 208, grid=1),
-    Case("bf16_u4b8_bf16_bf16_g128_m32n128k128s4c2p_dense", 100, 272, 208, grid=4),
-    Case("bf16_u4b8_bf16_bf16_g128_m32n128k64s3p_dense", 70, 272, 848, grid=4, shared=True),
-    Case("bf16_u4b8_bf16_bf16_g128_m16n128k128s4p_dense", 16, 144, 1296, grid=7, shared=True),
-    Case("bf16_u4_bf16_bf16_g64_m48n192k128s3p_moe", 40, 272, 208, grid=3, experts=3),
-    Case("bf16_u4b8_bf16_bf16_g128_m32n128k64s4p_grouped", 60, 144, 208, grid=3, experts=3),
-    Case("e4m3fn_u4b8_bf16_bf16_gch_m32n128k128s4p_dense", 70, 272, 400, grid=2),
     # Activations of 8 bits.
     Case("e4m3fn_u4b8_bf16_bf16_gch_m16n128k128s4_dense", 19, 272, 400, grid=3),
     Case("e4m3fn_u4b8_f16_f16_gch_m32n256k128s4_dense", 40, 272, 208, grid=2),
@@ -72,6 +63,32 @@ CASES = [
     Case("s8_u4b8_f16_f16_gch_m16n128k128s4_grouped", 6, 128, 1040, grid=12, experts=3, shared=True),
 ]
 
+# Warpgroups that take tiles in turns: many tiles, few, an odd number, one; 1 to 4 strips; whole tiles and shared ones.
+PINGPONG = [
+    Case("bf16_u4b8_bf16_bf16_g128_m32n128k64s4p_dense", 70, 272, 208, grid=2),
+    Case("bf16_u4b8_bf16_bf16_g128_m32n128k64s4p_dense", 1, 128, 848, grid=1),
+    Case("bf16_u4b8_bf16_bf16_g128_m16n256k128s3p_dense", 40, 272, 208, grid=1),
+    Case("bf16_u4b8_bf16_bf16_g128_m32n128k128s4c2p_dense", 100, 272, 208, grid=4),
+    Case("bf16_u4b8_bf16_bf16_g128_m144n128k128s2p_dense", 150, 144, 272, grid=1),
+    Case("f16_u8b128_f16_f16_g32_m16n192k64s5p_dense", 50, 400, 80, grid=1),
+    Case("bf16_e2m1f_e8m0fnu_bf16_g32_m32n128k128s3p_dense", 33, 272, 320, grid=1),
+    Case("bf16_u4b8_bf16_bf16_g128_m32n128k64s3p_dense", 70, 272, 848, grid=4, shared=True),
+    Case("bf16_u4b8_bf16_bf16_g128_m32n128k128s4c2p_dense", 32, 272, 1040, grid=6, shared=True),
+    Case("bf16_u4b8_bf16_bf16_g128_m16n128k128s4p_dense", 16, 144, 1296, grid=7, shared=True),
+    Case("bf16_u4_bf16_bf16_g64_m48n192k128s3p_moe", 40, 272, 208, grid=3, experts=3),
+    Case("bf16_e2m1f_e8m0fnu_bf16_g32_m16n256k64s4p_moe", 30, 272, 96, grid=2, experts=4),
+    Case("bf16_u4b8_bf16_bf16_g128_m16n128k64s4p_moe", 6, 128, 1040, grid=12, experts=3, shared=True),
+    Case("bf16_u4b8_bf16_bf16_g128_m32n128k64s4p_grouped", 60, 144, 208, grid=3, experts=3),
+    Case("f16_u4b8_f16_f16_g128_m32n128k64s4c2p_grouped", 40, 272, 144, grid=2, experts=3),
+    Case("bf16_u4b8_bf16_bf16_g128_m32n128k64s4p_grouped", 6, 128, 1040, grid=7, experts=3, shared=True),
+    Case("e4m3fn_u4b8_bf16_bf16_gch_m32n128k128s4p_dense", 70, 272, 400, grid=2),
+    Case("e4m3fn_u4b8_f16_f16_gch_m32n256k128s3p_dense", 40, 528, 208, grid=1),
+    Case("e4m3fn_u4b8_bf16_bf16_gch_m32n128k128s4p_dense", 32, 144, 1040, grid=5, shared=True),
+    Case("s8_u4b8_bf16_bf16_gch_m64n128k256s3c2p_dense", 200, 272, 400, grid=2),
+    Case("e4m3fn_u4b8_f16_f16_gch_m16n128k128s4p_grouped", 30, 144, 208, grid=2, experts=4),
+    Case("s8_u4b8_bf16_bf16_gch_m32n192k128s3p_grouped", 40, 272, 144, grid=2, experts=3),
+]
+
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Any:
@@ -80,12 +97,17 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Any:
     if compiler is None:
         pytest.skip("the model of the GPU needs g++")
     folder = tmp_path_factory.mktemp("kernels")
-    return compile_kernels(compiler, {case.config for case in CASES}, CUDA_ROOT, folder)
+    return compile_kernels(compiler, {case.config for case in (*CASES, *PINGPONG)}, CUDA_ROOT, folder)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_kernel_is_right_whatever_the_order_of_threads_and_copies(library: Any, case: Case) -> None:
     check(library, case)
+
+
+@pytest.mark.parametrize("case", PINGPONG, ids=str)
+def test_turns_are_taken_whatever_the_order_of_threads_and_copies(library: Any, case: Case) -> None:
+    check(library, case, orders=4)
 
 
 @pytest.mark.parametrize(
@@ -105,8 +127,15 @@ def test_a_kernel_is_right_whatever_the_order_of_threads_and_copies(library: Any
             " || u.y == kEmpty || u.z == kEmpty || u.w == kEmpty",
             "",
         ),
+        # A warpgroup begins a tile while several phases of its first stage are to come.
+        (
+            Case("s8_u4b8_f16_f16_gch_m16n128k128s2p_dense", 16, 272, 1040, grid=1),
+            "kernel/machete.cuh",
+            "i == at.count - 1 &&",
+            "i == 0 &&",
+        ),
     ],
-    ids=("stage", "part"),
+    ids=("stage", "part", "turn"),
 )
 def test_a_race_is_seen(tmp_path: Path, case: Case, header: str, right: str, wrong: str) -> None:
     compiler = shutil.which("g++")
