@@ -63,7 +63,7 @@ CASES = [
     Case("s8_u4b8_f16_f16_gch_m16n128k128s4_grouped", 6, 128, 1040, grid=12, experts=3, shared=True),
 ]
 
-# Warpgroups that take tiles in turns: many tiles, few, an odd number, one; 1 to 4 strips; whole tiles and shared ones.
+# Warpgroups that take tiles in turns: many, few, an odd number, one; of 1 to 4 strips; whole and shared ones.
 PINGPONG = [
     Case("bf16_u4b8_bf16_bf16_g128_m32n128k64s4p_dense", 70, 272, 208, grid=2),
     Case("bf16_u4b8_bf16_bf16_g128_m32n128k64s4p_dense", 1, 128, 848, grid=1),
