@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ torch = pytest.importorskip("torch")
 import numpy as np  # noqa: E402
 
 import billhook  # noqa: E402
+from billhook.checkpoint import open_checkpoint  # noqa: E402
 from billhook.errors import WeightError  # noqa: E402
 from billhook.formats.blocks import Block, count_groups  # noqa: E402
 from billhook.formats.fp8 import BLOCK, TENSOR, quantize  # noqa: E402
@@ -19,6 +21,7 @@ from billhook.ops import PackedWeight, pack_quantized  # noqa: E402
 from billhook.weights import FORMATS, PackedFormat  # noqa: E402
 
 SHAPES = [(16, 16), (64, 64), (80, 144), (144, 80), (128, 128), (336, 208), (192, 1040), (2064, 320)]  # k, n
+DATA = Path(__file__).parents[1] / "data/checkpoints"
 AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
 
 
@@ -204,3 +207,45 @@ def test_what_cannot_be_packed_is_refused() -> None:
     ):
         with pytest.raises(WeightError, match=words):
             billhook.pack_weight(**arguments)
+
+
+@pytest.mark.parametrize("name", sorted(one.name for one in DATA.iterdir() if one.is_dir()))
+def test_the_words_of_checkpoints_are_packed_as_on_the_host(name: str) -> None:
+    source = open_checkpoint(DATA / name)
+    for module in source.modules:
+        found = source.read(module)
+        same(pack_quantized(found.parts, "cuda"), pack_quantized(found.value), f"{name} {module}")
+
+
+@pytest.mark.parametrize("name", ["u4b8", "u4", "u8b128", "u8"])
+def test_act_order_is_packed_as_on_the_host(name: str) -> None:
+    held = FORMATS[name]
+    for k, n in SHAPES:
+        arguments = draw(held, k, n, -1, dtype=torch.float16)
+        rows = join(arguments["codes"].mT.contiguous(), held.weight.bits)
+        arguments["input_order"] = torch.randperm(k)
+        want = billhook.pack_weight(**arguments)
+        for stored, words in (
+            ("codes", arguments["codes"]),
+            ("gptq", rows.mT.contiguous()),
+            ("compressed_tensors", rows),
+        ):
+            got = billhook.pack_weight(**on_gpu(arguments | {"codes": words, "stored": stored}))
+            same(got, want, f"{name} k={k} n={n} {stored}")
+
+
+def test_layers_are_imported_where_they_are() -> None:
+    arguments = draw(FORMATS["u4"], 336, 208, 128, dtype=torch.float16)
+    rows = join(arguments["codes"].mT.contiguous(), 4)
+    want = billhook.pack_weight(**arguments)
+    zeros = join(arguments["zeros"], 4)
+    gptq = billhook.import_gptq(
+        rows.mT.contiguous().cuda(), arguments["scales"].cuda(), zeros.cuda(),
+        group_size=128, version=2, format="u4",
+    )  # fmt: skip
+    same(gptq, want, "gptq")
+    packed = billhook.import_compressed_tensors(
+        rows.cuda(), arguments["scales"].mT.contiguous().cuda(), zeros.mT.contiguous().cuda(),
+        k=336, group_size=128, format="u4",
+    )  # fmt: skip
+    same(packed, want, "compressed-tensors")

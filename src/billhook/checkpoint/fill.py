@@ -13,14 +13,14 @@ import numpy.typing as npt
 from ..dtypes import BF16, F16, DType
 from ..errors import WeightError
 from ..formats.elements import numpy_dtype
-from ..formats.host import HostWeight
+from ..formats.host import Parts
 from ..formats.packed import PackedArrays
 from .fuse import Fused
 from .header import Tensor
 from .source import Source
 from .write import Planned, Shard
 
-Pack: TypeAlias = Callable[[HostWeight, DType], PackedArrays]
+Pack: TypeAlias = Callable[[Parts, DType], PackedArrays]
 Report: TypeAlias = Callable[[int], None]
 
 NAMES = {F16: "F16", BF16: "BF16"}
@@ -113,7 +113,7 @@ def _fill_module(shard: Shard, source: Source, fused: Fused, act: DType, pack: P
     count, name = max(1, fused.num_experts), fused.name
     for expert, weight in enumerate(source.experts(name)):
         try:
-            packed = pack(weight.value, act)
+            packed = pack(weight.parts, act)
         except WeightError as error:
             raise WeightError(f"{fused.linears[0].file}: {name}: {error}") from error
         tensors: dict[str, npt.NDArray[Any]] = packed.tensors()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..formats import host
+from ..formats.stored import Words, join_words, stack_words
 from .read import Weight
 
 
@@ -17,18 +17,18 @@ def join(weights: Sequence[Weight]) -> Weight:
 
     Args:
         weights: Alike in format, k, group size, order of input features and NVFP4's global scale, with or
-            without biases; [k, n] each. fp8 scales of tensors and blocks are repeated for each column.
+            without biases; [k, n] each.
     """
     if len(weights) == 1:
         return weights[0]
-    parts = [host.split(one.value) for one in weights]
+    parts = [one.parts for one in weights]
     joined = parts[0]._replace(
-        codes=np.concatenate([one.codes for one in parts], axis=-1),
+        codes=_join_codes([one.codes for one in parts]),
         scales=np.concatenate(_of_one_type([one.scales for one in parts]), axis=-1),
         zeros=_join_optional([one.zeros for one in parts]),
     )
     bias = _join_optional([one.bias for one in weights])
-    return Weight(host.join(joined), bias, weights[0].input_order)
+    return Weight(joined, bias, weights[0].input_order)
 
 
 def stack(experts: Sequence[Weight]) -> Weight:
@@ -37,20 +37,20 @@ def stack(experts: Sequence[Weight]) -> Weight:
     Args:
         experts: Alike in all but values; [k, n] each.
     """
-    parts = [host.split(one.value) for one in experts]
+    parts = [one.parts for one in experts]
     whole = [one.global_scales for one in parts if one.global_scales is not None]
     stacked = parts[0]._replace(
-        codes=np.stack([one.codes for one in parts]),
+        codes=_stack_codes([one.codes for one in parts]),
         scales=np.stack(_of_one_type([one.scales for one in parts])),
         zeros=_stack_optional([one.zeros for one in parts]),
         global_scales=np.concatenate(whole) if whole else None,
     )
-    return Weight(host.join(stacked), _stack_optional([one.bias for one in experts]), experts[0].input_order)
+    return Weight(stacked, _stack_optional([one.bias for one in experts]), experts[0].input_order)
 
 
 def take_experts(weight: Weight) -> Iterator[Weight]:
     """Yield each expert's weight [k, n] of a weight [experts, k, n]."""
-    parts = host.split(weight.value)
+    parts = weight.parts
     whole = parts.global_scales
     for expert in range(len(parts.codes)):
         one = parts._replace(
@@ -60,7 +60,24 @@ def take_experts(weight: Weight) -> Iterator[Weight]:
             global_scales=None if whole is None else whole[expert : expert + 1],
         )
         bias = None if weight.bias is None else weight.bias[expert]
-        yield Weight(host.join(one), bias, weight.input_order)
+        yield Weight(one, bias, weight.input_order)
+
+
+def _join_codes(codes: Sequence[npt.NDArray[np.uint8] | Words]) -> npt.NDArray[np.uint8] | Words:
+    words = [one for one in codes if isinstance(one, Words)]
+    if words:
+        return join_words(words)
+    # Codes of checkpoints that are one byte each lie by output features, [n, k].
+    joined: npt.NDArray[np.uint8] = np.concatenate([np.asarray(one).T for one in codes]).T
+    return joined
+
+
+def _stack_codes(codes: Sequence[npt.NDArray[np.uint8] | Words]) -> npt.NDArray[np.uint8] | Words:
+    words = [one for one in codes if isinstance(one, Words)]
+    if words:
+        return stack_words(words)
+    stacked: npt.NDArray[np.uint8] = np.stack([np.asarray(one) for one in codes])
+    return stacked
 
 
 def _join_optional(arrays: Sequence[npt.NDArray[Any] | None]) -> npt.NDArray[Any] | None:

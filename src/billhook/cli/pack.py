@@ -17,7 +17,7 @@ from ..errors import ToolchainError
 if TYPE_CHECKING:
     from ..checkpoint.fill import Pack, Report
     from ..dtypes import DType
-    from ..formats.host import HostWeight
+    from ..formats.host import Parts
     from ..formats.packed import PackedArrays
 
 _MOST_JOBS = 8  # by default: packing is bound by memory, and each job holds a layer of it
@@ -99,7 +99,7 @@ def _find_pack(device: str) -> Pack:
     types = {"f16": torch.float16, "bf16": torch.bfloat16}
     one_at_a_time = threading.Lock()  # so that the GPU's memory holds one layer; reading goes on beside it
 
-    def pack(weight: HostWeight, activations: DType) -> PackedArrays:
+    def pack(weight: Parts, activations: DType) -> PackedArrays:
         with one_at_a_time:
             return to_arrays(pack_quantized(weight, "cuda", types[activations.name]))
 

@@ -11,7 +11,7 @@ from .loader import LoadedKernel
 PACK_THREADS = 256  # kThreads of cuda/billhook/kernel/pack.cuh
 TILE_STRIPS = 2  # kStrips: strips and blocks that a CTA takes
 SCALE_GROUPS = 64  # groups that a CTA takes
-_CODES = struct.Struct("=3Q2iIi")
+_CODES = struct.Struct("=4Q2iIi")
 _SCALES = struct.Struct("=2Q3q3i4x")
 
 
@@ -22,6 +22,7 @@ def launch_pack_codes(
     source: int,
     packed: int,
     refused: int,
+    order: int,
     experts: int,
     n: int,
     k: int,
@@ -36,6 +37,8 @@ def launch_pack_codes(
         source: Address of the codes as they are stored, aligned to 16 bytes.
         packed: Address of the packed codes, to be written.
         refused: Address of an int32 that becomes 1 if a code is out of range.
+        order: Address of int32 [k], for kernels of act-order: the stored input feature that each packed one
+            is; else 0.
         experts: Weights one after another, at least 1.
         n: Output features, a multiple of 16.
         k: Input features, a multiple of 16.
@@ -48,7 +51,7 @@ def launch_pack_codes(
     strips, blocks = -(-n // 64), -(-k // 64)
     ctas = experts * -(-strips // TILE_STRIPS) * -(-blocks // TILE_STRIPS)
     padding = zero * 0x01010101
-    _launch(kernel, ctas, stream, _CODES.pack(source, packed, refused, n, k, padding, refuse_nan))
+    _launch(kernel, ctas, stream, _CODES.pack(source, packed, refused, order, n, k, padding, refuse_nan))
 
 
 def launch_pack_scales(

@@ -23,6 +23,10 @@ _CODE_PACKERS = (
     ("pack_gptq_4", "Gptq<4>", 4, 4),
     ("pack_gptq_8", "Gptq<8>", 8, 8),
     ("pack_awq_4", "Awq", 4, 4),
+    ("pack_gptq_ordered_4", "Ordered<pack::Gptq<4>>", 4, 4),
+    ("pack_gptq_ordered_8", "Ordered<pack::Gptq<8>>", 8, 8),
+    ("pack_nibbles_nk_ordered_4", "Ordered<pack::NibblesNk>", 4, 4),
+    ("pack_bytes_nk_ordered_8", "Ordered<pack::BytesNk>", 8, 8),
 )
 
 

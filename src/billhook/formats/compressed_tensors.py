@@ -6,13 +6,18 @@ n.
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
+
 from ..dtypes import DType
 from ..errors import WeightError
-from .affine import Affine, check_element
+from .affine import check_element
+from .host import Parts
 from .named import Named
 from .order import Order, find_order
-from .stored import read_codes, read_zeros
+from .stored import Words, read_codes, read_zeros
 
+_FORM = "compressed_tensors"
 _WORD_BITS = 32
 
 
@@ -25,8 +30,11 @@ def read(
     element: DType,
     k: int,
     group_size: int,
-) -> tuple[Affine, Order | None]:
+) -> tuple[Parts, Order | None]:
     """Read one layer; with act-order, its rows are put into the order of their groups.
+
+    The codes themselves stay in their words: `host.join` reads them, and checks scales against them. Only
+    where k does not fill its last word are they read here.
 
     Args:
         weight_packed: int32 [n, ceil(k bits / 32)].
@@ -53,15 +61,17 @@ def read(
     scales = weight_scale.finite()
     if scales.ndim != 2:
         raise WeightError(f"{weight_scale.name} must be [n, groups] (got shape {scales.shape})")
-    codes, n = read_codes(words, "compressed_tensors", element.bits)[:k], len(words)
+    n = len(words)
     zeros = None
     if weight_zero_point is not None:
         packed = weight_zero_point.words(_words(n, element), scales.shape[1])
-        zeros = read_zeros(packed, "compressed_tensors", element.bits)[:, :n]
+        zeros = read_zeros(packed, _FORM, element.bits)[:, :n]
     order = None if weight_g_idx is None else find_order(weight_g_idx, k, group_size)
-    if order is not None:
-        codes = codes[order]
-    return Affine(element, codes, scales.T, zeros, group_size), order
+    codes: Words | npt.NDArray[np.uint8] = Words(words, _FORM, element.bits, order)
+    if columns * _WORD_BITS != k * element.bits:  # kernels take no such k
+        rows = read_codes(words, _FORM, element.bits)[:k]
+        codes = rows if order is None else rows[order]
+    return Parts(element.name, codes, scales.T, zeros, None, group_size), order
 
 
 def _words(count: int, element: DType) -> int:

@@ -11,11 +11,12 @@ import numpy.typing as npt
 
 from ..dtypes import DType
 from ..errors import WeightError
-from .affine import Affine, check_element
+from .affine import check_element
 from .blocks import count_groups
+from .host import Parts
 from .named import Named
 from .order import Order, find_order
-from .stored import read_codes, read_zeros
+from .stored import Words, read_zeros
 
 _NAMES = {1: "gptq", 2: "gptq_v2"}
 _WORD_BITS = 32
@@ -30,8 +31,10 @@ def read(
     element: DType,
     group_size: int,
     version: int,
-) -> tuple[Affine, Order | None]:
+) -> tuple[Parts, Order | None]:
     """Read one layer; with act-order, its rows are put into the order of their groups.
+
+    The codes themselves stay in their words: `host.join` reads them, and checks scales against them.
 
     Args:
         qweight: int32 [k bits / 32, n].
@@ -54,17 +57,16 @@ def read(
     check_element(element)
     if qweight.values.ndim != 2:
         raise WeightError(f"{qweight.name} must have 2 axes (got shape {qweight.values.shape})")
-    codes = read_codes(qweight.values, "gptq", element.bits)
-    k, n = codes.shape
+    rows, n = qweight.values.shape
+    k = rows * _WORD_BITS // element.bits
     zeros = None
     if qzeros is not None:
         words = qzeros.words(count_groups(k, group_size), -(-n * element.bits // _WORD_BITS))
         held = Named(qzeros.name, read_zeros(words, "gptq", element.bits)[:, :n])
         zeros = _read_zeros(held, element, version)
     order = None if g_idx is None else find_order(g_idx, k, group_size)
-    if order is not None:
-        codes = codes[order]
-    return Affine(element, codes, scales.finite(), zeros, group_size), order
+    codes = Words(qweight.values, "gptq", element.bits, order)
+    return Parts(element.name, codes, scales.finite(), zeros, None, group_size), order
 
 
 def _read_zeros(stored: Named, element: DType, version: int) -> npt.NDArray[np.uint8] | None:

@@ -19,6 +19,7 @@ from .fp8 import Fp8
 from .mx import Mx
 from .nvfp4 import Nvfp4
 from .packed import PackedArrays, find_format
+from .stored import Words
 
 HostWeight: TypeAlias = Affine | Fp8 | Mx | Nvfp4
 
@@ -28,7 +29,7 @@ class Parts(NamedTuple):
 
     Args:
         format: Name of the packed format.
-        codes: uint8 [.., k, n].
+        codes: uint8 [.., k, n], or the words of a checkpoint that hold them.
         scales: [.., groups, n]; float32 or the activations' type, or uint8 codes of e8m0 or e4m3.
         zeros: uint8 [.., groups, n], or None.
         global_scales: float32 [experts or 1], or None.
@@ -36,7 +37,7 @@ class Parts(NamedTuple):
     """
 
     format: str
-    codes: npt.NDArray[np.uint8]
+    codes: npt.NDArray[np.uint8] | Words
     scales: npt.NDArray[Any]
     zeros: npt.NDArray[np.uint8] | None
     global_scales: npt.NDArray[np.float32] | None
@@ -114,6 +115,8 @@ def split(weight: HostWeight) -> Parts:
 def join(parts: Parts) -> HostWeight:
     """Return the host value of given parts, checked by its own rules; `split` takes it apart again.
 
+    Codes that are words are read.
+
     Raises:
         WeightError: No such format, zero points or global scales that it lacks or has too many, or what the
             value refuses: dtypes, shapes, codes out of range, scales that are not finite.
@@ -125,19 +128,20 @@ def join(parts: Parts) -> HostWeight:
     ):
         if (extra is None) == wanted:
             raise WeightError(f"{held.name} weights {'need' if wanted else 'have no'} {name}")
+    codes = parts.codes.read() if isinstance(parts.codes, Words) else parts.codes
     if held.weight in affine.ELEMENTS:
-        return Affine(held.weight, parts.codes, parts.scales, parts.zeros, parts.group_size)
+        return Affine(held.weight, codes, parts.scales, parts.zeros, parts.group_size)
     if parts.global_scales is not None:
-        experts = parts.codes.shape[:-2]
+        experts = codes.shape[:-2]
         if parts.global_scales.size != math.prod(experts):
             raise WeightError(
                 f"global_scales must be one for each weight, {math.prod(experts)} "
                 f"(got {parts.global_scales.size})"
             )
-        return Nvfp4(parts.codes, parts.scales, parts.global_scales.reshape(experts))
+        return Nvfp4(codes, parts.scales, parts.global_scales.reshape(experts))
     if held.scale:
-        return Mx(held.weight, parts.codes, parts.scales)
-    return Fp8(parts.codes, parts.scales.astype(np.float32), Block(parts.group_size))
+        return Mx(held.weight, codes, parts.scales)
+    return Fp8(codes, parts.scales.astype(np.float32), Block(parts.group_size))
 
 
 def scale_type(parts: Parts, activations: DType | None) -> DType:
@@ -158,11 +162,12 @@ def scale_type(parts: Parts, activations: DType | None) -> DType:
     return activations
 
 
-def pack(weight: HostWeight, activations: DType | None = None) -> PackedArrays:
+def pack(weight: HostWeight | Parts, activations: DType | None = None) -> PackedArrays:
     """Pack a weight.
 
     Args:
-        weight: Any host value; a leading axis of experts makes it one of a Mixture-of-Experts layer.
+        weight: Any host value, or the parts of one; a leading axis of experts makes it one of a
+            Mixture-of-Experts layer.
         activations: f16 or bf16: the type of scales and zero points that have the activations' type, to which
             scales of another type are rounded; by default the scales' own if it has 16 bits, else bf16.
 
@@ -170,14 +175,15 @@ def pack(weight: HostWeight, activations: DType | None = None) -> PackedArrays:
         WeightError: n or k not a multiple of 16, a group size that kernels do not read, scales beyond the
             range of `activations`, or activations that the format is not multiplied by.
     """
-    parts = split(weight)
+    value = join(weight) if isinstance(weight, Parts) else weight
+    parts = split(value)
     held, kind = find_format(parts.format), numpy_dtype(scale_type(parts, activations))
-    *experts, k, n = parts.codes.shape
+    *experts, k, n = value.codes.shape
     scales = parts.scales if held.scale else round_scales(parts.scales, kind)
     zeros = None if parts.zeros is None else parts.zeros.astype(kind)
     return PackedArrays(
         format=held.name,
-        codes=order.pack_codes(parts.codes, held.weight),
+        codes=order.pack_codes(value.codes, held.weight),
         scales=order.pack_scales(scales, k, parts.group_size),
         n=n,
         k=k,

@@ -13,6 +13,8 @@ Source: the tensors that AutoGPTQ and GPTQModel (`qweight`), AutoAWQ (`qweight`)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,54 @@ from ..errors import WeightError
 FORMS = ("gptq", "awq", "compressed_tensors")
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # the column that each nibble of a word holds, lowest first
 _WORD_BITS = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Words:
+    """Codes as a checkpoint stores them; they are read where the weight is packed.
+
+    Args:
+        values: int32 words, or uint8 bytes, as the form has them; 2 axes, or 3 with experts first.
+        form: As the module describes.
+        bits: 4 or 8.
+        order: int32 [k], the stored input feature that each row of the weight is (act-order), in a weight of
+            2 axes; None if they are in order.
+
+    Raises:
+        WeightError: As `read_codes`.
+    """
+
+    values: npt.NDArray[Any]
+    form: str
+    bits: int
+    order: npt.NDArray[np.int32] | None = None
+
+    def __post_init__(self) -> None:
+        _check_words(self.values, self.form, self.bits)
+
+    def read(self) -> npt.NDArray[np.uint8]:
+        """Return the codes, uint8 [.., k, n]."""
+        codes = read_codes(self.values, self.form, self.bits)
+        return codes if self.order is None else codes[self.order]
+
+    def __len__(self) -> int:
+        """Return the number of experts, of words of 3 axes."""
+        return len(self.values)
+
+    def __getitem__(self, expert: int) -> Words:
+        """Return the words of one expert."""
+        return replace(self, values=self.values[expert])
+
+
+def join_words(parts: Sequence[Words]) -> Words:
+    """Return weights [k, n] of one form and order as one, their output features in a row."""
+    axis = 0 if parts[0].form == "compressed_tensors" else 1
+    return replace(parts[0], values=np.concatenate([one.values for one in parts], axis=axis))
+
+
+def stack_words(experts: Sequence[Words]) -> Words:
+    """Return weights [k, n] of one form as [experts, k, n]."""
+    return replace(experts[0], values=np.stack([one.values for one in experts]))
 
 
 def read_codes(stored: npt.NDArray[Any], form: str, bits: int) -> npt.NDArray[np.uint8]:
@@ -36,11 +86,7 @@ def read_codes(stored: npt.NDArray[Any], form: str, bits: int) -> npt.NDArray[np
     Raises:
         WeightError: Another form or width, or a dtype or number of axes that the form does not have.
     """
-    check_form(form, bits)
-    allowed = (np.int32, np.uint8) if form == "compressed_tensors" else (np.int32,)
-    if stored.dtype not in allowed or stored.ndim not in (2, 3):
-        names = " or ".join(np.dtype(one).name for one in allowed)
-        raise WeightError(f"{form} codes must be {names}, 2 or 3 axes (got {stored.dtype} {stored.shape})")
+    _check_words(stored, form, bits)
     if form == "gptq":
         return _spread_rows(stored, bits)
     if form == "awq":
@@ -80,6 +126,14 @@ def check_form(form: str, bits: int) -> None:
         raise WeightError(f"codes are stored as one of {', '.join(FORMS)} (got {form!r})")
     if bits not in (4, 8) or (form == "awq" and bits != 4):
         raise WeightError(f"{form} codes have {'4' if form == 'awq' else '4 or 8'} bits (got {bits})")
+
+
+def _check_words(stored: npt.NDArray[Any], form: str, bits: int) -> None:
+    check_form(form, bits)
+    allowed = (np.int32, np.uint8) if form == "compressed_tensors" else (np.int32,)
+    if stored.dtype not in allowed or stored.ndim not in (2, 3):
+        names = " or ".join(np.dtype(one).name for one in allowed)
+        raise WeightError(f"{form} codes must be {names}, 2 or 3 axes (got {stored.dtype} {stored.shape})")
 
 
 def _spread(words: npt.NDArray[Any], bits: int) -> npt.NDArray[np.uint8]:

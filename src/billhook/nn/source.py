@@ -67,7 +67,7 @@ def open_source(folder: Path, device: torch.device, dtype: torch.dtype | None) -
 
     def read(name: str) -> Layer:
         found = checkpoint.read(name)
-        weight = pack_quantized(found.value, device, dtype)
+        weight = pack_quantized(found.parts, device, dtype)
         return Layer(weight, _tensor(found.bias, device, dtype), _tensor(found.input_order, device))
 
     return Source(dtype, checkpoint.modules, checkpoint.plain, read, checkpoint.array)
@@ -138,11 +138,11 @@ def take_outputs(weight: PackedWeight, start: int, stop: int) -> PackedWeight:
             zeros=None if weight.zeros is None else weight.zeros[strips].clone(),
             n=stop - start,
         )
-    parts = host.split(unpack_weight(weight))  # a strip is shared: pack both sides anew
-    columns = (..., slice(start, stop))
+    value = unpack_weight(weight)  # a strip is shared: pack both sides anew
+    parts, columns = host.split(value), (..., slice(start, stop))
     taken = parts._replace(
-        codes=parts.codes[columns],
+        codes=value.codes[columns],
         scales=parts.scales[columns],
         zeros=None if parts.zeros is None else parts.zeros[columns],
     )
-    return pack_quantized(host.join(taken), weight.device, weight.dtype)
+    return pack_quantized(taken, weight.device, weight.dtype)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from ..formats import compressed_tensors, gptq
+from ..formats.host import Parts
 from ..formats.named import Named
 from ..formats.order import refuse_order
 from ..formats.packed import find_format
-from .packing import pack_quantized
+from ..formats.stored import Words
+from .packing import pack_quantized, pack_weight, send
 from .tensors import to_numpy
 from .weight import PackedWeight
 
@@ -43,7 +46,7 @@ def import_gptq(
     """
     groups = None if g_idx is None else Named("g_idx", to_numpy(g_idx))
     value, order = gptq.read(
-        Named("qweight", to_numpy(qweight)),
+        _name_words("qweight", qweight),
         Named("scales", to_numpy(scales)),
         None if qzeros is None else Named("qzeros", to_numpy(qzeros)),
         groups,
@@ -53,7 +56,7 @@ def import_gptq(
     )
     if groups is not None:
         refuse_order(groups, order, _NO_ORDER)
-    return pack_quantized(value, qweight.device, dtype)
+    return _pack(value, qweight, dtype)
 
 
 def import_compressed_tensors(
@@ -81,7 +84,7 @@ def import_compressed_tensors(
         WeightError: A wrong dtype or shape, or zero points that the format does not have.
     """
     value, _ = compressed_tensors.read(
-        Named("weight_packed", to_numpy(weight_packed)),
+        _name_words("weight_packed", weight_packed),
         Named("weight_scale", to_numpy(weight_scale)),
         None if weight_zero_point is None else Named("weight_zero_point", to_numpy(weight_zero_point)),
         None,
@@ -89,4 +92,25 @@ def import_compressed_tensors(
         k=k,
         group_size=group_size,
     )
-    return pack_quantized(value, weight_packed.device, dtype)
+    return _pack(value, weight_packed, dtype)
+
+
+def _name_words(name: str, words: torch.Tensor) -> Named:
+    """Return words by name; those on a GPU, which are read there, as others of their dtype and shape."""
+    if not words.is_cuda:
+        return Named(name, to_numpy(words))
+    return Named(name, np.broadcast_to(to_numpy(words.new_zeros(())), tuple(words.shape)))
+
+
+def _pack(value: Parts, words: torch.Tensor, dtype: torch.dtype | None) -> PackedWeight:
+    """Pack a layer where its words are.
+
+    Args:
+        value: The layer.
+        words: The words of its codes.
+        dtype: As in `pack_weight`.
+    """
+    if not words.is_cuda or not isinstance(value.codes, Words):
+        return pack_quantized(value, words.device, dtype)
+    rest = send(value._replace(codes=np.empty((0, 0), np.uint8)), words.device)
+    return pack_weight(**(rest | {"codes": words, "stored": value.codes.form}), dtype=dtype)

@@ -31,22 +31,24 @@ def pack(
     group_size: int,
     kind: PackedFormat,
     stored: str,
+    order: torch.Tensor | None,
     activations: DType | None,
 ) -> PackedWeight:
-    """Pack a weight; the arguments are those of `packing.pack_weight`, float8 tensors as uint8.
+    """Pack a weight; the arguments are those of `packing.pack_weight`, float8 tensors as uint8, order int32.
 
     Raises:
         WeightError: As `packing.pack_weight`.
     """
     device = codes.device
-    experts, k, n = _read_shape(codes, kind.weight.bits, stored)
+    experts, k, n = read_shape(codes, kind.weight.bits, stored)
     shapes = tensor_shapes(kind, n, k, group_size, experts[0] if experts else 0)
     groups = (*experts, count_groups(k, group_size), n)
     dtype = _check_scales(kind, scales, groups, activations)
     _check_zeros(kind, zeros, groups)
     _check_global_scales(kind, global_scales, math.prod(experts))
     with torch.cuda.device(device):
-        words, refused = pack_codes(codes, kind, stored, (math.prod(experts), k, n), shapes["codes"])
+        size = (math.prod(experts), k, n)
+        words, refused = pack_codes(codes, kind, stored, size, shapes["codes"], order=order)
         factors = pack_groups(scales.to(device, dtype), shapes["scales"])
         offsets = None if zeros is None else pack_groups(zeros.to(device, dtype), shapes["scales"])
         if refused.item():  # waits until everything is packed
@@ -64,7 +66,7 @@ def pack(
     )
 
 
-def _read_shape(codes: torch.Tensor, bits: int, stored: str) -> tuple[tuple[int, ...], int, int]:
+def read_shape(codes: torch.Tensor, bits: int, stored: str) -> tuple[tuple[int, ...], int, int]:
     """Return the experts, k and n of a weight from the codes as they are stored."""
     byte_codes = stored == "codes" or (stored == "compressed_tensors" and codes.dtype == torch.uint8)
     wanted = torch.uint8 if byte_codes else torch.int32
@@ -134,18 +136,35 @@ def _check_global_scales(held: PackedFormat, scales: torch.Tensor | None, count:
 
 
 def pack_codes(
-    codes: torch.Tensor, kind: PackedFormat, stored: str, size: tuple[int, int, int], shape: tuple[int, ...]
+    codes: torch.Tensor,
+    kind: PackedFormat,
+    stored: str,
+    size: tuple[int, int, int],
+    shape: tuple[int, ...],
+    *,
+    order: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the packed codes, and a number that becomes 1 on the GPU if a code is out of range."""
+    """Return the packed codes, and a number that becomes 1 on the GPU if a code is out of range.
+
+    Args:
+        codes: As they are stored.
+        kind: Their format.
+        stored: How words hold them.
+        size: Experts, at least 1; k; n.
+        shape: That of the packed codes.
+        order: int32 [k], the stored input feature that each packed one is; None if they are in order.
+    """
     experts, k, n = size
     bits, device = kind.weight.bits, codes.device.index
     if stored == "codes":
+        codes, order = (codes if order is None else codes.index_select(0, order)), None
         by_column = not codes.is_contiguous() and codes.mT.is_contiguous()
         source, codes = ("bytes_nk", codes.mT) if by_column else ("bytes_kn", codes)
     elif stored == "compressed_tensors":
         source = "nibbles_nk" if bits == 4 else "bytes_nk"
     else:
         source = stored
+    source += "" if order is None else "_ordered"
     codes = codes.contiguous()
     if codes.data_ptr() % _ALIGNMENT:
         codes = codes.clone()
@@ -157,6 +176,7 @@ def pack_codes(
         source=codes.data_ptr(),
         packed=words.data_ptr(),
         refused=refused.data_ptr(),
+        order=0 if order is None else order.data_ptr(),
         experts=experts,
         n=n,
         k=k,

@@ -5,12 +5,17 @@ Tensors on the CPU are packed by `formats/`, without copies where layouts allow;
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy.typing as npt
 import torch
 
+from ..errors import WeightError
 from ..formats import host
 from ..formats import stored as stored_forms
 from ..formats.host import HostWeight, Parts
 from ..formats.packed import find_format
+from ..formats.stored import Words
 from . import pack_on_cuda
 from .tensors import ELEMENTS, as_bytes, find_element, from_numpy, to_numpy
 from .weight import PackedWeight, from_arrays, to_arrays
@@ -25,6 +30,7 @@ def pack_weight(
     zeros: torch.Tensor | None = None,
     global_scales: torch.Tensor | None = None,
     stored: str = "codes",
+    input_order: torch.Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> PackedWeight:
     """Pack quantized weights; the result lies where `codes` does.
@@ -42,18 +48,22 @@ def pack_weight(
         zeros: Zero points, uint8 [.., groups, n]; for u4 and u8.
         global_scales: float32, one for each expert or one; for nvfp4.
         stored: "codes", or how words hold them: "gptq", "awq" or "compressed_tensors".
+        input_order: int32 or int64 [k] on any device, each input feature once: row i of the packed weight is
+            row `input_order[i]` of `codes` (act-order); None if they are in order. Scales are those of the
+            packed rows.
         dtype: Activations for which scales and zero points are made; the scales' own if it has 16 bits, else
             bfloat16.
 
     Raises:
-        WeightError: A wrong dtype or shape, a code out of range, n or k not a multiple of 16, or scales that
-            are not finite.
+        WeightError: A wrong dtype or shape, a code out of range, n or k not a multiple of 16, scales that are
+            not finite, or an order that is no permutation.
     """
     kind = find_format(format)
     if stored != "codes":
         stored_forms.check_form(stored, kind.weight.bits)
     element = ELEMENTS.get(scales.dtype) if dtype is None else find_element(dtype)
     held, factors = as_bytes(codes), as_bytes(scales)
+    order = None if input_order is None else _read_order(input_order, held, kind.weight.bits, stored)
     if codes.is_cuda:
         return pack_on_cuda.pack(
             held,
@@ -63,12 +73,17 @@ def pack_weight(
             group_size=group_size,
             kind=kind,
             stored=stored,
+            order=order,
             activations=element,
         )
     words = to_numpy(held)
+    if stored != "codes":
+        words = stored_forms.read_codes(words, stored, kind.weight.bits)
+    if order is not None:
+        words = words[to_numpy(order)]
     parts = Parts(
         format,
-        words if stored == "codes" else stored_forms.read_codes(words, stored, kind.weight.bits),
+        words,
         to_numpy(factors),
         None if zeros is None else to_numpy(zeros),
         None if global_scales is None else to_numpy(global_scales),
@@ -77,13 +92,28 @@ def pack_weight(
     return from_arrays(host.pack(host.join(parts), element))
 
 
+def _read_order(order: torch.Tensor, codes: torch.Tensor, bits: int, stored: str) -> torch.Tensor:
+    """Return an order of input features where the codes are, as int32."""
+    experts, k, _ = pack_on_cuda.read_shape(codes, bits, stored)
+    if stored == "awq" or experts:
+        raise WeightError("AWQ and experts have no act-order; input_order must be None (got a tensor)")
+    if order.dtype not in (torch.int32, torch.int64) or tuple(order.shape) != (k,):
+        raise WeightError(
+            f"input_order must be int32 or int64 [{k}] (got {order.dtype} {tuple(order.shape)})"
+        )
+    if not torch.equal(order.sort().values.cpu(), torch.arange(k, dtype=order.dtype)):
+        raise WeightError(f"input_order must hold each of 0 to {k - 1} once")
+    return order.to(codes.device, torch.int32)
+
+
 def pack_quantized(
-    weight: HostWeight, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    weight: HostWeight | Parts, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> PackedWeight:
-    """Pack what `formats` quantized or read, on a device.
+    """Pack what `formats` quantized or read, on a device; words of checkpoints are read there.
 
     Args:
-        weight: Any host value; fp8 scales of blocks and tensors are repeated for the columns that they serve.
+        weight: Any host value, or the parts of one; fp8 scales of blocks and tensors are repeated for the
+            columns that they serve.
         device: Where to pack, and where the result lies.
         dtype: As in `pack_weight`.
 
@@ -91,16 +121,34 @@ def pack_quantized(
     """
     if torch.device(device).type == "cpu":
         return from_arrays(host.pack(weight, None if dtype is None else find_element(dtype)))
-    parts = host.split(weight)
-    return pack_weight(
-        from_numpy(parts.codes).to(device),
-        from_numpy(parts.scales).to(device),
-        parts.group_size,
-        format=parts.format,
-        zeros=None if parts.zeros is None else from_numpy(parts.zeros).to(device),
-        global_scales=None if parts.global_scales is None else from_numpy(parts.global_scales).to(device),
-        dtype=dtype,
-    )
+    return pack_weight(**send(weight, torch.device(device)), dtype=dtype)
+
+
+def send(weight: HostWeight | Parts, device: torch.device) -> dict[str, Any]:
+    """Return the arguments of `pack_weight` for a host value, on a device; codes and scales as they lie."""
+    parts = weight if isinstance(weight, Parts) else host.split(weight)
+    if isinstance(parts.codes, Words):
+        codes, stored, order = parts.codes.values, parts.codes.form, parts.codes.order
+    else:
+        codes, stored, order = parts.codes, "codes", None
+
+    def move(array: npt.NDArray[Any] | None) -> torch.Tensor | None:
+        if array is None:
+            return None
+        if array.ndim > 1 and not array.flags.c_contiguous and array.swapaxes(-1, -2).flags.c_contiguous:
+            return from_numpy(array.swapaxes(-1, -2)).to(device).mT  # rather than turned round on the host
+        return from_numpy(array).to(device)
+
+    return {
+        "codes": move(codes),
+        "scales": move(parts.scales),
+        "group_size": parts.group_size,
+        "format": parts.format,
+        "zeros": move(parts.zeros),
+        "global_scales": move(parts.global_scales),
+        "stored": stored,
+        "input_order": move(order),
+    }
 
 
 def unpack_weight(weight: PackedWeight) -> HostWeight:

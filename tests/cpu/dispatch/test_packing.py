@@ -2,68 +2,31 @@
 
 from __future__ import annotations
 
-import ctypes
-import re
 import shutil
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from cpu.dispatch import packers
 
-from billhook import arch
-from billhook.build.headers import included_headers
 from billhook.dispatch import packing
 from billhook.dtypes import E4M3FN, U4, U4B8, U8, U8B128, DType
-from billhook.emit import emit_support
 from billhook.formats import pack
 
 SHAPES = [(16, 16), (64, 64), (80, 144), (144, 80), (128, 128), (336, 208)]  # k, n
-_ENTRY = re.compile(
-    r"void __launch_bounds__\(pack::kThreads\) (\w+)\(const __grid_constant__ pack::(\w+) p\)"
-)
 
 
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The emitted kernels, compiled for the CPU."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("running kernels on the CPU needs g++")
-    folder = tmp_path_factory.mktemp("kernels")
-    source = emit_support("pack", arch.parse("8.0")).text
-    lines = ['#include "cuda_on_cpu.hpp"', source]
-    for name, parameters in _ENTRY.findall(source):
-        call = f"[&] {{ {name}(*static_cast<const pack::{parameters}*>(p)); }}"
-        lines.append(f'extern "C" const char* launch_{name}(int ctas, const void* p) {{')
-        lines.append(f"  return cpu::launch(ctas, {packing.PACK_THREADS}, {call});\n}}")
-    lines.append(f"static_assert(pack::kThreads == {packing.PACK_THREADS});")
-    lines.append(f"static_assert(pack::kStrips == {packing.TILE_STRIPS});")
-    lines.append(f"static_assert(billhook::kStrip == {packing.SCALE_GROUPS});")
-    lines.append(f"static_assert(sizeof(pack::Codes) == {packing._CODES.size});")
-    lines.append(f"static_assert(sizeof(pack::Scales) == {packing._SCALES.size});")
-    for header, text in included_headers(source).items():
-        (folder / header).parent.mkdir(parents=True, exist_ok=True)
-        (folder / header).write_text(text)
-    (folder / "kernels.cpp").write_text("\n".join(lines))
-    include = ["-I", str(folder), "-I", str(Path(__file__).parent)]
-    command = [compiler, "-std=c++17", "-O1", "-w", "-shared", "-fPIC", *include, "kernels.cpp", "-o", "k.so"]
-    subprocess.run(command, cwd=folder, check=True, timeout=120)
-    return ctypes.CDLL(str(folder / "k.so"))
+    return packers.build(tmp_path_factory.mktemp("kernels"), compiler)
 
 
 @pytest.fixture(autouse=True)
 def on_cpu(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let launches of a kernel, here its name, run on the CPU."""
-
-    def launch(kernel: str, ctas: int, stream: int, pointers: int) -> None:
-        function = getattr(kernels, f"launch_{kernel}")
-        function.restype = ctypes.c_char_p
-        wrong = function(ctas, ctypes.c_void_p(ctypes.cast(pointers, ctypes.POINTER(ctypes.c_void_p))[0]))
-        assert wrong is None, wrong.decode()
-
-    monkeypatch.setattr(packing, "launch_kernel", launch)
+    monkeypatch.setattr(packing, "launch_kernel", packers.launcher(kernels))
 
 
 def aligned(array: np.ndarray) -> np.ndarray:
@@ -97,7 +60,7 @@ def forms(codes: np.ndarray, bits: int) -> dict[str, np.ndarray]:
 
 
 def run_codes(
-    kernel: str, stored: np.ndarray, shape: tuple[int, ...], element: DType
+    kernel: str, stored: np.ndarray, shape: tuple[int, ...], element: DType, order: np.ndarray | None = None
 ) -> tuple[np.ndarray, bool]:
     """Return the packed codes of a weight [.., k, n], and whether the kernel refused one."""
     *experts, k, n = shape
@@ -109,6 +72,7 @@ def run_codes(
         source=source.ctypes.data,
         packed=packed.ctypes.data,
         refused=refused.ctypes.data,
+        order=0 if order is None else order.ctypes.data,
         experts=experts[0] if experts else 1,
         n=n,
         k=k,
@@ -131,6 +95,20 @@ def test_codes_are_packed_as_on_the_host(element: DType, experts: int) -> None:
         for kernel, stored in forms(codes, element.bits).items():
             got, refused = run_codes(kernel, stored, shape, element)
             assert not refused and (got == want).all(), f"{kernel} {shape}"
+
+
+@pytest.mark.parametrize("element", [U4, U8B128], ids=str)
+def test_codes_in_act_order_are_packed_as_on_the_host(element: DType) -> None:
+    rng = np.random.default_rng(0)
+    for shape in SHAPES:
+        codes = rng.integers(0, 2**element.bits, shape, dtype=np.uint8)
+        order = rng.permutation(shape[0]).astype(np.int32)
+        want = pack.pack_codes(codes[order], element)
+        found = forms(codes, element.bits)
+        for name in ("gptq", "nibbles_nk" if element.bits == 4 else "bytes_nk"):
+            stored = found[f"pack_{name}_{element.bits}"]
+            got, _ = run_codes(f"pack_{name}_ordered_{element.bits}", stored, shape, element, order)
+            assert (got == want).all(), f"{name} {shape}"
 
 
 @pytest.mark.parametrize(

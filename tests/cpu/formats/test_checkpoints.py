@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from billhook.dtypes import E4M3FN, U4, U4B8, U8, U8B128, DType
 from billhook.errors import WeightError
-from billhook.formats import compressed_tensors, gptq
+from billhook.formats import compressed_tensors, gptq, host
 from billhook.formats.affine import Affine
 from billhook.formats.blocks import count_groups
 from billhook.formats.named import Named
@@ -53,7 +53,7 @@ def read_gptq(
     group_size: int,
     version: int = 1,
 ) -> tuple[Affine, Order | None]:
-    return gptq.read(
+    value, order = gptq.read(
         Named("qweight", qweight),
         Named("scales", scales),
         None if qzeros is None else Named("qzeros", qzeros),
@@ -62,6 +62,7 @@ def read_gptq(
         group_size=group_size,
         version=version,
     )
+    return host.join(value), order
 
 
 def read_packed(
@@ -73,7 +74,7 @@ def read_packed(
     g_idx: np.ndarray | None = None,
     **sizes: Any,
 ) -> tuple[Affine, Order | None]:
-    return compressed_tensors.read(
+    value, order = compressed_tensors.read(
         Named("weight_packed", words),
         Named("weight_scale", scales),
         None if zeros is None else Named("weight_zero_point", zeros),
@@ -81,6 +82,7 @@ def read_packed(
         element=element,
         **sizes,
     )
+    return host.join(value), order
 
 
 def same(got: Affine, want: Affine) -> bool:
@@ -189,7 +191,7 @@ def test_wrong_shapes_and_types_are_refused() -> None:
         read_gptq(qweight, layer.scales, None, np.zeros(63, np.int32), group_size=32)
     with pytest.raises(WeightError, match="g_idx must be integers"):
         read_gptq(qweight, layer.scales, None, np.zeros(64, np.float32), group_size=32)
-    with pytest.raises(WeightError, match="u4 needs zero points"):
+    with pytest.raises(WeightError, match="u4 weights need zeros"):
         read_gptq(qweight, layer.scales, element=U4, group_size=32)
     for read in (
         lambda: read_gptq(qweight, layer.scales, element=E4M3FN, group_size=32),

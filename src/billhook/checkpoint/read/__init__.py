@@ -8,7 +8,8 @@ from typing import Any
 import numpy.typing as npt
 
 from ...errors import WeightError
-from ...formats.host import HostWeight
+from ...formats import host
+from ...formats.host import HostWeight, Parts
 from ...formats.order import Order
 from ...models import WeightFormat
 from ..modules import Linear
@@ -27,15 +28,24 @@ class Weight:
     """A weight read from a checkpoint.
 
     Args:
-        value: Codes, scales and zero points; weights [k, n], or [experts, k, n].
+        parts: Codes, scales and zero points; weights [k, n], or [experts, k, n].
         bias: [n] or [experts, n], as stored; None if there is none.
         input_order: int32 [k], the input features in the order of the weight's rows: the product is
             `x[:, input_order] @ weights`; None if they are in order.
     """
 
-    value: HostWeight
+    parts: Parts
     bias: npt.NDArray[Any] | None = None
     input_order: Order | None = None
+
+    @property
+    def value(self) -> HostWeight:
+        """The weight with its codes read from their words.
+
+        Raises:
+            WeightError: Parts that do not fit each other.
+        """
+        return host.join(self.parts)
 
 
 def read_weight(linear: Linear, wanted: WeightFormat) -> Weight:
@@ -49,12 +59,12 @@ def read_weight(linear: Linear, wanted: WeightFormat) -> Weight:
         WeightError: A value that no such weight has; names file, tensor, place and value.
     """
     try:
-        value, order = _read_value(linear, wanted)
+        parts, order = _read_parts(linear, wanted)
     except WeightError as error:
         if linear.name in str(error):
             raise
         raise WeightError(f"{linear.file}: {linear.name}: {error}") from error
-    return Weight(value, _read_bias(linear), order)
+    return Weight(parts, _read_bias(linear), order)
 
 
 def is_interleaved(linear: Linear) -> bool:
@@ -62,7 +72,7 @@ def is_interleaved(linear: Linear) -> bool:
     return bool(linear.stored.num_experts) and linear.name.endswith("gate_up_proj")
 
 
-def _read_value(linear: Linear, wanted: WeightFormat) -> tuple[HostWeight, Order | None]:
+def _read_parts(linear: Linear, wanted: WeightFormat) -> tuple[Parts, Order | None]:
     parts, stored = linear.parts, linear.stored
     name = stored.format
     if name in ("gptq", "gptq_v2"):
@@ -72,11 +82,11 @@ def _read_value(linear: Linear, wanted: WeightFormat) -> tuple[HostWeight, Order
     if name == "awq":
         return read_awq(parts, stored, wanted), None
     if name == "int-quantized":
-        return read_int_quantized(parts, stored, wanted), None
+        return host.split(read_int_quantized(parts, stored, wanted)), None
     if name == "fp8":
-        return read_fp8(parts, stored, wanted), None
+        return host.split(read_fp8(parts, stored, wanted)), None
     if name == "mxfp8":
-        return read_mxfp8(parts), None
+        return host.split(read_mxfp8(parts)), None
     if name == "nvfp4":
         return read_nvfp4(parts), None
     if name == "mxfp4":

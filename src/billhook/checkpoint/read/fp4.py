@@ -11,10 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...dtypes import E2M1F
-from ...formats.mx import Mx
-from ...formats.nvfp4 import Nvfp4
-from ...formats.stored import read_codes
+from ...formats import host, mx, nvfp4
+from ...formats.stored import Words
 from ..data import read_array
 from ..header import Tensor
 from ..stored import Parts
@@ -24,18 +22,16 @@ _FORM = "compressed_tensors"
 _BITS = 4
 
 
-def read_nvfp4(parts: Parts) -> Nvfp4:
+def read_nvfp4(parts: Parts) -> host.Parts:
     """Read a module.
 
     Raises:
         WeightError: A scale that is NaN or negative, or a global scale that is not positive and finite.
     """
     codes = parts.get("weight_packed") or parts["weight"]
-    return Nvfp4(
-        read_codes(read_array(codes), _FORM, _BITS),
-        read_e4m3_scales(parts["weight_scale"]).T,
-        read_global_scale(parts),
-    )
+    scales = read_e4m3_scales(parts["weight_scale"]).T
+    whole = read_global_scale(parts).reshape(1)
+    return host.Parts("nvfp4", _read_words(codes), scales, None, whole, nvfp4.GROUP_SIZE)
 
 
 def read_global_scale(parts: Parts) -> npt.NDArray[np.float32]:
@@ -54,17 +50,17 @@ def read_global_scale(parts: Parts) -> npt.NDArray[np.float32]:
     return scale
 
 
-def read_mxfp4(parts: Parts) -> Mx:
+def read_mxfp4(parts: Parts) -> host.Parts:
     """Read a module.
 
     Raises:
         WeightError: A scale that is NaN.
     """
-    codes = read_codes(read_array(parts["weight_packed"]), _FORM, _BITS)
-    return Mx(E2M1F, codes, read_powers(parts["weight_scale"]).T)
+    scales = read_powers(parts["weight_scale"]).T
+    return host.Parts("mxfp4", _read_words(parts["weight_packed"]), scales, None, None, mx.GROUP_SIZE)
 
 
-def read_experts(parts: Parts, interleaved: bool) -> Mx:
+def read_experts(parts: Parts, interleaved: bool) -> host.Parts:
     """Read gpt-oss experts that are one tensor.
 
     Args:
@@ -83,7 +79,12 @@ def read_experts(parts: Parts, interleaved: bool) -> Mx:
     scales = read_powers(parts["scales"])
     if interleaved:
         rows, scales = take_turns(rows), take_turns(scales)
-    return Mx(E2M1F, read_codes(rows, _FORM, _BITS), scales.swapaxes(-1, -2))
+    codes = Words(rows, _FORM, _BITS)
+    return host.Parts("mxfp4", codes, scales.swapaxes(-1, -2), None, None, mx.GROUP_SIZE)
+
+
+def _read_words(codes: Tensor) -> Words:
+    return Words(read_array(codes), _FORM, _BITS)
 
 
 def read_experts_bias(bias: Tensor, interleaved: bool) -> npt.NDArray[Any]:

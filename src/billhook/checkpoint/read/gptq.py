@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from ...formats import gptq
-from ...formats.affine import Affine
+from ...formats import gptq, host
 from ...formats.order import Order, refuse_order
 from ...models import WeightFormat
 from ..stored import Parts, Stored
 from .checks import read_named
 
 
-def read_gptq(parts: Parts, stored: Stored, wanted: WeightFormat) -> tuple[Affine, Order | None]:
+def read_gptq(parts: Parts, stored: Stored, wanted: WeightFormat) -> tuple[host.Parts, Order | None]:
     """Read a module; with act-order, its rows are put into the order of their groups.
 
     Raises:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import WeightError
-from ...formats import compressed_tensors
+from ...formats import compressed_tensors, host
 from ...formats.affine import Affine
 from ...formats.order import Order
 from ...models import WeightFormat
@@ -22,7 +22,9 @@ from .checks import read_named, read_scales
 _SIGN = np.uint8(0x80)  # two's complement + 128, in 8 bits
 
 
-def read_pack_quantized(parts: Parts, stored: Stored, wanted: WeightFormat) -> tuple[Affine, Order | None]:
+def read_pack_quantized(
+    parts: Parts, stored: Stored, wanted: WeightFormat
+) -> tuple[host.Parts, Order | None]:
     """Read a module; with act-order, its rows are put into the order of their groups.
 
     Raises:
@@ -69,5 +71,4 @@ def _shift(signed: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
 
 def _spread(values: npt.NDArray[Any], n: int) -> npt.NDArray[Any]:
     """Return what is stored for a tensor, or for each channel and group, as [groups, n]."""
-    rows = values.reshape(1, 1) if values.size == 1 else values.reshape(n, -1).T
-    return np.broadcast_to(rows, (len(rows), n))
+    return np.repeat(values.reshape(1, 1), n, axis=1) if values.size == 1 else values.reshape(n, -1).T

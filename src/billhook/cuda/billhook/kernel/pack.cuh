@@ -20,6 +20,7 @@ struct Codes {
   const void* source;   // [experts,] as the Source says, aligned to 16 bytes
   u32* packed;          // [experts,] n64, k64, words of a block
   i32* refused;         // set to 1 if a code is out of range
+  const i32* order;     // [k], for an `Ordered` source: the stored input feature that each packed one is; else unused
   i32 n;                // output features, a multiple of 16
   i32 k;                // input features, a multiple of 16
   u32 padding;          // four times the code that stands for zero
@@ -46,8 +47,16 @@ __device__ __forceinline__ uint2 spread(u32 nibbles) {
   return make_uint2(__byte_perm(even, odd, 0x5140), __byte_perm(even, odd, 0x7362));
 }
 
+// A weight's codes as they are stored.
+struct Stored {
+  const void* codes;
+  const i32* order;
+  i64 n;
+  i64 k;
+};
+
 // A Source reads units of `kUnitN` x `kUnitK` codes; `kLanesN` lanes of a warp lie side by side along n, the others along k.
-// `load` gets where a unit begins in the weight, `store` where in the tile (`w` counts words along k).
+// `load` gets where a unit begins in the weight, `store` where in the tile (`w` counts words along k); `code` reads one.
 
 // One byte a code, [k, n].
 struct BytesKn {
@@ -55,11 +64,11 @@ struct BytesKn {
   struct Unit {
     u32 v[4];
   };
-  static __device__ __forceinline__ Unit load(const void* source, i32 n, i32 k, i64 columns, i64) {
-    const u8* from = static_cast<const u8*>(source) + k * columns + n;
+  static __device__ __forceinline__ Unit load(const Stored& from, i32 n, i32 k) {
+    const u8* at = static_cast<const u8*>(from.codes) + k * from.n + n;
     Unit unit;
 #pragma unroll
-    for (i32 r = 0; r < 4; ++r) unit.v[r] = __ldg(reinterpret_cast<const u32*>(from + r * columns));
+    for (i32 r = 0; r < 4; ++r) unit.v[r] = __ldg(reinterpret_cast<const u32*>(at + r * from.n));
     return unit;
   }
   static __device__ __forceinline__ void store(u32* tile, i32 row, i32 w, Unit unit) {
@@ -73,8 +82,11 @@ struct BytesKn {
 struct BytesNk {
   static constexpr i32 kUnitN = 1, kUnitK = 16, kLanesN = 4;
   using Unit = uint4;
-  static __device__ __forceinline__ Unit load(const void* source, i32 n, i32 k, i64, i64 rows) {
-    return __ldg(reinterpret_cast<const uint4*>(static_cast<const u8*>(source) + n * rows + k));
+  static __device__ __forceinline__ Unit load(const Stored& from, i32 n, i32 k) {
+    return __ldg(reinterpret_cast<const uint4*>(static_cast<const u8*>(from.codes) + n * from.k + k));
+  }
+  static __device__ __forceinline__ u32 code(const Stored& from, i32 n, i32 k) {
+    return __ldg(static_cast<const u8*>(from.codes) + n * from.k + k);
   }
   static __device__ __forceinline__ void store(u32* tile, i32 row, i32 w, Unit unit) {
     *reinterpret_cast<uint4*>(tile + slot(row, w)) = unit;
@@ -85,8 +97,11 @@ struct BytesNk {
 struct NibblesNk {
   static constexpr i32 kUnitN = 1, kUnitK = 16, kLanesN = 4;
   using Unit = uint2;
-  static __device__ __forceinline__ Unit load(const void* source, i32 n, i32 k, i64, i64 rows) {
-    return __ldg(reinterpret_cast<const uint2*>(static_cast<const u8*>(source) + (n * rows + k) / 2));
+  static __device__ __forceinline__ Unit load(const Stored& from, i32 n, i32 k) {
+    return __ldg(reinterpret_cast<const uint2*>(static_cast<const u8*>(from.codes) + (n * from.k + k) / 2));
+  }
+  static __device__ __forceinline__ u32 code(const Stored& from, i32 n, i32 k) {
+    return __ldg(static_cast<const u8*>(from.codes) + (n * from.k + k) / 2) >> k % 2 * 4 & 15;
   }
   static __device__ __forceinline__ void store(u32* tile, i32 row, i32 w, Unit unit) {
     const uint2 low = spread(unit.x), high = spread(unit.y);
@@ -99,8 +114,11 @@ template <i32 kBits>
 struct Gptq {
   static constexpr i32 kUnitN = 1, kUnitK = 32 / kBits, kLanesN = 8;
   using Unit = u32;
-  static __device__ __forceinline__ Unit load(const void* source, i32 n, i32 k, i64 columns, i64) {
-    return __ldg(static_cast<const u32*>(source) + k / kUnitK * columns + n);
+  static __device__ __forceinline__ Unit load(const Stored& from, i32 n, i32 k) {
+    return __ldg(static_cast<const u32*>(from.codes) + k / kUnitK * from.n + n);
+  }
+  static __device__ __forceinline__ u32 code(const Stored& from, i32 n, i32 k) {
+    return load(from, n, k) >> k % kUnitK * kBits & ((1 << kBits) - 1);
   }
   static __device__ __forceinline__ void store(u32* tile, i32 row, i32 w, Unit unit) {
     if constexpr (kBits == 8)
@@ -116,11 +134,11 @@ struct Awq {
   struct Unit {
     u32 v[4];
   };
-  static __device__ __forceinline__ Unit load(const void* source, i32 n, i32 k, i64 columns, i64) {
-    const u32* from = static_cast<const u32*>(source) + (k * columns + n) / 8;
+  static __device__ __forceinline__ Unit load(const Stored& from, i32 n, i32 k) {
+    const u32* at = static_cast<const u32*>(from.codes) + (k * from.n + n) / 8;
     Unit unit;
 #pragma unroll
-    for (i32 r = 0; r < 4; ++r) unit.v[r] = __ldg(from + r * (columns / 8));
+    for (i32 r = 0; r < 4; ++r) unit.v[r] = __ldg(at + r * (from.n / 8));
     return unit;
   }
   static __device__ __forceinline__ void store(u32* tile, i32 row, i32 w, Unit unit) {
@@ -138,9 +156,24 @@ struct Awq {
   }
 };
 
+// Act-order: packed input feature k is the stored one `order[k]`. Each code is read by itself, from rows that the caches
+// hold for the others.
+template <class Source>
+struct Ordered {
+  static constexpr i32 kUnitN = 1, kUnitK = 4, kLanesN = 8;
+  using Unit = u32;
+  static __device__ __forceinline__ Unit load(const Stored& from, i32 n, i32 k) {
+    Unit unit = 0;
+#pragma unroll
+    for (i32 r = 0; r < kUnitK; ++r) unit |= Source::code(from, n, __ldg(from.order + k + r)) << 8 * r;
+    return unit;
+  }
+  static __device__ __forceinline__ void store(u32* tile, i32 row, i32 w, Unit unit) { tile[slot(row, w)] = unit; }
+};
+
 // Fills the tile whose first code is (n0, k0); padding lies beyond the weight's edges.
 template <class Source>
-__device__ __forceinline__ void read_tile(u32* tile, const void* source, const Codes& p, i32 n0, i32 k0) {
+__device__ __forceinline__ void read_tile(u32* tile, const Stored& from, u32 padding, i32 n0, i32 k0) {
   constexpr i32 kLanesK = 32 / Source::kLanesN;
   constexpr i32 kSpanN = Source::kLanesN * Source::kUnitN, kSpanK = kLanesK * Source::kUnitK;  // of a warp
   constexpr i32 kAcross = kTile / kSpanN, kUnits = kAcross * (kTile / kSpanK) / kWarps;
@@ -156,20 +189,20 @@ __device__ __forceinline__ void read_tile(u32* tile, const void* source, const C
     const i32 span = u * kWarps + warp;
     const i32 n = n0 + span % kAcross * kSpanN + lane_n * Source::kUnitN;
     const i32 k = k0 + span / kAcross * kSpanK + lane_k * Source::kUnitK;
-    if (n < p.n && k < p.k) units[u] = Source::load(source, n, k, p.n, p.k);
+    if (n < from.n && k < from.k) units[u] = Source::load(from, n, k);
   }
 #pragma unroll
   for (i32 u = 0; u < kUnits; ++u) {
     const i32 span = u * kWarps + warp;
     const i32 row = span % kAcross * kSpanN + lane_n * Source::kUnitN;
     const i32 column = span / kAcross * kSpanK + lane_k * Source::kUnitK;
-    if (n0 + row < p.n && k0 + column < p.k) {
+    if (n0 + row < from.n && k0 + column < from.k) {
       Source::store(tile, row, column / 4, units[u]);
     } else {
 #pragma unroll
       for (i32 r = 0; r < Source::kUnitN; ++r)
 #pragma unroll
-        for (i32 w = 0; w < Source::kUnitK / 4; ++w) tile[slot(row + r, column / 4 + w)] = p.padding;
+        for (i32 w = 0; w < Source::kUnitK / 4; ++w) tile[slot(row + r, column / 4 + w)] = padding;
     }
   }
 }
@@ -229,11 +262,11 @@ __device__ __forceinline__ void pack_codes(const Codes& p) {
   const i32 tile_n = blockIdx.x % tiles_n, tile_k = blockIdx.x / tiles_n % tiles_k;
   const i64 expert = blockIdx.x / tiles_n / tiles_k;
   const i64 strip_words = static_cast<i64>(blocks) * (kStrip * kStrip * kBits / 32);
-  const u8* source = static_cast<const u8*>(p.source) + expert * p.n * p.k * kSourceBits / 8;
+  const Stored from = {static_cast<const u8*>(p.source) + expert * p.n * p.k * kSourceBits / 8, p.order, p.n, p.k};
   u32* to = p.packed + (expert * strips + tile_n * kStrips) * strip_words + tile_k * kStrips * (kStrip * kStrip * kBits / 32);
 
   ptx::wait_for_prerequisites();
-  read_tile<Source>(tile, source, p, tile_n * kTile, tile_k * kTile);
+  read_tile<Source>(tile, from, p.padding, tile_n * kTile, tile_k * kTile);
   __syncthreads();
   const u32 bad = write_tile<kBits>(tile, to, strips - tile_n * kStrips, blocks - tile_k * kStrips, strip_words, p.refuse_nan);
   if (bad != 0) *p.refused = 1;
