@@ -16,10 +16,10 @@ _FORMATS = {
     "gptq": ("gptq", "gptq_v2"),
     "awq": ("awq",),
     "auto-round": ("gptq", "awq"),
-    "fp8": ("fp8",),
+    "fp8": ("fp8", "mxfp8"),
     "fbgemm_fp8": ("fp8",),
     "mxfp4": ("mxfp4",),
-    "modelopt": ("nvfp4", "fp8"),
+    "modelopt": ("nvfp4", "fp8", "mxfp8"),
     "modelopt_fp4": ("nvfp4",),
     _PACKED: ("pack-quantized", "int-quantized", "fp8", "mxfp8", "nvfp4", "mxfp4"),
 }

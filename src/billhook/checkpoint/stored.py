@@ -210,10 +210,12 @@ def _read_weight(parts: Parts, module: str) -> Stored | None:
     if "weight_scale" in parts and "weight_scale_inv" in parts:
         raise WeightError(f"{weight.file}: {module} has both weight_scale and weight_scale_inv")
     scale = parts.get("weight_scale_inv") or _need(parts, module, "weight_scale")
-    if weight.dtype == "F8_E4M3" and scale.dtype in _BYTE_SCALES:
+    powers = weight.dtype == "F8_E4M3" and scale.dtype in _BYTE_SCALES
+    if powers and (scale.dtype == "U8" or scale.shape == (n, -(-k // 32))):
         _expect(scale, _BYTE_SCALES, (n, _whole_groups(weight, k, 32)))
         return Stored("mxfp8", 8, n, k, (1, 32), bias=_bias(parts, n))
-    _expect(scale, _FLOATS, None)
+    if not powers:
+        _expect(scale, _FLOATS, None)
     block = _block(scale, n, k, blocks=not integers)
     if "weight_zero_point" in parts:
         _expect(parts["weight_zero_point"], ("I8",), scale.shape)

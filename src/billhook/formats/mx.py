@@ -80,7 +80,7 @@ def quantize(weight: npt.ArrayLike, element: DType) -> Mx:
     exponents = np.frexp(largest)[1] - 1 - _LARGEST_EXPONENT[element]
     exponents = np.where(largest == 0, -SCALE_BIAS, np.maximum(exponents, -SCALE_BIAS))
     scales = (exponents + SCALE_BIAS).astype(np.uint8)
-    return Mx(element, encode(values / spread(_powers(scales), _BLOCK, k, n), element), scales)
+    return Mx(element, encode(values / spread(decode_powers(scales), _BLOCK, k, n), element), scales)
 
 
 def dequantize(weight: Mx, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
@@ -91,11 +91,12 @@ def dequantize(weight: Mx, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any
         dtype: numpy type of the result.
     """
     *_, k, n = weight.codes.shape
-    scales = spread(_powers(weight.scales), _BLOCK, k, n)
+    scales = spread(decode_powers(weight.scales), _BLOCK, k, n)
     return round_product(decode(weight.codes, weight.element), scales, dtype)
 
 
-def _powers(scales: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+def decode_powers(scales: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+    """Return what e8m0 codes stand for, 2^-127 to 2^127."""
     powers: npt.NDArray[np.float64] = np.ldexp(1.0, scales.astype(np.int32) - SCALE_BIAS)
     return powers
 

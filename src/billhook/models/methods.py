@@ -17,6 +17,7 @@ from .quantization import (
     INTEGERS,
     KEPT_WIDE,
     MXFP4,
+    MXFP8,
     NVFP4,
     Quantization,
     Refusal,
@@ -147,16 +148,24 @@ def _auto_round_format(fields: Fields, base: Fields) -> WeightFormat | Refusal |
 _NOT_QUANTIZED = 16  # bits of a layer that AutoRound leaves as it is
 
 
+_MX_BLOCK = [1, 32]
+
+
 def _read_fp8(fields: Fields) -> Quantization:
     layout = fields.text("fmt", "e4m3")
     default: WeightFormat | Refusal = WeightFormat(E4M3FN, -1)
     if layout not in ("e4m3", "e4m3fn", "float8_e4m3fn"):
         default = Refusal(f"fp8 with fmt {layout!r} is not built yet; built is e4m3")
     elif fields.has("weight_block_size"):
-        block = fields.integers("weight_block_size")
+        block, powers = fields.integers("weight_block_size"), fields.text("scale_fmt", "") == "ue8m0"
         default = WeightFormat(E4M3FN, 128)
-        if block != FP8_BLOCK:
-            default = Refusal(f"fp8 with weight_block_size {block} is not built yet; built is {FP8_BLOCK}")
+        if block == _MX_BLOCK and powers:
+            default = MXFP8
+        elif block != FP8_BLOCK:
+            default = Refusal(
+                f"fp8 with weight_block_size {block} is not built yet; built are {FP8_BLOCK} and, with "
+                f"scale_fmt ue8m0, {_MX_BLOCK}"
+            )
     return Quantization(fields.text("quant_method"), rules=_skips(fields), default=default, notes=KEPT_WIDE)
 
 
@@ -189,11 +198,13 @@ def _modelopt_format(fields: Fields) -> WeightFormat | Refusal:
     size = read_group_size(fields, NVFP4.group_size)
     if name == "NVFP4" and size == NVFP4.group_size:
         return NVFP4
+    if name == "MXFP8":
+        return MXFP8
     if name in ("FP8", "FP8_PER_CHANNEL_PER_TOKEN"):
         return WeightFormat(E4M3FN, -1)
     return Refusal(
         f"ModelOpt's quant_algo {name!r} (groups of {size}) is not built yet; "
-        "built are NVFP4 in groups of 16, FP8 and FP8_PER_CHANNEL_PER_TOKEN"
+        "built are NVFP4 in groups of 16, MXFP8, FP8 and FP8_PER_CHANNEL_PER_TOKEN"
     )
 
 

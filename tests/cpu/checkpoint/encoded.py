@@ -145,15 +145,19 @@ def e4m3(rng: Rng, shape: tuple[int, ...]) -> Array:
     return codes.view(ml_dtypes.float8_e4m3fn)
 
 
-def fp8(block: tuple[int, int], name: str = "weight_scale") -> Encode:
-    """Return fp8 with a scale for so many n and k; -1 stands for all."""
+def fp8(block: tuple[int, int], name: str = "weight_scale", powers: bool = False) -> Encode:
+    """Return fp8 with a scale for so many n and k, -1 for all; with `powers`, stored as e8m0."""
 
     def encode(rng: Rng, n: int, k: int) -> Encoded:
         weight = e4m3(rng, (n, k))
         rows, columns = (whole if one == -1 else one for one, whole in zip(block, (n, k), strict=True))
         scales = scales_of(rng, (-(-n // rows), -(-k // columns)), np.float32)
-        steps = np.repeat(spread(scales, columns, k), rows, axis=0)[:n]
         held = scales.reshape(()) if block == (-1, -1) else scales
+        if powers:
+            exponents = np.floor(np.log2(scales))
+            scales = np.exp2(exponents)
+            held = (exponents + 127).astype(np.uint8).view(ml_dtypes.float8_e8m0fnu)
+        steps = np.repeat(spread(scales, columns, k), rows, axis=0)[:n]
         return Encoded({"weight": weight, name: held}, weight.astype(float) * steps)
 
     return encode
@@ -252,6 +256,18 @@ ALL: dict[str, tuple[str, dict[str, Any], Encode]] = {
         {"quant_method": "fp8", "weight_block_size": [128, 128]},
         fp8((128, 128), "weight_scale_inv"),
     ),
+    "fp8-block-powers": (
+        "fp8",
+        {"quant_method": "fp8", "weight_block_size": [128, 128], "scale_fmt": "ue8m0"},
+        fp8((128, 128), "weight_scale_inv", powers=True),
+    ),
+    "fp8-channel-powers": ("fp8", {"quant_method": "fp8"}, fp8((1, -1), powers=True)),
+    "fp8-mx": (
+        "mxfp8",
+        {"quant_method": "fp8", "weight_block_size": [1, 32], "scale_fmt": "ue8m0"},
+        fp8((1, 32), "weight_scale_inv", powers=True),
+    ),
+    "mxfp8-modelopt": ("mxfp8", {"quant_method": "modelopt", "quant_algo": "MXFP8"}, mxfp8),
     "fp8-tensor": ("fp8", {"quant_method": "fp8"}, fp8((-1, -1))),
     "fp8-channel": ("fp8", {"quant_method": "fbgemm_fp8"}, fp8((1, -1))),
     "float-quantized-group": (

@@ -94,6 +94,11 @@ ORDERED = compressed("pack-quantized", num_bits=4, actorder="group", **encoded.I
         (*ALL["int-quantized"][1:], put("weight_scale", (2, 0), np.inf), ["weight_scale", "inf at [2, 0]"]),
         (*ALL["fp8-block"][1:], put("weight", (17, 4), 0x7F), ["down_proj.weight:", "127 at [17, 4]"]),
         (*ALL["fp8-block"][1:], put("weight_scale_inv", (1, 1), -1), ["weight_scale_inv", "-1.0 at [1, 1]"]),
+        (
+            *ALL["fp8-block-powers"][1:],
+            put("weight_scale_inv", (1, 0), 0xFF),
+            ["weight_scale_inv", "255 at [1, 0]"],
+        ),
         (*ALL["fp8-tensor"][1:], put("weight_scale", (), np.nan), ["weight_scale", "nan"]),
         (*ALL["mxfp8"][1:], put("weight", (0, 0), 0xFF), ["down_proj.weight:", "255 at [0, 0]"]),
         (*ALL["mxfp8"][1:], put("weight_scale", (1, 3), 0xFF), ["weight_scale", "255 at [1, 3]"]),

@@ -133,6 +133,10 @@ def without(shapes: Shapes, name: str) -> Shapes:
         (packed(128, 256) | {"weight_scale": ("BF16", (127, 4))}, ["m.weight_scale", "127"]),
         (without(fp8_block(128, 256), "weight_scale_inv"), ["m.weight", "missing"]),
         (fp8_block(128, 256) | {"weight_scale_inv": ("F32", (3, 5))}, ["m.weight_scale_inv", "[3, 5]"]),
+        (
+            fp8_block(128, 256) | {"weight_scale_inv": ("F8_E8M0", (3, 5))},
+            ["m.weight_scale_inv", "128 x 128 block", "[3, 5]"],
+        ),
         (fp8_block(128, 256) | {"weight_scale_inv": ("I32", (1, 2))}, ["m.weight_scale_inv", "I32"]),
         (NVFP4 | {"weight_scale": ("F8_E4M3", (128, 8))}, ["m.weight_scale", "[128, 16]"]),
         (without(NVFP4, "weight_global_scale"), ["m.weight_global_scale is missing"]),

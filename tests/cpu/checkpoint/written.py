@@ -63,6 +63,7 @@ _DTYPES: dict[str, Any] = {
     "U8": np.uint8,
     "I8": np.int8,
     "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E8M0": ml_dtypes.float8_e8m0fnu,
 }
 
 
