@@ -1,7 +1,8 @@
 """The documented Machete operators: `machete_mm`, `machete_prepack_B` and `machete_supported_schedules`.
 
 They take what vLLM's operators of these names take and call `gemm` with a kernel of the Machete family.
-A schedule's name chooses tile and cluster; without one the dispatch rules in use choose (`use_rules`).
+A schedule's name chooses a kernel and whether tiles are split; without one the dispatch rules in use choose
+(`use_rules`).
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from ..formats.blocks import count_groups
 from ..formats.elements import rounding
 from ..formats.packed import find_format
 from ..vllm.machete.cutlass import DataType, named
-from ..vllm.machete.native import schedule_kernel, schedules
 from ..vllm.machete.plan import load_catalog, type_configs
-from ..vllm.machete.types import TypeConfig, generate_type_option_name
+from ..vllm.machete.schedules import schedule_kernel, schedules, splits
+from ..vllm.machete.types import TypeConfig, generate_type_option_name, parse_sch_sig
 from .operators import gemm
 from .packing import pack_weight
 from .tensors import DTYPES, ELEMENTS
@@ -99,7 +100,7 @@ def machete_mm(  # noqa: PLR0917 - the documented signature
         b_group_size: Weights along k that share one scale; None or -1 for all of them.
         b_channel_scales: float32 [n] or [1, n]; with 8-bit activations.
         a_token_scales: float32 [m], [m, 1] or a single one; with 8-bit activations.
-        schedule: One of `machete_supported_schedules`, or None.
+        schedule: One of `machete_supported_schedules`, the like of it with another tile, or None.
 
     Returns:
         D [m, n].
@@ -126,7 +127,7 @@ def machete_mm(  # noqa: PLR0917 - the documented signature
             f"machete_mm is not implemented for {generate_type_option_name(types)}; implemented:"
             + "".join(f"\n  {generate_type_option_name(one)}" for one in _implemented())
         )
-    config = None if schedule is None else _find_schedule(schedule, native, group_size)
+    config, split_k = (None, True) if schedule is None else _find_schedule(schedule, native, group_size)
     if a.dim() != 2 or a.shape[0] < 1:
         raise InputError(f"activations must be [m, k] with m at least 1 (got {tuple(a.shape)})")
     if a.is_cuda and capability(a.get_device()) != (9, 0):
@@ -152,6 +153,7 @@ def machete_mm(  # noqa: PLR0917 - the documented signature
         token_scales=a_token_scales,
         channel_scales=b_channel_scales,
         config=config if a.is_cuda else None,
+        split_k=split_k,
     )
 
 
@@ -214,7 +216,8 @@ def machete_supported_schedules(  # noqa: PLR0917 - the documented signature
 ) -> list[str]:
     """Return the names of the schedules that `machete_mm` takes for these types; none if no kernel has them.
 
-    A schedule listed here may lack a kernel for some group size: `machete_mm` says so.
+    They have the documented tiles: first as documented, cooperative under stream-K, then under the persistent
+    scheduler, then as pingpong. One may lack a kernel for some group size: `machete_mm` says so.
 
     Args:
         a_type: Type of the activations.
@@ -296,20 +299,27 @@ def _native(types: TypeConfig) -> GemmTypes | None:
 
 @cache
 def _legal(types: GemmTypes, group_size: int) -> dict[str, KernelConfig]:
-    """Return the schedules that have a kernel for a format, with that kernel."""
-    kernels = {name: schedule_kernel(tiling, types, group_size) for name, tiling in schedules().items()}
+    """Return the schedules of `schedules` that have a kernel for a format, with that kernel."""
+    kernels = {name: schedule_kernel(one, types, group_size) for name, one in schedules().items()}
     return {name: config for name, (config, why_not) in kernels.items() if why_not is None}
 
 
-def _find_schedule(name: str, types: GemmTypes, group_size: int) -> KernelConfig:
-    found = _legal(types, group_size)
-    if name in found:
-        return found[name]
-    tiling = schedules().get(name)
-    why = None if tiling is None else schedule_kernel(tiling, types, group_size)[1]
+@cache
+def _find_schedule(name: str, types: GemmTypes, group_size: int) -> tuple[KernelConfig, bool]:
+    """Return a schedule's kernel for a format, and whether tiles are split.
+
+    Raises:
+        UnsupportedError: It has none, or is none; the message lists those of the documented tiles that have.
+    """
+    what, schedule = "does not exist", parse_sch_sig(name)
+    if schedule is not None:
+        config, why_not = schedule_kernel(schedule, types, group_size)
+        if why_not is None:
+            return config, splits(schedule)
+        what = f"has no kernel here: {why_not}"
     raise UnsupportedError(
-        f"schedule {name!r} {'does not exist' if why is None else f'has no kernel here: {why}'}; "
-        f"for {types} with group_size {group_size} there are: {', '.join(found) or 'none'}"
+        f"schedule {name!r} {what}; for {types} with group_size {group_size} there are: "
+        f"{', '.join(_legal(types, group_size)) or 'none'}"
     )
 
 

@@ -72,18 +72,21 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Tiling:
-    """What a rule chooses: the CTA tile and the cluster.
+    """What a rule chooses: the CTA tile, the cluster and who computes a tile.
 
     Args:
         tile_mn: Output features and tokens of one CTA tile, in the order of `ScheduleConfig.tile_shape_mn`.
         cluster_mnk: CTAs of a cluster along each mode.
+        pingpong: Whether warpgroups take whole tiles in turns, instead of sharing each.
     """
 
     tile_mn: tuple[int, int]
     cluster_mnk: tuple[int, int, int]
+    pingpong: bool = False
 
     def __str__(self) -> str:
-        return "x".join(map(str, self.tile_mn)) + "_" + "x".join(map(str, self.cluster_mnk))
+        sizes = "x".join(map(str, self.tile_mn)) + "_" + "x".join(map(str, self.cluster_mnk))
+        return f"{sizes}_pingpong" if self.pingpong else sizes
 
 
 @dataclass(frozen=True)

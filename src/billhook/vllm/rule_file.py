@@ -1,7 +1,8 @@
 """Rule files: a schedule heuristic as TOML, read with the position of everything that is wrong.
 
 Each `[[rule]]` table has `when`, a condition such as "M > 256 && K <= 16384" (left out: the rule always
-holds), and `use`, a tile (output features x tokens) and a cluster (m x n x k) such as "128x128_2x1x1".
+holds), and `use`, a tile (output features x tokens) and a cluster (m x n x k) such as "128x128_2x1x1". Rules
+for our own kernels may add "_pingpong".
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from .toml_positions import Entry, Position, entries
 
 DEFAULT = Path(__file__).parents[1] / "catalog" / "vllm" / "machete_rules.toml"
 
-_TILING = re.compile(r"(\d+)x(\d+)_(\d+)x(\d+)x(\d+)")
+_TILING = re.compile(r"(\d+)x(\d+)_(\d+)x(\d+)x(\d+)(_pingpong)?")
 _KEYS = ("when", "use")
 
 
@@ -59,7 +60,7 @@ def parse_rules(text: str, name: str) -> list[Rule]:
 
 
 def parse_tiling(text: str) -> Tiling:
-    """Parse `128x256_2x1x1`.
+    """Parse `128x256_2x1x1` or `128x128_1x1x1_pingpong`.
 
     Raises:
         ConfigError: It is not of that form, or no such kernel can exist; the message says why.
@@ -67,7 +68,7 @@ def parse_tiling(text: str) -> Tiling:
     match = _TILING.fullmatch(text)
     if match is None:
         raise ConfigError(f"{text!r} is no schedule; write tile and cluster like 128x256_2x1x1")
-    features, tokens, *cluster = (int(number) for number in match.groups())
+    features, tokens, *cluster = (int(match[at]) for at in range(1, 6))
     if features not in (128, 256):
         # Two consumer warpgroups share the tile's output features, and wgmma takes 64 at a time.
         raise ConfigError(f"{text!r}: the tile's first number must be 128 or 256 (got {features})")
@@ -77,7 +78,7 @@ def parse_tiling(text: str) -> Tiling:
         raise ConfigError(f"{text!r}: the cluster's third number must be 1 (got {cluster[2]})")
     if any(size not in (1, 2, 4, 8) for size in cluster) or cluster[0] * cluster[1] > 8:
         raise ConfigError(f"{text!r}: a cluster holds 1, 2, 4 or 8 CTAs")
-    return Tiling((features, tokens), (cluster[0], cluster[1], cluster[2]))
+    return Tiling((features, tokens), (cluster[0], cluster[1], cluster[2]), match[6] is not None)
 
 
 def _decode(text: str, name: str) -> dict[str, Any]:

@@ -17,10 +17,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from billhook import arch
+from billhook import arch, families
 from billhook.build.headers import included_headers
 from billhook.cli import main
-from billhook.config import Problem, parse_types
+from billhook.config import Problem, parse_name, parse_types
 from billhook.dispatch.gemm import grid
 from billhook.dispatch.launch import GROUP_CTAS_PER_SM, GROUP_THREADS, MAX_EXPERTS, ROUTE_THREADS
 from billhook.dispatch.loader import GemmKernel
@@ -164,6 +164,20 @@ def test_grids_are_those_of_the_python_launcher(tmp_path: Path) -> None:
         gemm = cast(GemmKernel, SimpleNamespace(config=configs[kernel], kernel=loaded))
         want.append(grid(gemm, *work))
     assert Host(plan, tmp_path).grid(asked) == want
+
+
+@needs_gxx
+def test_kernels_whose_warpgroups_take_turns_are_listed_with_their_threads(tmp_path: Path) -> None:
+    rules = tmp_path / "rules.toml"
+    rules.write_text('[[rule]]\nuse = "256x64_2x1x1_pingpong"\n')
+    target, library = arch.parse("9.0a"), tmp_path / "library"
+    host = Host(plan_problems(SHAPES[:1], [target], 64, find_catalog(rules)), library)
+    (name,) = host.select([(SHAPES[0], target.capability, 0)])
+    config = parse_name(name)
+    assert (config.tile.pingpong, config.tile.cluster, families.threads(config)) == (True, 2, 384)
+    row = (library / "src/dispatch_table.cpp").read_text().partition(f'"{name}"')[2].partition("}")[0]
+    assert f"64, 256, 128, 2, 384, {families.shared_memory(config)}, " in row
+    assert "/*pingpong*/ true," in (library / f"kernels/{name}.cu").read_text()
 
 
 @needs_gxx

@@ -10,6 +10,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs torch (a CPU build will do)")
 
 import billhook  # noqa: E402
+from billhook.config import parse_types  # noqa: E402
 from billhook.dtypes import ALL  # noqa: E402
 from billhook.errors import InputError, UnsupportedError, WeightError  # noqa: E402
 from billhook.formats.blocks import count_groups  # noqa: E402
@@ -17,6 +18,8 @@ from billhook.ops import machete  # noqa: E402
 
 WEIGHTS = {"u4b8": "uint4b8", "u4": "uint4", "u8b128": "uint8b128", "u8": "uint8"}
 SCHEDULE = "128x128_2x1x1_TmaMI__TmaCoop_streamK"
+WHOLE = "128x128_2x1x1_TmaMI__TmaCoop_PersistentScheduler"
+ALONE = "128x128_2x1x1_KernelTmaWarpSpecializedPingpong_TmaWarpSpecialized_PersistentScheduler"
 
 
 class Operands:
@@ -108,8 +111,10 @@ def test_every_documented_type_has_every_documented_schedule() -> None:
         for name, spelling in WEIGHTS.items():
             zeros = dtype if ALL[name].zero_point else None
             found = billhook.machete_supported_schedules(dtype, spelling, dtype, zeros, out_type=dtype)
-            assert len(found) == 9
-            assert SCHEDULE in found
+            assert len([one for one in found if one.endswith("_TmaMI__TmaCoop_streamK")]) == 9
+            assert found[0] == SCHEDULE  # the documented ones come first
+            assert WHOLE in found and ALONE in found
+            assert len(found) == 32  # but pingpong of 128 x 256 and of 256 x 128, under either scheduler
 
 
 @pytest.mark.parametrize("out", [torch.float16, torch.bfloat16], ids=str)
@@ -117,7 +122,7 @@ def test_every_documented_type_has_every_documented_schedule() -> None:
 def test_activations_of_8_bits_have_float32_scales_of_tokens_and_channels(dtype: Any, out: Any) -> None:
     one, f32 = Operands("u4b8", torch.float16, -1), torch.float32
     found = billhook.machete_supported_schedules(dtype, "uint4b8", None, None, f32, f32, out)
-    assert len(found) == 9
+    assert len(found) == 32
     codes, tokens = billhook.quantize_activations(one.a, dtype)
     b = billhook.machete_prepack_B(torch.from_numpy(one.words), dtype, "uint4b8", None)
     assert torch.equal(b, one.prepack("u4b8"))
@@ -187,6 +192,31 @@ def test_schedules_that_do_not_exist_are_refused_with_those_that_do() -> None:
     ) as error:
         one.mm(b, "u4b8", 64, schedule="64x64")
     assert SCHEDULE in str(error.value)
+    crossed = SCHEDULE.replace("TmaCoop", "TmaWarpSpecialized")
+    with pytest.raises(UnsupportedError, match="has no kernel here: the epilogue schedule") as error:
+        one.mm(b, "u4b8", 64, schedule=crossed)
+    assert f": {SCHEDULE}, " in str(error.value)
+    with pytest.raises(UnsupportedError, match="at most 144 with tile_n 128, computed alone"):
+        one.mm(b, "u4b8", 64, schedule=ALONE.replace("128x128", "128x256"))
+
+
+def test_a_schedule_chooses_the_kernel_and_whether_tiles_are_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    types, asked = parse_types("f16_u4b8_f16_f16"), []
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        asked.append(options)
+        return gemm(*arguments, **options)
+
+    gemm = machete.gemm
+    monkeypatch.setattr(machete, "gemm", noted)
+    one = Operands("u4b8", torch.float16, 64)
+    b = one.prepack("u4b8")
+    for schedule in (None, SCHEDULE, WHOLE, ALONE, ALONE.replace("128x128_2", "192x48_1")):
+        one.mm(b, "u4b8", 64, schedule=schedule)
+    assert [options["split_k"] for options in asked] == [True, True, False, False, False]
+    kernels = {name: machete._find_schedule(name, types, 64)[0].tile for name in (SCHEDULE, WHOLE, ALONE)}
+    assert kernels[SCHEDULE] == kernels[WHOLE]
+    assert [kernels[name].pingpong for name in (WHOLE, ALONE)] == [False, True]
 
 
 def test_tensors_that_do_not_fit_are_refused() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from cpu.vllm.machete_table import FIELDS, QQQ_TYPES, SCHEDULES, TYPES, declared, defined, symbols
 
-from billhook.errors import InputError
+from billhook.errors import ConfigError, InputError
 from billhook.vllm import machete
 from billhook.vllm.documented import run_script
 from billhook.vllm.job import Job, Narrowing
@@ -178,6 +178,15 @@ def test_the_plan_is_made_of_the_documented_configs() -> None:
         ("e4m3", 4, "f16"),
         ("e4m3", 4, "e4m3"),
     ]
+
+
+def test_rules_of_our_own_kernels_are_refused_in_a_vllm_tree(tmp_path: Path) -> None:
+    rules = tmp_path / "rules.toml"
+    rules.write_text(
+        '[[rule]]\nwhen = "M > 64"\nuse = "128x64_2x1x1"\n\n[[rule]]\nuse = "128x64_1x1x1_pingpong"\n'
+    )
+    with pytest.raises(ConfigError, match=r"rules\.toml:5: 128x64_1x1x1_pingpong is for our own kernels"):
+        render("0.20", heuristic=rules)
 
 
 def test_narrowing_to_a_format_it_does_not_have_leaves_a_dispatch_that_refuses() -> None:

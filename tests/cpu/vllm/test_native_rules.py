@@ -1,4 +1,4 @@
-"""The documented schedules and heuristic as kernels and rules of our own."""
+"""The documented heuristic, and files like it, as rules of our own."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cpu.vllm.machete_table import GRID, SCHEDULES, published_choice
+from cpu.vllm.machete_table import GRID, published_choice
 
 from billhook import catalog
 from billhook.arch import parse
 from billhook.cli import main
 from billhook.config import Problem, parse_types
 from billhook.errors import ConfigError, InputError
-from billhook.families import illegal
 from billhook.select import select
-from billhook.vllm.machete.native import ARCH, find_catalog, schedule_kernel, schedules
+from billhook.vllm.machete.native import find_catalog
+from billhook.vllm.machete.schedules import ARCH
 
 DENSE = Problem(1, 4096, 4096, parse_types("bf16_u4b8_bf16_bf16"), 128)
 MODEL = str(Path(__file__).parents[3] / "examples/models/llama-3.1-8b-gptq-int4")
@@ -31,19 +31,6 @@ use = "128x16_1x1x1"
 [[rule]]
 use = "128x64_1x1x1"
 """
-
-
-def test_every_documented_schedule_is_a_kernel_of_that_tile_and_cluster() -> None:
-    assert [name.removesuffix("_TmaMI__TmaCoop_streamK") for name in schedules()] == list(SCHEDULES)
-    for tiling in schedules().values():
-        for group in (-1, 32, 64, 128):
-            config, why_not = schedule_kernel(tiling, DENSE.types, group)
-            assert why_not is None
-            assert illegal(config) is None
-            tile = config.tile
-            assert (tile.tile_n, tile.tile_m) == tiling.tile_mn
-            assert (tile.cluster, 1, 1) == tiling.cluster_mnk
-            assert config.family == "machete"
 
 
 def test_the_documented_heuristic_chooses_as_published_around_every_constant() -> None:
@@ -88,6 +75,16 @@ def test_a_file_of_rules_is_read(tmp_path: Path) -> None:
     assert select(DENSE, ARCH, mine).reason.startswith("mine.toml rule ")
 
 
+def test_rules_may_ask_for_pingpong(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(RULES.replace("128x64_1x1x1", "128x144_1x1x1_pingpong"))
+    mine = find_catalog(file)
+    few, many = (select(replace(DENSE, m=m), ARCH, mine).config for m in (64, 200))
+    assert not few.tile.pingpong
+    assert (many.tile.tile_m, many.tile.pingpong) == (144, True)
+    assert many.name.endswith("p_dense_sm90a")
+
+
 def test_what_makes_no_rules_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"known releases: 0\.16"):
         find_catalog("machete-0.1")
@@ -100,6 +97,14 @@ def test_what_makes_no_rules_is_refused(tmp_path: Path) -> None:
     file.write_text('[[rule]]\nuse = "128x64_1x2x1"\n')
     with pytest.raises(ConfigError, match="clusters along the first mode alone"):
         find_catalog(str(file))
+    for wrong, words in (
+        ("256x256_1x1x1", "schedule 256x256_1x1x1 has no kernel: tile_m must be at most 128"),
+        ("128x160_1x1x1_pingpong", "pingpong has no kernel: tile_m must be at most 144 .* alone"),
+        ("128x128_8x1x1", "has no kernel: cluster must be 1, 2 or 4"),
+    ):
+        file.write_text(f'[[rule]]\nuse = "{wrong}"\n')
+        with pytest.raises(ConfigError, match=words):
+            find_catalog(str(file))
 
 
 def test_plans_take_rules_by_name(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from billhook.cli import main
 from billhook.errors import ConfigError
+from billhook.vllm.heuristic import Tiling
 from billhook.vllm.rule_file import load_rules, parse_rules
 from billhook.vllm.toml_positions import Position, entries
 
@@ -18,6 +19,10 @@ def test_reads_conditions_tilings_and_places() -> None:
     first, last = parse_rules(f"# a comment\n{SOUND}\n[[rule]]\nuse = '256x16_1x1x1'\n", "rules.toml")
     assert (str(first), first.line, first.column) == ("M > 64 -> 128x64_2x1x1", 3, 9)
     assert (str(last), last.line) == ("otherwise -> 256x16_1x1x1", 6)
+    assert first.tiling == Tiling((128, 64), (2, 1, 1))
+    (turns,) = parse_rules('[[rule]]\nuse = "128x144_1x1x1_pingpong"\n', "rules.toml")
+    assert str(turns) == "otherwise -> 128x144_1x1x1_pingpong"
+    assert turns.tiling == Tiling((128, 144), (1, 1, 1), pingpong=True)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +42,10 @@ def test_reads_conditions_tilings_and_places() -> None:
         (
             '[[rule]]\nuse = "128x64"\n',
             "rules.toml:2:7: '128x64' is no schedule; write tile and cluster like 128x256_2x1x1",
+        ),
+        (
+            '[[rule]]\nuse = "128x64_1x1x1_coop"\n',
+            "rules.toml:2:7: '128x64_1x1x1_coop' is no schedule; write tile and cluster like 128x256_2x1x1",
         ),
         (
             '[[rule]]\nuse = "64x64_1x1x1"\n',

@@ -1,8 +1,8 @@
 """The CUTLASS names that Machete's generated sources are written in.
 
 The enumerations carry the names of CUTLASS's Python library, so that `TypeConfig` and
-`ScheduleConfig` read as documented; only what Machete uses is listed. `VLLMDataType` holds the
-biased integers that vLLM adds.
+`ScheduleConfig` read as documented; only what Machete or our kernels for its schedules use is listed.
+`VLLMDataType` holds the biased integers that vLLM adds.
 
 Source: CUTLASS, python/cutlass_library/library.py (names, C++ spellings).
 """
@@ -40,12 +40,16 @@ AnyType = DataType | VLLMDataType
 class MixedInputKernelScheduleType(Enum):
     """A mainloop; the value is its C++ tag."""
 
+    TmaWarpSpecialized = "cutlass::gemm::KernelTmaWarpSpecialized"
+    TmaWarpSpecializedPingpong = "cutlass::gemm::KernelTmaWarpSpecializedPingpong"
     TmaWarpSpecializedCooperative = "cutlass::gemm::KernelTmaWarpSpecializedCooperative"
 
 
 class EpilogueScheduleType(Enum):
     """An epilogue; the value is its C++ tag."""
 
+    NoSmemWarpSpecialized = "cutlass::epilogue::NoSmemWarpSpecialized"
+    TmaWarpSpecialized = "cutlass::epilogue::TmaWarpSpecialized"
     TmaWarpSpecializedCooperative = "cutlass::epilogue::TmaWarpSpecializedCooperative"
 
 
@@ -53,6 +57,7 @@ class TileSchedulerType(Enum):
     """A tile scheduler; the value is its C++ tag."""
 
     StreamK = "cutlass::gemm::StreamKScheduler"
+    Persistent = "cutlass::gemm::PersistentScheduler"
 
 
 @dataclass(frozen=True)

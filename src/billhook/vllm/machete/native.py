@@ -1,8 +1,7 @@
-"""The documented schedules and heuristics, as kernels and rules of our own.
+"""Heuristics over the documented schedules as rules of our own.
 
-A schedule's tile and cluster choose a Machete kernel; the rest of its name (warp-specialised TMA mainloop,
-cooperative epilogue, stream-K) describes every dense kernel of the family. A heuristic becomes rules of the
-catalog, before those that it says nothing about: MoE layers, and GPU targets without wgmma.
+They stand before the catalog's rules for what they say nothing about: MoE layers, and GPU targets without
+wgmma. Whether tiles are split is no rule's choice but each call's.
 """
 
 from __future__ import annotations
@@ -13,40 +12,15 @@ from functools import cache
 from pathlib import Path
 
 from ... import catalog as native
-from ...arch import Arch
 from ...catalog import Catalog, Shape, deepest
-from ...config import GemmTypes, KernelConfig, Tile
 from ...errors import ConfigError, InputError
-from ...families import machete
 from ..heuristic import Comparison, Rule, Tiling, unique_tilings
 from ..release import load_release
 from ..rule_file import DEFAULT, load_rules
-from .plan import load_catalog
-from .types import generate_terse_sch_sig
+from .schedules import ARCH, illegal, shapes, tiling_schedule
 
-ARCH = Arch(9, 0, "a")  # where wgmma is
 NATIVE = "native"
 _PREFIX = "machete-"
-_DEEPEST = 8
-
-
-@cache
-def schedules() -> dict[str, Tiling]:
-    """Return the documented schedules by name, such as `128x128_2x1x1_TmaMI__TmaCoop_streamK`, in order."""
-    known = load_catalog()
-    return {generate_terse_sch_sig(known.schedule(tiling)): tiling for tiling in unique_tilings(load_rules())}
-
-
-def schedule_kernel(tiling: Tiling, types: GemmTypes, group_size: int) -> tuple[KernelConfig, str | None]:
-    """Return the kernel that a schedule means for a format, and why it cannot exist or None.
-
-    Args:
-        tiling: The schedule's tile and cluster.
-        types: Element types.
-        group_size: Weights along k that share one scale; -1 for channel scales.
-    """
-    tried = [deepest(shape.kernel(types, group_size, False, ARCH)) for shape in _shapes(tiling)]
-    return next((one for one in tried if one[1] is None), tried[0])
 
 
 def find_catalog(rules: str | Path) -> Catalog:
@@ -80,33 +54,37 @@ def documented_catalog(rules: Sequence[Rule], name: str) -> Catalog:
         name: What messages call it.
 
     Raises:
-        ConfigError: A rule compares with `!=`, or chooses a cluster that no kernel has.
+        ConfigError: A rule compares with `!=`, or chooses what no kernel has.
     """
     base = native.load()
-    shapes = {shape.name: shape for tiling in unique_tilings(rules) for shape in _shapes(tiling)}
-    listed = [shape for shape in base.shapes if shape.name not in shapes]
-    first = [one for rule in rules for one in _translate(rule)]
-    return Catalog(base.formats, (*shapes.values(), *listed), (*first, *base.rules), name)
+    meant = {tiling: _shapes(tiling, base) for tiling in unique_tilings(rules)}
+    found = {shape.name: shape for tiling in meant for shape in meant[tiling]}
+    listed = [shape for shape in base.shapes if shape.name not in found]
+    first = [one for rule in rules for one in _translate(rule, meant[rule.tiling])]
+    return Catalog(base.formats, (*found.values(), *listed), (*first, *base.rules), name)
 
 
-def _shapes(tiling: Tiling) -> list[Shape]:
-    """Return the tiles that a schedule may mean: it leaves tile_k and the pipeline's depth open."""
-    (tile_n, tile_m), cluster = tiling.tile_mn, tiling.cluster_mnk
-    if cluster[1:] != (1, 1):
-        raise ConfigError(
-            f"schedule {tiling}: kernels have clusters along the first mode alone, such as 2x1x1"
-        )
-    # 256 tokens x 128 features of k would leave room for two stages.
-    tile_ks = (64, 128) if tile_m > 128 else (128, 64)
-    return [Shape(machete.FAMILY, Tile(tile_m, tile_n, tile_k, _DEEPEST, cluster[0])) for tile_k in tile_ks]
+def _shapes(tiling: Tiling, base: Catalog) -> list[Shape]:
+    """Return the tiles that a rule may mean, of which some is legal for some format."""
+    schedule = tiling_schedule(tiling)
+    why_not = illegal(schedule)
+    if why_not is not None:
+        raise ConfigError(f"schedule {tiling}: {why_not}")
+    formats = [(types, size) for one in base.formats for types in one.types() for size in one.group_sizes]
+    found = shapes(schedule)
+    tried = (deepest(shape.kernel(*one, False, ARCH))[1] for shape in found for one in formats)
+    why_not = next(tried)
+    if why_not is not None and None not in tried:
+        raise ConfigError(f"schedule {tiling} has no kernel: {why_not}")
+    return found
 
 
-def _translate(rule: Rule) -> Iterator[native.Rule]:
-    """Yield a rule in the catalog's form for each tile that its schedule may mean; none if it never holds."""
+def _translate(rule: Rule, meant: Sequence[Shape]) -> Iterator[native.Rule]:
+    """Yield a rule in the catalog's form for each tile that it may mean; none if it never holds."""
     bounds = {name: _bounds(rule, name) for name in ("M", "N", "K")}
     if any(one.above >= one.max for one in bounds.values()):
         return
-    for shape in _shapes(rule.tiling):
+    for shape in meant:
         yield native.Rule(
             tile=shape.name,
             rows=bounds["M"],

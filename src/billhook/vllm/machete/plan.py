@@ -138,11 +138,11 @@ def make_plan(job: Job) -> Plan:
     """Plan a generation.
 
     Raises:
-        ConfigError: The job's rule file, or a model config, makes no sense.
+        ConfigError: The job's rule file, or a model config, makes no sense, or a rule asks for pingpong.
         InputError: The narrowing names what the release does not know.
     """
     catalog = load_catalog()
-    rules = load_rules(job.heuristic or DEFAULT)
+    rules = _load_rules(job.heuristic or DEFAULT)
     everything = [
         _impl(catalog, types, one, rules)
         for one in catalog.types
@@ -161,6 +161,17 @@ def make_plan(job: Job) -> Plan:
         tuple(one for one in narrowed if not one.config.schedules),
         catalog.parts,
     )
+
+
+def _load_rules(path: Path) -> list[Rule]:
+    rules = load_rules(path)
+    for rule in rules:
+        if rule.tiling.pingpong:
+            raise ConfigError(
+                f"{path}:{rule.line}: {rule.tiling} is for our own kernels: in a vLLM tree all schedules are "
+                "cooperative, under stream-K, which CUTLASS's pingpong kernels refuse"
+            )
+    return rules
 
 
 def prepack_types(impls: Iterable[Impl]) -> list[PrepackTypeConfig]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, fields
+from typing import TypeVar
 
 from .cutlass import (
     AnyType,
@@ -19,6 +20,8 @@ _TERSE = {
     "TmaWarpSpecializedCooperative": "TmaCoop",
     "StreamKScheduler": "streamK",
 }
+_SIG = re.compile(r"(\d+)x(\d+)_(\d+)x(\d+)x(\d+)_(TmaMI_|[A-Za-z]+)_([A-Za-z]+)_([A-Za-z]+)")
+_Tag = TypeVar("_Tag", MixedInputKernelScheduleType, EpilogueScheduleType, TileSchedulerType)
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,28 @@ def generate_terse_sch_sig(schedule_config: ScheduleConfig) -> str:
     """Return a schedule's short name, used in symbols and in the operator's `schedule` argument."""
     tile, cluster, *tags = generate_sch_sig(schedule_config).split("_")
     return "_".join([tile, cluster, *(_TERSE.get(tag, tag) for tag in tags)])
+
+
+def parse_sch_sig(name: str) -> ScheduleConfig | None:
+    """Read a schedule's name, full or short, back; None if it names none."""
+    match = _SIG.fullmatch(name)
+    if match is None:
+        return None
+    kernel = _find_tag(MixedInputKernelScheduleType, match[6])
+    epilogue = _find_tag(EpilogueScheduleType, match[7])
+    scheduler = _find_tag(TileSchedulerType, match[8])
+    if kernel is None or epilogue is None or scheduler is None:
+        return None
+    n, m, *cluster = (int(match[at]) for at in range(1, 6))
+    return ScheduleConfig((n, m), (cluster[0], cluster[1], cluster[2]), kernel, epilogue, scheduler)
+
+
+def _find_tag(kind: type[_Tag], word: str) -> _Tag | None:
+    for one in kind:
+        tag = str(one.value).rpartition("::")[2]
+        if word in (tag, _TERSE.get(tag)):
+            return one
+    return None
 
 
 def generate_type_signature(kernel_types: TypeConfig) -> str:
