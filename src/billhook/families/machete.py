@@ -16,6 +16,7 @@ CLUSTERS = (1, 2, 4)
 _WARPGROUP = 128
 _ALIGNMENT = 1024  # of a stage: what wgmma's 128-byte swizzle repeats after
 _WAVES_BYTES = 64  # which tiles the CTA computes
+_MOST_SCRATCH_TOKENS = 144  # that the epilogue takes at once; of larger tiles half
 _SWIZZLED_BYTES = 128  # of a token's activations: what wgmma reads together
 _MOST_SUMS = {2: 128, 3: 64, 4: 32}  # by consumers: registers for float32 sums, of which all else needs 80
 _MOST_PINGPONG_SUMS = 144
@@ -50,11 +51,13 @@ def shared_memory(config: KernelConfig) -> int:
     tile = config.tile
     stage = tile.tile_m * tile.tile_k * config.types.a.bits // 8 + base.weight_bytes_per_stage(config)
     stage = -(-stage // _ALIGNMENT) * _ALIGNMENT
-    tokens = 32 if tile.tile_m % 32 == 0 and sums(config) > 16 else 16  # in the epilogue's scratch at a time
-    batches = strips_each(config) * tile.tile_m // tokens
-    scratch = min(batches, 2) * tokens * STRIP * 2
-    rows = tile.tile_m * 4 if config.indexed else 0
-    return tile.stages * stage + consumers(config) * (scratch + rows) + base.BARRIER_BYTES + _WAVES_BYTES
+    tokens = tile.tile_m // 2 if tile.tile_m > _MOST_SCRATCH_TOKENS else tile.tile_m
+    scratch = tokens * STRIP * 2
+    tables = (2 if config.indexed else 0) + (1 if config.types.a.bits == 8 else 0)
+    lookup = tile.tile_m * 4 if config.indexed and not config.grouped else 0
+    of_consumer = scratch + tables * tile.tile_m * 4
+    rest = lookup + base.BARRIER_BYTES + _WAVES_BYTES
+    return tile.stages * stage + consumers(config) * of_consumer + rest
 
 
 def illegal(config: KernelConfig) -> str | None:

@@ -135,6 +135,10 @@ void load_four(std::array<T*, 4> d, u32 from) {
 }
 inline void ld_shared_v4_u32(std::array<u32*, 4> d, u32 from) { load_four(d, from); }
 inline void ld_shared_v4_f32(std::array<float*, 4> d, u32 from) { load_four(d, from); }
+inline void ld_shared_v2_f32(std::array<float*, 2> d, u32 from) {
+  const float* const v = reinterpret_cast<const float*>(shared(self->cta, from, 8));
+  *d[0] = v[0], *d[1] = v[1];
+}
 inline void st_shared_v4_u32(u32 to, std::array<const u32*, 4> v) {
   char* const words = shared(self->cta, to, 16);
   for (int i = 0; i < 4; ++i) std::memcpy(words + 4 * i, v[i], 4);

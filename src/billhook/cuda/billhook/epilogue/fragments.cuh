@@ -2,6 +2,9 @@
 // CTAs that share a tile, scales, bias, top-k weights, rounding; then a transposition through shared memory (stmatrix) and
 // 16-byte stores. SM90.
 //
+// While a warpgroup is here its tensor cores wait, so the way of a tile that is not shared is short: two barriers for a whole
+// tile of up to 144 tokens, and no code of the other way in between, which would have to be fetched.
+//
 // A shared tile is finished by the worker that holds its first stage: it comes to it last, when the others, which begin with
 // it, have long written their parts. Workers are numbered against the grid, so a CTA waits only for CTAs of lower index, which
 // start no later than itself. Parts are kept as the registers hold them: no order to restore.
@@ -20,8 +23,9 @@ template <class C>
 struct FragmentEpilogue {
   using T = typename C::Output;
   static constexpr i32 strips = C::strips_each, threads = 128 * C::team;  // of a consumer; of those that compute a tile
-  static constexpr i32 quads = strips * C::columns;   // accumulators of a thread
-  static constexpr i32 kBatch = C::epilogue_tokens / 8;  // of them at a time
+  static constexpr i32 quads = strips * C::columns;                       // accumulators of a thread
+  static constexpr i32 kTokens = C::epilogue_tokens;                      // that the scratch holds
+  static constexpr i32 kBatch = kTokens % 32 == 0 && C::sums > 16 ? 4 : 2;  // accumulators that are finished at a time
   using Sum = typename C::Sum;
   using Sums = Sum[strips][C::columns];
 
@@ -29,56 +33,60 @@ struct FragmentEpilogue {
   const Waves& waves;
   const u32 shared;
   const i32 rank;  // of this CTA in its cluster
-  const i32 lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, warpgroup = threadIdx.x / 128, first_strip = C::pingpong ? 0 : warpgroup * strips;
+  const i32 lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, warpgroup = threadIdx.x / 128;
+  const i32 first_strip = C::pingpong ? 0 : warpgroup * strips;
 
-  // What the end of a tile needs from memory: asked for at its beginning.
+  // What the end of a tile needs of its tokens, each of which is some thread's. Asked for long before, one after the other.
   struct Ahead {
-    static constexpr i32 count = C::indexed ? (C::tile_m + 127) / 128 : 0;
-    i32 expert, rows[count > 0 ? count : 1];  // rows of D of this thread's tokens
+    static constexpr i32 count = C::tables > 0 ? (C::tile_m + 127) / 128 : 0;
+    i32 expert, ids[count > 0 ? count : 1];  // rows of D; from m on: there is none
 
     __device__ __forceinline__ Ahead(const GemmParams& p, const Segment& at) : expert(expert_of<C>(p, at.tile_m)) {
 #pragma unroll
       for (i32 i = 0; i < count; ++i) {
         const i32 token = i * 128 + threadIdx.x % 128;
-        rows[i] = token < C::tile_m ? output_row<C>(p, at.tile_m, token) : -1;
+        ids[i] = token < C::tile_m ? row_id<C>(p, at.tile_m, token) : p.m;
+      }
+    }
+  };
+  struct Factors {
+    float scales[Ahead::count > 0 ? Ahead::count : 1], weights[Ahead::count > 0 ? Ahead::count : 1];
+
+    __device__ __forceinline__ Factors(const GemmParams& p, const Ahead& ahead) {
+#pragma unroll
+      for (i32 i = 0; i < Ahead::count; ++i) {
+        const bool there = ahead.ids[i] < p.m;
+        if constexpr (C::token_scales) scales[i] = there ? p.token_scales[C::indexed ? ahead.ids[i] / p.top_k : ahead.ids[i]] : 0;
+        if constexpr (C::indexed) weights[i] = there && p.topk_weights ? p.topk_weights[ahead.ids[i]] : 1;
       }
     }
   };
 
   // Takes the sums of a segment.
-  __device__ __forceinline__ void store(const Sums& sums, const Segment& at, const Ahead& ahead) const {
+  __device__ __forceinline__ void store(const Sums& sums, const Segment& at, const Ahead& ahead, const Factors& factors) const {
     if (at.stage > 0) {
       hand_over(sums);
       return;
     }
     const i32 last = at.count < waves.stages ? waves.last_owner(at.tile) : waves.worker;
-    const i32 expert = ahead.expert;
-    // An odd number of batches begins where the tile before has ended.
-    if constexpr (C::indexed || C::batches % 2 == 1) ptx::sync_some<128>(1 + warpgroup);
-    if constexpr (C::indexed) keep_rows(ahead);
-    u32x4 part[kBatch];
-    if (last > waves.worker) request(part, waves.worker + 1, 0);
-#pragma unroll
-    for (i32 s = 0; s < strips; ++s) {
-      const Features features(*this, expert, (at.tile_n * C::cluster + rank) * C::strips + first_strip + s);
-#pragma unroll
-      for (i32 j = 0; j < C::columns; j += kBatch) {
-        const i32 first = s * C::columns + j;
-        Accumulator sum[kBatch];
-#pragma unroll
-        for (i32 i = 0; i < kBatch; ++i) sum[i] = to_float(sums[s][j + i]);
-        if (last > waves.worker) {
-          collect(sum, part, first, last);
-          if (first + kBatch < quads) request(part, waves.worker + 1, first + kBatch);
-        }
-        if (expert < 0) continue;
-        scale(sum, features, at.tile_m, j * 8);
-        store_rows(sum, features.strip, at.tile_m, j * 8, first / kBatch % C::scratches);
-      }
+    ptx::sync_some<128>(1 + warpgroup);  // none reads any more what the tile before left
+    if constexpr (C::tables > 0) {
+      keep(ahead, factors);
+      ptx::sync_some<128>(1 + warpgroup);
+    }
+    if (last > waves.worker) {
+      finish<true, false>(sums, at, ahead.expert, last);
+    } else if (ahead.expert >= 0) {
+      if (kMayBePlain && !p.global_scales && !p.channel_scales && !p.bias && !p.topk_weights)
+        finish<false, true>(sums, at, ahead.expert, last);
+      else
+        finish<false, false>(sums, at, ahead.expert, last);
     }
   }
 
  private:
+  static constexpr bool kMayBePlain = !C::channel_scales && !C::token_scales && C::factor == 1;  // nothing but rounding is left
+
   static __device__ __forceinline__ Accumulator to_float(const Sum& sum) {
     return {static_cast<float>(sum.v[0]), static_cast<float>(sum.v[1]), static_cast<float>(sum.v[2]),
             static_cast<float>(sum.v[3])};
@@ -126,27 +134,31 @@ struct FragmentEpilogue {
     }
   }
 
-  // MoE: the rows of D; each warpgroup has a table of its own.
-  __device__ __forceinline__ u32 rows() const { return shared + C::rows_at + warpgroup * (C::tile_m * 4); }
-  __device__ __forceinline__ void keep_rows(const Ahead& ahead) const {
+  // Tables of a warpgroup's tokens, as far as the kernel has them: rows of D, top-k weights, scales.
+  __device__ __forceinline__ u32 table(i32 which) const {
+    return shared + C::tables_at + (warpgroup * C::tables + which) * (C::tile_m * 4);
+  }
+  __device__ __forceinline__ u32 ids() const { return table(0); }
+  __device__ __forceinline__ u32 weights() const { return table(1); }
+  __device__ __forceinline__ u32 scales() const { return table(C::tables - 1); }
+
+  __device__ __forceinline__ void keep(const Ahead& ahead, const Factors& factors) const {
 #pragma unroll
     for (i32 i = 0; i < Ahead::count; ++i) {
       const i32 token = i * 128 + threadIdx.x % 128;
-      if (token < C::tile_m) ptx::store_shared_u32(rows() + token * 4, static_cast<u32>(ahead.rows[i]));
+      if (token >= C::tile_m) continue;
+      if constexpr (C::indexed) ptx::store_shared_u32(ids() + token * 4, static_cast<u32>(ahead.ids[i]));
+      if constexpr (C::indexed) ptx::store_shared(weights() + token * 4, factors.weights[i]);
+      if constexpr (C::token_scales) ptx::store_shared(scales() + token * 4, factors.scales[i]);
     }
-    ptx::sync_some<128>(1 + warpgroup);
-  }
-  __device__ __forceinline__ i32 row_of(i32 tile_m, i32 token) const {
-    if constexpr (C::indexed) return static_cast<i32>(ptx::load_shared_u32(rows() + token * 4));
-    return output_row<C>(p, tile_m, token);
   }
 
   // What multiplies and is added to this thread's two features of a strip, rows g and g + 8 of its warp.
   struct Features {
-    const i32 strip;
-    float upper, lower, add_upper = 0, add_lower = 0;
+    float upper = 1, lower = 1, add_upper = 0, add_lower = 0;
 
-    __device__ __forceinline__ Features(const FragmentEpilogue& e, i32 expert, i32 strip_) : strip(strip_) {
+    Features() = default;
+    __device__ __forceinline__ Features(const FragmentEpilogue& e, i32 expert, i32 strip) {
       const GemmParams& p = e.p;
       const i32 g = e.lane / 4, feature = strip * kStrip + e.warp * 16 + g;
       upper = lower = C::factor * (p.global_scales && expert >= 0 ? p.global_scales[expert] : 1);
@@ -165,47 +177,82 @@ struct FragmentEpilogue {
     }
   };
 
-  // D = (sum x scales + bias) x top-k weight; `first`: the batch's first token in the tile.
-  __device__ __forceinline__ void scale(Accumulator (&sum)[kBatch], const Features& f, i32 tile_m, i32 first) const {
-    const bool weigh = C::indexed && p.topk_weights;
+  // Finishes a tile: with the parts of others up to worker `last` if it is shared, by rounding alone if it is plain.
+  template <bool is_shared, bool is_plain>
+  __device__ __forceinline__ void finish(const Sums& sums, const Segment& at, i32 expert, i32 last) const {
+    const u32 scratch = shared + C::scratch_at + warpgroup * C::scratch_bytes;
+    u32x4 part[kBatch];
+    if constexpr (is_shared) request(part, waves.worker + 1, 0);
 #pragma unroll
-    for (i32 j = 0; j < kBatch; ++j)
+    for (i32 s = 0; s < strips; ++s) {
+      const i32 strip = (at.tile_n * C::cluster + rank) * C::strips + first_strip + s;
+      const Features features = is_plain ? Features() : Features(*this, expert, strip);
 #pragma unroll
-      for (i32 i = 0; i < 2; ++i) {
-        float upper = sum[j].v[i] * f.upper, lower = sum[j].v[i + 2] * f.lower;
-        const i32 row = C::token_scales || weigh ? row_of(tile_m, first + 8 * j + lane % 4 * 2 + i) : -1;
-        if (C::token_scales && row >= 0) {
-          const float scale = p.token_scales[C::indexed ? row / p.top_k : row];
-          upper *= scale, lower *= scale;
+      for (i32 first = 0; first < C::tile_m; first += kTokens) {
+        if (s + first > 0) ptx::sync_some<128>(1 + warpgroup);  // the scratch has been read
+#pragma unroll
+        for (i32 j = 0; j < kTokens / 8; j += kBatch) {
+          const i32 column = first / 8 + j, quad = s * C::columns + column;
+          Accumulator sum[kBatch];
+#pragma unroll
+          for (i32 i = 0; i < kBatch; ++i) sum[i] = to_float(sums[s][column + i]);
+          if constexpr (is_shared) {
+            collect(sum, part, quad, last);
+            if (quad + kBatch < quads) request(part, waves.worker + 1, quad + kBatch);
+          }
+#pragma unroll
+          for (i32 i = 0; i < kBatch; i += 2) {
+            if constexpr (!is_plain) {
+              scale(sum[i], features, (column + i) * 8);
+              scale(sum[i + 1], features, (column + i + 1) * 8);
+            }
+            write(scratch + (j + i) * (8 * 128), sum[i], sum[i + 1]);
+          }
         }
-        upper += f.add_upper, lower += f.add_lower;
-        if (weigh && row >= 0) {
-          const float weight = p.topk_weights[row];
-          upper *= weight, lower *= weight;
-        }
-        sum[j].v[i] = upper, sum[j].v[i + 2] = lower;
+        ptx::sync_some<128>(1 + warpgroup);
+        if (!is_shared || expert >= 0) store_rows(scratch, strip, at.tile_m, first);
       }
+    }
   }
 
-  // Stores a batch of tokens, a row of 64 features each. Batches take turns with two scratches: when all threads have come
-  // to one batch's barrier, none reads what the batch before it wrote.
-  __device__ __forceinline__ void store_rows(const Accumulator (&sum)[kBatch], i32 strip, i32 tile_m, i32 first, i32 turn) const {
-    const u32 scratch = shared + C::scratch_at + (warpgroup * C::scratches + turn) * C::scratch_bytes;
+  // D = (sum x scales + bias) x top-k weight, of 8 tokens of the tile from `first` on.
+  __device__ __forceinline__ void scale(Accumulator& sum, const Features& f, i32 first) const {
+    const u32 token = (first + lane % 4 * 2) * 4;
+    float2 by = {1, 1}, weight = {1, 1};
+    if constexpr (C::token_scales) by = ptx::load_shared_f32x2(scales() + token);
+    if constexpr (C::indexed) weight = ptx::load_shared_f32x2(weights() + token);
+    sum.v[0] = (sum.v[0] * f.upper * by.x + f.add_upper) * weight.x;
+    sum.v[1] = (sum.v[1] * f.upper * by.y + f.add_upper) * weight.y;
+    sum.v[2] = (sum.v[2] * f.lower * by.x + f.add_lower) * weight.x;
+    sum.v[3] = (sum.v[3] * f.lower * by.y + f.add_lower) * weight.y;
+  }
+
+  // Writes 16 tokens, rows of the scratch from `to` on: of 64 features, eight by eight permuted so that no two meet in a bank.
+  __device__ __forceinline__ void write(u32 to, const Accumulator& a, const Accumulator& b) const {
+    const i32 row = lane / 16 * 8 + lane % 8, chunk = warp * 2 + lane / 8 % 2;
+    ptx::stmatrix_x4_transposed(to + row * 128 + (chunk ^ row % 8) * 16, T::pack(a.v[0], a.v[1]), T::pack(a.v[2], a.v[3]),
+                                T::pack(b.v[0], b.v[1]), T::pack(b.v[2], b.v[3]));
+  }
+
+  // Stores what the scratch holds: tokens of the tile from `first` on, eight threads a row.
+  __device__ __forceinline__ void store_rows(u32 scratch, i32 strip, i32 tile_m, i32 first) const {
+    constexpr i32 rows = kTokens / 16, kAtOnce = rows % 4 == 0 ? 4 : rows % 3 == 0 ? 3 : rows % 5 == 0 ? 5 : rows;
+    const i32 row = threadIdx.x % 128 / 8, chunk = threadIdx.x % 8, column = strip * kStrip + chunk * 8;
+    const u32 from = scratch + row * 128 + (chunk ^ row % 8) * 16;
+    u16* const d = static_cast<u16*>(p.d) + column;
 #pragma unroll
-    for (i32 j = 0; j < kBatch; j += 2) {
-      const Accumulator &a = sum[j], &b = sum[j + 1];
-      const i32 row = j * 8 + lane / 16 * 8 + lane % 8, chunk = warp * 2 + lane / 8 % 2;
-      ptx::stmatrix_x4_transposed(scratch + row * 128 + (chunk ^ row % 8) * 16, T::pack(a.v[0], a.v[1]),
-                                  T::pack(a.v[2], a.v[3]), T::pack(b.v[0], b.v[1]), T::pack(b.v[2], b.v[3]));
-    }
-    ptx::sync_some<128>(1 + warpgroup);
-    const i32 chunk = threadIdx.x % 8, column = strip * kStrip + chunk * 8;
+    for (i32 i = 0; i < rows; i += kAtOnce) {
+      i32 ids[kAtOnce];
+      u32x4 words[kAtOnce];
 #pragma unroll
-    for (i32 i = 0; i < kBatch / 2; ++i) {
-      const i32 token = threadIdx.x % 128 / 8 + i * 16, row = row_of(tile_m, first + token);
-      if (row < 0 || column >= p.n) continue;
-      *reinterpret_cast<u32x4*>(static_cast<u16*>(p.d) + static_cast<i64>(row) * p.ldd + column) =
-          ptx::load_shared(scratch + token * 128 + (chunk ^ token % 8) * 16);
+      for (i32 q = 0; q < kAtOnce; ++q) {
+        const i32 token = first + row + (i + q) * 16;
+        ids[q] = C::indexed ? static_cast<i32>(ptx::load_shared_u32(this->ids() + token * 4)) : tile_m * C::tile_m + token;
+        words[q] = ptx::load_shared(from + (i + q) * (16 * 128));
+      }
+#pragma unroll
+      for (i32 q = 0; q < kAtOnce; ++q)
+        if (ids[q] < p.m && column < p.n) *reinterpret_cast<u32x4*>(d + static_cast<i64>(ids[q]) * p.ldd) = words[q];
     }
   }
 };

@@ -81,12 +81,14 @@ struct Config {
   static constexpr i32 zeros_at = scales_at + strips * groups_per_stage * row_bytes<Scale>;
   static constexpr i32 stage_bytes = (zeros_at + strips * zero_groups * row_bytes<Output> + 1023) / 1024 * 1024;
 
-  // Offsets in dynamic shared memory. Each consumer has a scratch for a batch of tokens of a strip, or two to take turns.
-  static constexpr i32 epilogue_tokens = tile_m % 32 == 0 && sums > 16 ? 32 : 16, scratch_bytes = epilogue_tokens * kStrip * 2;
-  static constexpr i32 batches = strips_each * tile_m / epilogue_tokens, scratches = batches > 1 ? 2 : 1;
+  // Offsets in dynamic shared memory. Each consumer has a scratch for the tokens of a strip, or for half of them, and tables of
+  // them: rows of D and weights where these are looked up, and scales.
+  static constexpr i32 epilogue_tokens = tile_m > 144 ? tile_m / 2 : tile_m, scratch_bytes = epilogue_tokens * kStrip * 2;
+  static constexpr i32 tables = (indexed ? 2 : 0) + (token_scales ? 1 : 0);
   static constexpr i32 scratch_at = stages * stage_bytes;
-  static constexpr i32 rows_at = scratch_at + consumer_warpgroups * scratches * scratch_bytes;
-  static constexpr i32 full_at = rows_at + (indexed ? consumer_warpgroups * tile_m * 4 : 0);
+  static constexpr i32 tables_at = scratch_at + consumer_warpgroups * scratch_bytes;
+  static constexpr i32 lookup_at = tables_at + consumer_warpgroups * tables * tile_m * 4;  // the producer's: rows of A
+  static constexpr i32 full_at = lookup_at + (gathers ? tile_m * 4 : 0);
   static constexpr i32 empty_at = full_at + 8 * stages;
   static constexpr i32 waves_at = full_at + 128;
   static constexpr i32 turns_at = waves_at + 48;  // of consumers that take tiles in turns
@@ -106,10 +108,10 @@ struct Config {
   static constexpr i32 consumer_registers =
       (registers * (consumer_warpgroups + 1) - producer_registers) / consumer_warpgroups / 8 * 8;
 
-  static_assert(tile_m % 16 == 0 && tile_m / cluster % 8 == 0, "tile_m");
+  static_assert(epilogue_tokens % 16 == 0 && tile_m / cluster % 8 == 0, "tile_m");
   static_assert(tile_n % (kStrip * team) == 0 && tile_k % kStrip == 0, "tile does not divide");
   static_assert(group_size == -1 || group_size == 16 || group_size == 32 || group_size % kStrip == 0, "group");
-  static_assert(sums <= (consumer_warpgroups == 3 ? 64 : pingpong ? 144 : 128), "more sums than registers");
+  static_assert(sums <= (consumer_warpgroups == 3 ? 64 : 144), "more sums than registers");
   static_assert(sizeof(Waves) <= 48, "waves");
   static_assert(stages >= 2 && stages <= 8, "stages");
   static_assert(!gathers || cluster == 1, "rows that are looked up are not shared");
@@ -141,9 +143,10 @@ __device__ __forceinline__ void consume(const GemmParams& p, const Waves& waves,
     slot %= C::stages;
   };
   if (me > 0) leave_to_other();
-  while (walk.next(at)) {
+  if (!walk.next(at)) return;
+  typename FragmentEpilogue<C>::Ahead ahead(p, at);
+  for (bool more = true; more;) {
     at.count = ptx::uniform(at.count);  // so are addresses, then, that instructions want in uniform registers
-    const typename FragmentEpilogue<C>::Ahead ahead(p, at);
     if constexpr (C::pingpong) {
       ptx::mbarrier_wait(my_turn, turn_parity);
       turn_parity ^= 1;
@@ -160,9 +163,15 @@ __device__ __forceinline__ void consume(const GemmParams& p, const Waves& waves,
         parity ^= 1;
       }
     }
-    consumer.finish(shared + C::empty_at + 8 * before);
-    epilogue.store(consumer.sums, at, ahead);
+    // What comes next is looked up while the last unit is multiplied.
+    const Segment done = at;
+    const typename FragmentEpilogue<C>::Ahead known = ahead;
+    const typename FragmentEpilogue<C>::Factors factors(p, known);
     if constexpr (C::pingpong) leave_to_other();
+    more = walk.next(at);
+    ahead = typename FragmentEpilogue<C>::Ahead(p, at);
+    consumer.finish(shared + C::empty_at + 8 * before);
+    epilogue.store(consumer.sums, done, known, factors);
   }
 }
 

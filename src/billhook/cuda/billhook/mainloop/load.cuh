@@ -19,11 +19,17 @@ __device__ __forceinline__ i32 expert_of(const GemmParams& p, i32 tile_m) {
   return C::indexed ? p.expert_ids[tile_m] : 0;
 }
 
-// The row of D at row `row` of a tile; -1 where there is none.
+// The row of D at row `row` of a tile; from m on: there is none.
+template <class C>
+__device__ __forceinline__ i32 row_id(const GemmParams& p, i32 tile_m, i32 row) {
+  const i32 place = tile_m * C::tile_m + row;
+  return C::indexed ? p.sorted_token_ids[place] : place;
+}
+
+// The same; -1 where there is none.
 template <class C>
 __device__ __forceinline__ i32 output_row(const GemmParams& p, i32 tile_m, i32 row) {
-  i32 id = tile_m * C::tile_m + row;
-  if constexpr (C::indexed) id = p.sorted_token_ids[id];
+  const i32 id = row_id<C>(p, tile_m, row);
   return id < p.m ? id : -1;
 }
 

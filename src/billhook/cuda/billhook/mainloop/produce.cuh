@@ -9,6 +9,8 @@
 #pragma once
 #include "billhook/mainloop/load.cuh"
 #include "billhook/ptx/grid.cuh"
+#include "billhook/ptx/memory.cuh"
+#include "billhook/ptx/warpgroup.cuh"
 #include "billhook/schedule/waves.cuh"
 
 namespace billhook {
@@ -25,6 +27,7 @@ struct Producer {
   const u32 shared;
   const i32 rank, thread;  // of this CTA in its cluster, of this thread in the warpgroup
   Segment at;
+  i32 expert;  // of the tile
   i32 slot = 0;
   u32 parity = 1;  // a fresh barrier lets pass who waits for the phase before its first
 
@@ -32,18 +35,18 @@ struct Producer {
   // wait for that.
   __device__ __forceinline__ void run(Walk walk) {
     if constexpr (C::gathers) {
-      while (walk.next(at)) gather();
+      gather_all(walk);
     } else if constexpr (kOneThread) {
       if (thread != 0) return;
       ptx::wait_for_prerequisites();
-      while (walk.next(at)) each_stage(Codes(*this), Rows(*this), Activations{*this});
+      each_tile(walk, [&] { each_stage(Codes(*this), Rows(*this), Activations{*this}); });
     } else if (thread == 0) {
-      while (walk.next(at)) each_stage(Codes(*this));
+      each_tile(walk, [&] { each_stage(Codes(*this)); });
     } else if (kHasRows && thread == 32) {
-      while (walk.next(at)) each_stage(Rows(*this));
+      each_tile(walk, [&] { each_stage(Rows(*this)); });
     } else if (thread == 64) {
       ptx::wait_for_prerequisites();
-      while (walk.next(at)) each_stage(Activations{*this});
+      each_tile(walk, [&] { each_stage(Activations{*this}); });
     }
   }
 
@@ -63,6 +66,20 @@ struct Producer {
     }
   }
 
+  // Calls `work` for each segment. The expert of the next one is looked up meanwhile.
+  template <class Work>
+  __device__ __forceinline__ void each_tile(Walk walk, Work work) {
+    Segment next;
+    if (!walk.next(next)) return;
+    i32 next_expert = expert_of<C>(p, next.tile_m);
+    for (bool more = true; more;) {
+      at = next, expert = next_expert;
+      more = walk.next(next);
+      next_expert = expert_of<C>(p, next.tile_m);
+      work();
+    }
+  }
+
   // Requests some kinds of data for all stages of a segment.
   template <class... Kind>
   __device__ __forceinline__ void each_stage(Kind... kind) {
@@ -78,9 +95,9 @@ struct Producer {
     u32 first;  // among those of all experts
 
     __device__ __forceinline__ explicit Strips(const Producer& of) {
-      const i32 expert = expert_of<C>(of.p, of.at.tile_m), strip = (of.at.tile_n * C::cluster + of.rank) * C::strips;
-      count = expert < 0 ? 0 : max(0, min(C::strips, of.p.strips - strip));
-      first = expert * of.p.strips + strip;
+      const i32 strip = (of.at.tile_n * C::cluster + of.rank) * C::strips;
+      count = of.expert < 0 ? 0 : max(0, min(C::strips, of.p.strips - strip));
+      first = of.expert * of.p.strips + strip;
     }
   };
 
@@ -164,20 +181,60 @@ struct Producer {
     }
   };
 
+  // Which rows of A the tokens of a tile are, and its expert: asked for while the tile before is copied, since memory answers
+  // late, and kept in a table, since a token's eight threads want to know.
+  struct Lookup {
+    static constexpr i32 count = (C::tile_m + 127) / 128;
+    i32 expert, ids[count];
+
+    __device__ __forceinline__ Lookup(const Producer& of, const Segment& at) : expert(expert_of<C>(of.p, at.tile_m)) {
+#pragma unroll
+      for (i32 i = 0; i < count; ++i) {
+        const i32 token = i * 128 + of.thread;
+        ids[i] = token < C::tile_m ? row_id<C>(of.p, at.tile_m, token) : of.p.m;
+      }
+    }
+
+    __device__ __forceinline__ void keep(const Producer& of) const {
+#pragma unroll
+      for (i32 i = 0; i < count; ++i) {
+        const i32 token = i * 128 + of.thread, row = ids[i] < of.p.m ? ids[i] / of.p.top_k : -1;
+        if (token < C::tile_m) ptx::store_shared_u32(of.shared + C::lookup_at + token * 4, static_cast<u32>(row));
+      }
+    }
+  };
+
+  __device__ __forceinline__ void gather_all(Walk walk) {
+    constexpr i32 barrier = 1 + C::consumer_warpgroups;
+    Segment next;
+    if (!walk.next(next)) return;
+    Lookup lookup(*this, next);
+    for (bool more = true; more;) {
+      at = next, expert = lookup.expert;
+      ptx::sync_some<128>(barrier);  // the table has been read
+      lookup.keep(*this);
+      ptx::sync_some<128>(barrier);
+      more = walk.next(next);
+      lookup = Lookup(*this, next);
+      gather();
+    }
+  }
+
   static constexpr i32 row_step = 128 / 8;  // eight threads copy a row of 64 features
   static constexpr i32 rows_per_thread = C::tile_m / row_step;
 
   // Rows that pad a block are left as they are: what they hold reaches no other row's sums.
   __device__ __forceinline__ void gather() {
-    const i32 expert = p.expert_ids[at.tile_m], chunk = thread % 8;
+    const i32 chunk = thread % 8;
     const char* rows[rows_per_thread];  // this thread's chunk of them in A
     u32 there = 0;
 #pragma unroll
     for (i32 i = 0; i < rows_per_thread; ++i) {
-      const i32 row = expert < 0 ? -1 : output_row<C>(p, at.tile_m, thread / 8 + i * row_step);
-      rows[i] = static_cast<const char*>(p.a) + static_cast<i64>(row < 0 ? 0 : row / p.top_k) * (p.lda * 2) + chunk * 16;
+      const i32 row = static_cast<i32>(ptx::load_shared_u32(shared + C::lookup_at + (thread / 8 + i * row_step) * 4));
+      rows[i] = static_cast<const char*>(p.a) + static_cast<i64>(max(row, 0)) * (p.lda * 2) + chunk * 16;
       there |= (row >= 0 ? 1u : 0u) << i;
     }
+    if (expert < 0) there = 0;
     const Codes codes(*this);
     const Rows scales(*this);
     const u32 place = C::activations_at + thread / 8 * 128 + (chunk ^ thread / 8 % 8) * 16;

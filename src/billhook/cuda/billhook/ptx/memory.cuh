@@ -32,6 +32,12 @@ __device__ __forceinline__ float4 load_shared_f32x4(u32 address) {
   return v;
 }
 
+__device__ __forceinline__ float2 load_shared_f32x2(u32 address) {
+  float2 v;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(address));
+  return v;
+}
+
 __device__ __forceinline__ void store_shared_u32(u32 address, u32 v) {
   asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(v) : "memory");
 }
