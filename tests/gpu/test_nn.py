@@ -132,3 +132,24 @@ def test_layers_move_between_devices() -> None:
     away = copy.deepcopy(layer).cpu()
     close(away(x.cpu()), layer(x).double().cpu())
     assert torch.equal(away.cuda()(x), layer(x))
+
+
+@pytest.mark.parametrize(
+    ("format_", "dtype"), [("fp8", torch.float8_e4m3fn), ("u8b128", torch.int8), ("u4b8", torch.int8)]
+)
+@pytest.mark.parametrize("static", [False, True])
+def test_layers_quantize_their_inputs(format_: str, dtype: Any, static: bool) -> None:
+    """As on the host, where the same codes are multiplied."""
+    scale = 4 / torch.finfo(dtype).max if dtype.is_floating_point else 4 / 127
+    layer = QuantLinear(
+        pack(384, 208, format_=format_), activations=dtype, input_scale=scale if static else None
+    )
+    on_host = copy.deepcopy(layer).cpu()
+    for tokens in (1, 7, 200):
+        x = torch.randn(tokens, 384, device="cuda").to(BF16)
+        close(layer(x), on_host(x.cpu()).double().cuda())
+    experts = draw_experts(format_, activations=dtype, input_scales=(scale, 16 * scale) if static else None)
+    experts_on_host = copy.deepcopy(experts).cpu()
+    for tokens in (1, 40):
+        given = draw_tokens(tokens)
+        close(experts(*given), experts_on_host(*(one.cpu() for one in given)).double().cuda())

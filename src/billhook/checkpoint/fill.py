@@ -67,6 +67,9 @@ def plan_module(fused: Fused, act: DType) -> Iterator[Planned]:
     if fused.bias:
         experts = (fused.num_experts,) if fused.num_experts else ()
         yield Planned(f"{fused.name}.bias", NAMES[act], (*experts, fused.n))
+    if fused.static:
+        experts = (fused.num_experts,) if fused.num_experts else ()
+        yield Planned(f"{fused.name}.input_scales", "F32", (*experts, len(fused.parts)))
     if fused.ordered:
         yield Planned(f"{fused.name}.input_order", "I32", (fused.k,))
 
@@ -120,6 +123,8 @@ def _fill_module(shard: Shard, source: Source, fused: Fused, act: DType, pack: P
         del tensors["meta"]  # that of one expert
         if weight.bias is not None:
             tensors["bias"] = _round(f"{name}.bias", weight.bias, act)
+        if weight.input_scales is not None:
+            tensors["input_scales"] = weight.input_scales
         for part, array in tensors.items():
             shard.put(f"{name}.{part}", array, expert, count)
         if weight.input_order is not None and expert == 0:

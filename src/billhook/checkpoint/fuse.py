@@ -44,6 +44,7 @@ class Fused:
         stored: How its weights are stored.
         bias: Whether it has a bias.
         ordered: Whether its input features are taken in another order (act-order).
+        static: Whether its modules have static scales with which their inputs are quantized to 8 bits.
         linears: The modules of the checkpoint, those of an expert together; none in a packed folder.
     """
 
@@ -54,6 +55,7 @@ class Fused:
     stored: WeightFormat
     bias: bool = False
     ordered: bool = False
+    static: bool = False
     linears: tuple[Linear, ...] = field(default=(), compare=False)
 
     @property
@@ -199,6 +201,7 @@ def _make(name: str, members: Sequence[Linear], parts: Sequence[Linear], quantiz
         stored=wanted,
         bias=first.stored.bias,
         ordered=wanted.ordered and bool((_order(first, wanted)[1:] < _order(first, wanted)[:-1]).any()),
+        static=wanted.activations is not None and all(map(_has_input_scale, members)),
         linears=tuple(members),
     )
     try:
@@ -206,6 +209,11 @@ def _make(name: str, members: Sequence[Linear], parts: Sequence[Linear], quantiz
     except WeightError as error:
         raise UnsupportedError(f"{name}: {error}") from error
     return made
+
+
+def _has_input_scale(one: Linear) -> bool:
+    """Return whether a module has a static scale of its inputs, and no zero point of theirs."""
+    return "input_scale" in one.parts and "input_zero_point" not in one.parts
 
 
 def _known(wanted: WeightFormat | None, one: Linear) -> WeightFormat:

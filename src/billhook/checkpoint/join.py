@@ -28,7 +28,8 @@ def join(weights: Sequence[Weight]) -> Weight:
         zeros=_join_optional([one.zeros for one in parts]),
     )
     bias = _join_optional([one.bias for one in weights])
-    return Weight(joined, bias, weights[0].input_order)
+    scales = _join_optional([one.input_scales for one in weights])
+    return Weight(joined, bias, weights[0].input_order, scales)
 
 
 def stack(experts: Sequence[Weight]) -> Weight:
@@ -39,13 +40,15 @@ def stack(experts: Sequence[Weight]) -> Weight:
     """
     parts = [one.parts for one in experts]
     whole = [one.global_scales for one in parts if one.global_scales is not None]
+    rest = [(one.bias, one.input_scales) for one in experts]
     stacked = parts[0]._replace(
         codes=_stack_codes([one.codes for one in parts]),
         scales=np.stack(_of_one_type([one.scales for one in parts])),
         zeros=_stack_optional([one.zeros for one in parts]),
         global_scales=np.concatenate(whole) if whole else None,
     )
-    return Weight(stacked, _stack_optional([one.bias for one in experts]), experts[0].input_order)
+    bias, scales = (_stack_optional(list(arrays)) for arrays in zip(*rest, strict=True))
+    return Weight(stacked, bias, experts[0].input_order, scales)
 
 
 def take_experts(weight: Weight) -> Iterator[Weight]:

@@ -13,7 +13,7 @@ from .folder import MANIFEST
 from .source import Source
 from .write import write_durable
 
-LAYOUT = 1  # of the folder; weights have format numbers of their own
+LAYOUT = 2  # of the folder; weights have format numbers of their own
 _SAMPLES = 64
 _SAMPLE = 4096
 

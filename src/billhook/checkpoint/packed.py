@@ -24,6 +24,7 @@ from .stored import Stored
 
 METHOD = "billhook"
 VERSION = 1  # of the section of config.json
+_TENSORS = ("codes", "scales", "zeros", "global_scales", "meta", "bias", "input_order", "input_scales")
 _ACTIVATIONS = {one.name: one for one in (F16, BF16)}
 
 
@@ -35,11 +36,14 @@ class PackedModule:
         weight: The weight; `ops.from_arrays` makes tensors of it.
         bias: [n] or [experts, n] in the activations' type; None if there is none.
         input_order: int32 [k]: the product is `x[:, input_order] @ weights`; None if they are in order.
+        input_scales: float32 [parts] or [experts, parts], static scales of 8-bit activations; None if there
+            are none. The largest of them serves all parts at once.
     """
 
     weight: PackedArrays
     bias: npt.NDArray[Any] | None = None
     input_order: npt.NDArray[np.int32] | None = None
+    input_scales: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ class PackedFolder:
         fused = self.modules[name]
         found = {
             part: map_array(tensor)
-            for part in ("codes", "scales", "zeros", "global_scales", "meta", "bias", "input_order")
+            for part in _TENSORS
             if (tensor := self.tensors.get(f"{name}.{part}")) is not None
         }
         meta = (fused.held.number, fused.n, fused.k, fused.group_size, fused.num_experts)
@@ -93,7 +97,7 @@ class PackedFolder:
             found.get("zeros"),
             found.get("global_scales"),
         )
-        return PackedModule(weight, found.get("bias"), found.get("input_order"))
+        return PackedModule(weight, found.get("bias"), found.get("input_order"), found.get("input_scales"))
 
     def array(self, name: str) -> npt.NDArray[Any]:
         """Map a tensor that is no part of a GEMM into memory.
@@ -187,6 +191,8 @@ def _write_module(fused: Fused) -> dict[str, Any]:
         **({"num_experts": fused.num_experts} if fused.num_experts else {}),
         **({"bias": True} if fused.bias else {}),
         **({"ordered": True} if fused.ordered else {}),
+        **({"activations": str(fused.stored.activations)} if fused.stored.activations else {}),
+        **({"static": True} if fused.static else {}),
     }
 
 
@@ -224,4 +230,5 @@ def _read_module(fields: Fields, name: str, stored: Any) -> Fused:
         stored,
         fields.flag("bias", False),
         fields.flag("ordered", False),
+        fields.flag("static", False),
     )

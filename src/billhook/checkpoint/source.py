@@ -21,7 +21,7 @@ from .read import Weight, read_weight
 from .serve import check_sizes, read_model
 from .stored import UNQUANTIZED
 
-# Of a weight whose activations were quantized too; they stay in 16 bits here.
+# Of quantized activations of types, or with scales, that kernels do not take.
 _LEFT_OUT = ("input_scale", "input_global_scale", "input_zero_point")
 # What belongs to a module, but not to its weight: scales of the key-value cache.
 _KEPT = ("k_scale", "v_scale", "output_scale")
@@ -69,8 +69,9 @@ class Source:
         fused = self.modules[name]
         step = len(fused.parts)
         for start in range(0, len(fused.linears), step):
-            weights = [read_weight(one, fused.stored) for one in fused.linears[start : start + step]]
-            if fused.linears[start].stored.num_experts:
+            members = fused.linears[start : start + step]
+            weights = [read_weight(one, fused.stored, fused.static) for one in members]
+            if members[0].stored.num_experts:
                 yield from take_experts(weights[0])
             else:
                 yield join(weights)
@@ -111,9 +112,13 @@ def open_checkpoint(folder: Path) -> Source:
         raise UnsupportedError(f"{declared.file}: {declared.why}")
     modules, notes = fuse(quantized, declared.quantization)
     used = {part.name for one in quantized for name, part in one.parts.items() if name not in _KEPT}
-    left = sum(tensor.name.endswith(_LEFT_OUT) for tensor in checkpoint.tensors.values())
-    if left:
-        notes.append(f"{left} scales of quantized activations are left out; activations have 16 bits")
+    found = sum(tensor.name.endswith(_LEFT_OUT) for tensor in checkpoint.tensors.values())
+    kept = sum(len(one.linears) for one in modules if one.static)
+    if found > kept:
+        notes.append(
+            f"{found - kept} scales of quantized activations are left out, since kernels take one for each "
+            "token or a static one; those activations have 16 bits"
+        )
     return Source(
         checkpoint,
         declared,

@@ -7,6 +7,7 @@ follow from their number and the shapes of scales and zero points.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -288,6 +289,9 @@ def _refuse_others(parts: Parts, module: str, known: set[str]) -> None:
             raise WeightError(
                 f"{tensor.file}: tensor {module}.{name} is extra beside {', '.join(sorted(known))}"
             )
+    scale = parts.get("input_scale")
+    if scale is not None and (scale.dtype not in _FLOATS or math.prod(scale.shape) != 1):
+        raise _wrong(scale, "must be one float")
 
 
 def _bias(parts: Parts, n: int) -> bool:

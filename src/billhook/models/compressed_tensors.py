@@ -7,8 +7,9 @@ Source: the compressed-tensors README, `QuantizationArgs` (`config_groups`, `ign
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
-from ..dtypes import E4M3FN
+from ..dtypes import E4M3FN, S8, DType
 from .fields import Fields
 from .quantization import (
     FP8_BLOCK,
@@ -62,6 +63,8 @@ def read_compressed_tensors(fields: Fields) -> Quantization:
     for key in groups.data:
         group = groups.table(key)
         stored = _read_group(fields, group, layout)
+        if isinstance(stored, WeightFormat):
+            stored = replace(stored, activations=_read_activations(group.table("input_activations")))
         wide = wide or group.has("input_activations")
         targets |= dict.fromkeys(group.texts("targets"), stored)
     default = targets.pop("Linear", None)
@@ -116,6 +119,17 @@ def _read_float(weights: Fields, bits: int, strategy: str) -> WeightFormat | Ref
         kind = f"strategy {strategy!r}" + (f" and groups of {size}" if size else "")
         return _refuse(f"{bits}-bit floats, {kind}" + (f" of {block}" if strategy == "block" else ""))
     return stored
+
+
+def _read_activations(inputs: Fields) -> DType | None:
+    """Return the type of 8-bit activations that have one scale for each token or for all; None for others."""
+    dynamic = inputs.data.get("dynamic", False)
+    strategy = inputs.text("strategy", "token" if dynamic else "tensor")
+    if inputs.integer("num_bits", 16) != 8 or not inputs.flag("symmetric", True):
+        return None
+    if strategy != ("token" if dynamic else "tensor"):
+        return None
+    return {"int": S8, "float": E4M3FN}.get(inputs.text("type", "int"))
 
 
 def _refuse(what: str) -> Refusal:

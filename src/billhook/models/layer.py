@@ -124,7 +124,7 @@ def layers(model: Model, tp: int = 1, act: DType | None = None) -> list[Layer]:
             stored = model.quantization.stored(gemm.modules)
             if stored is not None:
                 check_gemm(model.name, gemm, stored, tp)
-                counts[replace(gemm, modules=()), stored] += 1
+                counts[replace(gemm, modules=()), replace(stored, activations=None)] += 1
     if not counts:
         raise ConfigError(f"{model.file}: no layer is quantized, by its quantization_config; nothing to plan")
     variants: dict[str, set[WeightFormat]] = {}

@@ -153,7 +153,7 @@ _MX_BLOCK = [1, 32]
 
 def _read_fp8(fields: Fields) -> Quantization:
     layout = fields.text("fmt", "e4m3")
-    default: WeightFormat | Refusal = WeightFormat(E4M3FN, -1)
+    default: WeightFormat | Refusal = WeightFormat(E4M3FN, -1, activations=E4M3FN)
     if layout not in ("e4m3", "e4m3fn", "float8_e4m3fn"):
         default = Refusal(f"fp8 with fmt {layout!r} is not built yet; built is e4m3")
     elif fields.has("weight_block_size"):
@@ -201,7 +201,7 @@ def _modelopt_format(fields: Fields) -> WeightFormat | Refusal:
     if name == "MXFP8":
         return MXFP8
     if name in ("FP8", "FP8_PER_CHANNEL_PER_TOKEN"):
-        return WeightFormat(E4M3FN, -1)
+        return WeightFormat(E4M3FN, -1, activations=E4M3FN)
     return Refusal(
         f"ModelOpt's quant_algo {name!r} (groups of {size}) is not built yet; "
         "built are NVFP4 in groups of 16, MXFP8, FP8 and FP8_PER_CHANNEL_PER_TOKEN"
@@ -219,6 +219,7 @@ def _read_packed(fields: Fields) -> Quantization:
             read_group_size(one),
             _element(one, "scale") if one.has("scale") else None,
             one.flag("ordered", False),
+            _element(one, "activations") if one.has("activations") else None,
         )
         named[key] = stored
         named |= dict.fromkeys(one.table("parts").data, stored)

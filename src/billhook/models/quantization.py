@@ -23,12 +23,15 @@ class WeightFormat:
         scale: Type of the scales; None: that of the activations.
         ordered: Whether input features are taken in another order (GPTQ's act-order), into which activations
             are brought before the GEMM.
+        activations: Type of 8-bit activations that the config asks for, with a scale for each token or a
+            static one; None if it asks for none that kernels take.
     """
 
     weight: DType
     group_size: int
     scale: DType | None = None
     ordered: bool = False
+    activations: DType | None = None
 
     @property
     def packed(self) -> PackedFormat:
@@ -41,7 +44,8 @@ MXFP8 = WeightFormat(E4M3FN, 32, E8M0FNU)
 NVFP4 = WeightFormat(E2M1F, 16, E4M3FN)
 FP8_BLOCK = [128, 128]
 INTEGERS = {(4, True): U4B8, (4, False): U4, (8, True): U8B128, (8, False): U8}  # bits, symmetric
-KEPT_WIDE = ("the config may quantize activations; they are kept in 16 bits",)
+# Kernels with 8-bit activations are asked for by their type; by default a model runs with the exact ones.
+KEPT_WIDE = ("the config may quantize activations; kernels are for those of 16 bits unless a type is given",)
 
 
 @dataclass(frozen=True)

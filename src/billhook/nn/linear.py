@@ -17,9 +17,11 @@ class QuantLinear(Packed):
         bias: [n] of the activations' type, or None.
         input_order: int32 or int64 [k], for weights packed in another order of input features (GPTQ's
             activation order): row i of the weight multiplies feature `input_order[i]`. None: as they come.
+        activations: float8_e4m3fn or int8, to which inputs are quantized; None to leave them in 16 bits.
+        input_scale: A static scale for all of them, such as a checkpoint's; None to find one for each token.
 
     Raises:
-        WeightError: The weight holds experts, or bias or input_order do not fit it.
+        WeightError: The weight holds experts, or bias, input_order, activations or input_scale do not fit it.
     """
 
     bias: torch.Tensor | None
@@ -30,8 +32,11 @@ class QuantLinear(Packed):
         weight: PackedWeight,
         bias: torch.Tensor | None = None,
         input_order: torch.Tensor | None = None,
+        *,
+        activations: torch.dtype | None = None,
+        input_scale: float | None = None,
     ) -> None:
-        super().__init__(weight)
+        super().__init__(weight, activations, input_scale)
         if weight.num_experts:
             raise WeightError(f"the weight holds {weight.num_experts} experts; use QuantMoE")
         if bias is not None and (tuple(bias.shape) != (weight.n,) or bias.dtype not in weight.dtypes):
@@ -97,12 +102,13 @@ class QuantLinear(Packed):
             raise WeightError(f"the input has {x.shape[-1]} features, the layer takes {weight.k}")
         rows = x.reshape(-1, weight.k)
         rows = rows.contiguous() if self.input_order is None else rows.index_select(1, self.input_order)
-        return gemm(rows, weight, self.bias).view(*x.shape[:-1], weight.n)
+        rows, scales = self.quantize_input(rows)
+        return gemm(rows, weight, self.bias, token_scales=scales).view(*x.shape[:-1], weight.n)
 
     def extra_repr(self) -> str:
         """Describe the layer, for `print(model)`."""
         order = "" if self.input_order is None else ", reordered inputs"
-        return f"{self.weight}, bias={self.bias is not None}{order}"
+        return f"{super().extra_repr()}, bias={self.bias is not None}{order}"
 
 
 def _check_order(input_order: torch.Tensor, k: int) -> None:

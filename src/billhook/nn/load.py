@@ -6,6 +6,7 @@ folder does not hold them packed, and put on the device.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,13 @@ from .place import Placer
 from .source import open_packed_source, open_source
 
 
-def load(model_dir: str | Path, device: torch.device | str = "cuda", dtype: torch.dtype | None = None) -> Any:
+def load(
+    model_dir: str | Path,
+    device: torch.device | str = "cuda",
+    dtype: torch.dtype | None = None,
+    *,
+    narrow_activations: bool = False,
+) -> Any:
     """Load a quantized checkpoint as a transformers model that runs on packed weights.
 
     Args:
@@ -28,6 +35,9 @@ def load(model_dir: str | Path, device: torch.device | str = "cuda", dtype: torc
         device: Where the model shall be.
         dtype: Type of the activations, float16 or bfloat16; by default what the folder was packed for, or
             the config's.
+        narrow_activations: Whether layers quantize their inputs to e4m3 or int8 where the checkpoint says so:
+            with its static scales, else one for each token. Where no kernel takes them beside the weights
+            they stay in 16 bits, and a warning says why. By default all stay, which is more exact.
 
     Returns:
         The model (`transformers.PreTrainedModel`) in evaluation mode.
@@ -47,13 +57,15 @@ def load(model_dir: str | Path, device: torch.device | str = "cuda", dtype: torc
     else:
         source = open_source(folder, place, dtype or config.dtype)
     model = _build(config, source.dtype)
-    placer = Placer(model, place)
+    placer = Placer(model, place, narrow_activations)
     placer.fill_buffers()
     for name in source.modules:
         placer.place_module(name, source)
     for name in source.plain:
         placer.place_tensor(name, source)
     placer.finish(folder)
+    for why, count in placer.kept_wide.items():
+        warnings.warn(f"activations of {count} GEMMs stay in 16 bits: {why}", stacklevel=2)
     _read_generation_config(model, folder)
     return model.eval()
 

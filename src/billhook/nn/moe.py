@@ -64,9 +64,13 @@ class QuantMoE(torch.nn.Module):  # type: ignore[misc]  # torch has no types her
         w2_bias: [experts, k] likewise.
         activation: Turns rows of 2 * inner features into rows of inner features.
         complete: Promise that no expert id is outside the experts; saves clearing the outputs.
+        activations: float8_e4m3fn or int8, to which the inputs of both GEMMs are quantized; None to leave
+            them in 16 bits.
+        input_scales: Static scales of the inputs of w13 and of w2, each for all experts: the largest of
+            theirs. None to find one for each row.
 
     Raises:
-        WeightError: A weight is dense, or sizes, types or devices differ.
+        WeightError: A weight is dense, sizes, types or devices differ, or activations or scales do not fit.
     """
 
     w13_bias: torch.Tensor | None
@@ -81,9 +85,12 @@ class QuantMoE(torch.nn.Module):  # type: ignore[misc]  # torch has no types her
         *,
         activation: Activation = silu_and_mul,
         complete: bool = False,
+        activations: torch.dtype | None = None,
+        input_scales: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
-        self.w13, self.w2 = Packed(w13), Packed(w2)
+        first, second = input_scales or (None, None)
+        self.w13, self.w2 = Packed(w13, activations, first), Packed(w2, activations, second)
         _check_pair(w13, w2)
         for name, bias, weight in (("w13_bias", w13_bias, w13), ("w2_bias", w2_bias, w2)):
             self.register_parameter(name, None if bias is None else _parameter(name, bias, weight))
@@ -127,13 +134,17 @@ class QuantMoE(torch.nn.Module):  # type: ignore[misc]  # torch has no types her
     def _answers(self, tokens: torch.Tensor, topk_ids: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
         """Return one row per (token, slot)."""
         w13, w2 = self.w13.weight, self.w2.weight
+        a, scales = self.w13.quantize_input(tokens)
         if torch.compiler.is_compiling():  # the block size of a routing is no constant of a traced graph
-            inner = self.activation(moe_gemm(tokens, w13, topk_ids, bias=self.w13_bias))
-            return moe_gemm(inner, w2, topk_ids.reshape(-1, 1), factors, self.w2_bias)
-        block_m = moe_block_m(w13, max(1, len(tokens)), topk_ids.shape[1], tokens.dtype)
+            gate_up = moe_gemm(a, w13, topk_ids, bias=self.w13_bias, token_scales=scales)
+            a, scales = self.w2.quantize_input(self.activation(gate_up))
+            ids = topk_ids.reshape(-1, 1)
+            return moe_gemm(a, w2, ids, factors, self.w2_bias, token_scales=scales)
+        block_m = moe_block_m(w13, max(1, len(tokens)), topk_ids.shape[1], a.dtype)
         routing = route(topk_ids, self.num_experts, block_m, complete=self.complete)
-        inner = self.activation(moe_gemm(tokens, w13, routing, bias=self.w13_bias))
-        return moe_gemm(inner, w2, routing, factors, self.w2_bias)
+        gate_up = moe_gemm(a, w13, routing, bias=self.w13_bias, token_scales=scales)
+        a, scales = self.w2.quantize_input(self.activation(gate_up))
+        return moe_gemm(a, w2, routing, factors, self.w2_bias, token_scales=scales)
 
     def extra_repr(self) -> str:
         """Describe what the weights do not tell, for `print(model)`."""

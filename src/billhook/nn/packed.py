@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from ..errors import WeightError
-from ..ops import PackedWeight
+from ..ops import PackedWeight, quantize_activations
+from ..ops.kinds import KINDS
 
 
 class Packed(torch.nn.Module):  # type: ignore[misc]  # torch has no types here
@@ -19,11 +21,23 @@ class Packed(torch.nn.Module):  # type: ignore[misc]  # torch has no types here
 
     Args:
         weight: The packed weight; its memory is shared.
+        activations: float8_e4m3fn or int8, to which inputs are quantized; None for the weight's own type.
+        input_scale: A static scale for all of them, such as a checkpoint's; None to find one for each token.
+
+    Raises:
+        WeightError: The weight is not multiplied by such activations, or a scale that is not positive and
+            finite.
     """
 
     meta: torch.Tensor
+    input_scale: torch.Tensor | None
 
-    def __init__(self, weight: PackedWeight) -> None:
+    def __init__(
+        self,
+        weight: PackedWeight,
+        activations: torch.dtype | None = None,
+        input_scale: float | None = None,
+    ) -> None:
         super().__init__()
         if not isinstance(weight, PackedWeight):
             raise WeightError(
@@ -33,15 +47,44 @@ class Packed(torch.nn.Module):  # type: ignore[misc]  # torch has no types here
         self._weight = weight
         for name, tensor in weight.state_dict().items():
             self.register_buffer(name, tensor)
+        if activations is not None and (weight.format, activations, weight.scales.dtype) not in KINDS:
+            raise WeightError(f"{weight} is not multiplied by {activations} activations")
+        if input_scale is not None and activations is None:
+            raise WeightError(f"an input scale is for 8-bit activations; name their type (got {input_scale})")
+        self.activations = activations
+        scale = None
+        if input_scale is not None:
+            scale = torch.tensor([input_scale], dtype=torch.float32, device=weight.device)
+            if not (math.isfinite(scale) and scale > 0):
+                raise WeightError(f"input_scale must be positive and finite in float32 (got {input_scale})")
+        self.register_buffer("input_scale", scale)
 
     @property
     def weight(self) -> PackedWeight:
         """The packed weight."""
         return self._weight
 
+    def quantize_input(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return activations as they are multiplied, with the scales of tokens if those have 8 bits.
+
+        Args:
+            x: [m, k] of one of the weight's types.
+
+        Raises:
+            WeightError: Another type.
+        """
+        if self.activations is None:
+            return x, None
+        if x.dtype not in self._weight.dtypes:
+            raise WeightError(f"the input must be {self._weight.dtype} (got {x.dtype})")
+        return quantize_activations(x, self.activations, self.input_scale)
+
     def extra_repr(self) -> str:
         """Describe the weight, for `print(model)`."""
-        return str(self._weight)
+        if self.activations is None:
+            return str(self._weight)
+        how = "a scale for each token" if self.input_scale is None else "a static scale"
+        return f"{self._weight}, {self.activations} activations with {how}"
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Packed:
         """Move every tensor as torch asks, keeping its type; the sizes in `meta` stay on the host."""

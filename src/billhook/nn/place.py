@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from ..errors import UnsupportedError, WeightError
+from ..ops.operators import why_unserved
 from ..ops.tensors import from_numpy
 from .linear import QuantLinear
 from .moe import QuantMoE
@@ -38,13 +39,16 @@ class Placer:
     Args:
         model: A transformers model on the meta device.
         device: Where its tensors shall be.
+        narrow: Whether layers quantize their inputs to 8 bits where the checkpoint asks for that.
     """
 
-    def __init__(self, model: Any, device: torch.device) -> None:
+    def __init__(self, model: Any, device: torch.device, narrow: bool = False) -> None:
         self._model = model
         self._device = device
         self._rename = _RENAMED.get(model.config.model_type, ("", ""))
         self._stacked: Counter[str] = Counter()  # parts placed, by parameter
+        self._narrow = narrow
+        self.kept_wide: Counter[str] = Counter()  # inputs that stay in 16 bits nevertheless, by reason
 
     def fill_buffers(self) -> None:
         """Compute the buffers that no checkpoint holds, such as rotary frequencies."""
@@ -89,7 +93,11 @@ class Placer:
                 f"by its config the model has there {found or 'nothing'}"
             )
         _check_bias(name, found.bias is not None, layer)
-        self._model.set_submodule(self._own(name), QuantLinear(*layer))
+        weight, bias, order, *_ = layer
+        asked, scales = self._choose_activations(layer), layer.input_scales
+        scale = None if asked is None or scales is None else float(scales.max())
+        placed = QuantLinear(weight, bias, order, activations=asked, input_scale=scale)
+        self._model.set_submodule(self._own(name), placed)
 
     def _place_experts(self, name: str, w13: Layer, w2: Layer) -> None:
         found = self._find(name)
@@ -104,6 +112,10 @@ class Placer:
             )
         for projection, layer in (("w13", w13), ("w2", w2)):
             _check_bias(f"{name}.{projection}", getattr(found, "has_bias", False), layer)
+        asked, other = self._choose_activations(w13), self._choose_activations(w2)
+        both = [one.input_scales for one in (w13, w2)]
+        first, second = (None if one is None else float(one.max()) for one in both)
+        narrow = asked is not None and asked == other
         experts = QuantMoE(
             w13.weight,
             w2.weight,
@@ -111,8 +123,20 @@ class Placer:
             w2.bias,
             activation=experts_activation(found),
             complete=True,
+            activations=asked if narrow else None,
+            input_scales=(first, second) if narrow and first is not None and second is not None else None,
         )
         self._model.set_submodule(self._own(name), experts)
+
+    def _choose_activations(self, layer: Layer) -> torch.dtype | None:
+        """Return the type that a layer's inputs are quantized to; None for none."""
+        if not self._narrow or layer.activations is None:
+            return None
+        why = why_unserved(layer.weight, layer.activations)
+        if why is None:
+            return layer.activations
+        self.kept_wide[why] += 1
+        return None
 
     def place_tensor(self, name: str, source: Source) -> None:
         """Put a tensor that is not quantized into its place.

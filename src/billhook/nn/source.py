@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import numpy.typing as npt
 import torch
 
@@ -15,15 +16,26 @@ from ..config import STRIP
 from ..errors import WeightError
 from ..formats import host
 from ..ops import PackedWeight, from_arrays, pack_quantized, unpack_weight
-from ..ops.tensors import DTYPES, ELEMENTS, from_numpy
+from ..ops.tensors import DTYPES, ELEMENTS, NARROW_DTYPES, from_numpy
 
 
 class Layer(NamedTuple):
-    """A quantized GEMM's weight on its device, with what belongs to it; see `QuantLinear`."""
+    """A quantized GEMM's weight on its device, with what belongs to it; see `QuantLinear`.
+
+    Args:
+        weight: The weight.
+        bias: As `QuantLinear` has it.
+        input_order: As `QuantLinear` has it.
+        activations: Type of the 8-bit activations that the checkpoint asks for, or None.
+        input_scales: float32 [modules] or [experts, modules], their static scales; None to find one for each
+            token.
+    """
 
     weight: PackedWeight
     bias: torch.Tensor | None
     input_order: torch.Tensor | None
+    activations: torch.dtype | None = None
+    input_scales: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +80,8 @@ def open_source(folder: Path, device: torch.device, dtype: torch.dtype | None) -
     def read(name: str) -> Layer:
         found = checkpoint.read(name)
         weight = pack_quantized(found.parts, device, dtype)
-        return Layer(weight, _tensor(found.bias, device, dtype), _tensor(found.input_order, device))
+        bias, order = _tensor(found.bias, device, dtype), _tensor(found.input_order, device)
+        return Layer(weight, bias, order, _activations(checkpoint.modules[name]), found.input_scales)
 
     return Source(dtype, checkpoint.modules, checkpoint.plain, read, checkpoint.array)
 
@@ -93,9 +106,15 @@ def open_packed_source(folder: Path, device: torch.device, dtype: torch.dtype | 
     def read(name: str) -> Layer:
         found = packed.read(name)
         weight = from_arrays(found.weight, device)
-        return Layer(weight, _tensor(found.bias, device, own), _tensor(found.input_order, device))
+        bias, order = _tensor(found.bias, device, own), _tensor(found.input_order, device)
+        return Layer(weight, bias, order, _activations(packed.modules[name]), found.input_scales)
 
     return Source(own, packed.modules, packed.plain, read, packed.array)
+
+
+def _activations(fused: Fused) -> torch.dtype | None:
+    asked = fused.stored.activations
+    return None if asked is None else NARROW_DTYPES[asked]
 
 
 def _tensor(
@@ -112,10 +131,14 @@ def split_layer(layer: Layer, sizes: Sequence[int]) -> Iterator[Layer]:
         sizes: Output features of each part.
     """
     start = 0
-    for size in sizes:
+    for part, size in enumerate(sizes):
         stop = start + size
-        bias = None if layer.bias is None else layer.bias[start:stop].clone()
-        yield Layer(take_outputs(layer.weight, start, stop), bias, layer.input_order)
+        scales = layer.input_scales
+        yield layer._replace(
+            weight=take_outputs(layer.weight, start, stop),
+            bias=None if layer.bias is None else layer.bias[start:stop].clone(),
+            input_scales=None if scales is None else scales[part : part + 1],
+        )
         start = stop
 
 

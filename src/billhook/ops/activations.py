@@ -13,7 +13,7 @@ _SMALLEST_EXPONENT, _FRACTION_BITS = -6, 3  # of e4m3's normal numbers
 
 
 def quantize_activations(
-    x: torch.Tensor, dtype: torch.dtype = torch.float8_e4m3fn, scale: float | None = None
+    x: torch.Tensor, dtype: torch.dtype = torch.float8_e4m3fn, scale: float | torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantize with one scale for each token or a static one for all, rounding to nearest (ties to even).
 
@@ -26,7 +26,7 @@ def quantize_activations(
         x: [tokens, k], floating point; taken as float32.
         dtype: float8_e4m3fn or int8.
         scale: A static scale, positive, taken as float32, such as a checkpoint's input scale; what it does
-            not cover saturates.
+            not cover saturates. As a tensor, of one element where `x` is, its value is not looked at.
 
     Returns:
         Codes [tokens, k] of that type and scales, float32 [tokens, 1]: what `gemm` takes.
@@ -43,6 +43,8 @@ def quantize_activations(
     if scale is None:
         largest = values.abs().amax(dim=1, keepdim=True).double()
         scales = (largest / _LARGEST[dtype]).float()
+    elif isinstance(scale, torch.Tensor):
+        scales = scale.float().reshape(1, 1).repeat(x.shape[0], 1)
     elif _SMALLEST_SCALE <= scale <= torch.finfo(torch.float32).max:
         scales = torch.full((x.shape[0], 1), scale, dtype=torch.float32, device=x.device)
     else:

@@ -17,7 +17,7 @@ import torch
 
 from ..config import KernelConfig
 from ..dispatch.provider import Request, kernels
-from ..errors import InputError, WeightError
+from ..errors import InputError, UnsupportedError, WeightError
 from . import library
 from .kinds import KINDS
 from .weight import PackedWeight
@@ -203,6 +203,27 @@ def moe_block_m(weight: PackedWeight, tokens: int, top_k: int, dtype: torch.dtyp
         top_k,
     )
     return kernels().choose(request).tile.tile_m
+
+
+def why_unserved(weight: PackedWeight, dtype: torch.dtype) -> str | None:
+    """Return why no kernel multiplies a weight by activations of a type on its device; None if one does.
+
+    Args:
+        weight: A packed weight.
+        dtype: Type of the activations.
+    """
+    kind = KINDS.get((weight.format, dtype, weight.scales.dtype))
+    if kind is None:
+        return f"{weight.format} weights are not multiplied by {dtype}"
+    if weight.device.type != "cuda":
+        return None
+    device, top_k = weight.device.index or 0, min(weight.num_experts, 1)
+    problem = (1, weight.n, weight.k, *kind.names, weight.group_size, weight.num_experts, top_k)
+    try:
+        kernels().choose(Request(device, *problem))
+    except UnsupportedError as error:
+        return str(error)
+    return None
 
 
 def _check_operands(a: torch.Tensor, weight: PackedWeight, moe: bool) -> None:

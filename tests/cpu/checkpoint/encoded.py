@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +163,18 @@ def fp8(block: tuple[int, int], name: str = "weight_scale", powers: bool = False
     return encode
 
 
+def static(encode: Encode) -> Encode:
+    """Return modules with a static scale for their inputs too."""
+
+    def encode_static(rng: Rng, n: int, k: int) -> Encoded:
+        found = encode(rng, n, k)
+        return replace(
+            found, tensors=found.tensors | {"input_scale": np.array(rng.uniform(0.01, 1), np.float32)}
+        )
+
+    return encode_static
+
+
 def mxfp8(rng: Rng, n: int, k: int) -> Encoded:
     weight, powers = e4m3(rng, (n, k)), rng.integers(110, 130, (n, k // 32), dtype=np.uint8)
     steps = 2.0 ** (powers.astype(float) - 127)
@@ -203,10 +215,10 @@ INTS: dict[str, Any] = {"type": "int", "strategy": "group", "group_size": 64}
 FLOAT: dict[str, Any] = {"type": "float"}
 
 
-def compressed(layout: str, activations: bool = False, **weights: Any) -> dict[str, Any]:
+def compressed(layout: str, activations: bool | dict[str, Any] = False, **weights: Any) -> dict[str, Any]:
     group: dict[str, Any] = {"targets": ["Linear"], "weights": weights}
     if activations:
-        group["input_activations"] = {"num_bits": 8, "dynamic": True}
+        group["input_activations"] = {"num_bits": 8, "dynamic": True} if activations is True else activations
     return {
         "quant_method": "compressed-tensors",
         "format": layout,
@@ -262,6 +274,16 @@ ALL: dict[str, tuple[str, dict[str, Any], Encode]] = {
         fp8((128, 128), "weight_scale_inv", powers=True),
     ),
     "fp8-channel-powers": ("fp8", {"quant_method": "fp8"}, fp8((1, -1), powers=True)),
+    "fp8-static": (
+        "fp8",
+        {"quant_method": "fp8", "activation_scheme": "static"},
+        static(fp8((-1, -1))),
+    ),
+    "int-quantized-static": (
+        "u8b128",
+        compressed("int-quantized", {"num_bits": 8}, num_bits=8, type="int", strategy="channel"),
+        static(int_quantized()),
+    ),
     "fp8-mx": (
         "mxfp8",
         {"quant_method": "fp8", "weight_block_size": [1, 32], "scale_fmt": "ue8m0"},

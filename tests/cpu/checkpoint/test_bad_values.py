@@ -94,6 +94,9 @@ ORDERED = compressed("pack-quantized", num_bits=4, actorder="group", **encoded.I
         (*ALL["int-quantized"][1:], put("weight_scale", (2, 0), np.inf), ["weight_scale", "inf at [2, 0]"]),
         (*ALL["fp8-block"][1:], put("weight", (17, 4), 0x7F), ["down_proj.weight:", "127 at [17, 4]"]),
         (*ALL["fp8-block"][1:], put("weight_scale_inv", (1, 1), -1), ["weight_scale_inv", "-1.0 at [1, 1]"]),
+        (*ALL["fp8-static"][1:], put("input_scale", (), 0), ["input_scale", "must be positive", "0.0"]),
+        (*ALL["fp8-static"][1:], put("input_scale", (), -1), ["input_scale", "must not be negative"]),
+        (*ALL["int-quantized-static"][1:], put("input_scale", (), np.nan), ["input_scale", "finite", "nan"]),
         (
             *ALL["fp8-block-powers"][1:],
             put("weight_scale_inv", (1, 0), 0xFF),

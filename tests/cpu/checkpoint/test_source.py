@@ -256,6 +256,47 @@ def test_scales_of_activations_are_left_out_and_those_of_the_cache_kept(tmp_path
     assert any("1 scales of quantized activations" in note for note in source.notes)
 
 
+@pytest.mark.parametrize("config", [ONE, ONE_MOE])
+@pytest.mark.parametrize("name", ["fp8-static", "int-quantized-static"])
+def test_static_scales_of_activations_come_with_the_weights(
+    tmp_path: Path, name: str, config: dict[str, Any]
+) -> None:
+    written = write_model(tmp_path, config, *ALL[name][1:])
+    source = open_checkpoint(tmp_path)
+    for module, fused in source.modules.items():
+        assert fused.static
+        assert str(fused.stored.activations) == ("e4m3fn" if name == "fp8-static" else "s8")
+        experts = [str(number) for number in range(fused.num_experts)] or [""]
+        wanted = [
+            [written.tensors[f"{part.name.replace('*', expert)}.input_scale"] for part in fused.parts]
+            for expert in experts
+        ]
+        found = source.read(module).input_scales
+        assert found is not None
+        assert found.tolist() == np.array(wanted if fused.num_experts else wanted[0]).tolist()
+    assert not source.notes
+
+
+@pytest.mark.parametrize(
+    ("inputs", "wanted"),
+    [
+        ({"num_bits": 8, "type": "int", "dynamic": True, "strategy": "token"}, "s8"),
+        ({"num_bits": 8, "type": "float", "dynamic": False, "strategy": "tensor"}, "e4m3fn"),
+        ({"num_bits": 8, "type": "float", "dynamic": True, "strategy": "group", "group_size": 128}, "None"),
+        ({"num_bits": 8, "type": "int", "dynamic": False, "symmetric": False}, "None"),
+        ({"num_bits": 4, "type": "float", "dynamic": "local", "strategy": "tensor_group"}, "None"),
+    ],
+)
+def test_activations_are_those_that_the_config_asks_for(
+    tmp_path: Path, inputs: dict[str, Any], wanted: str
+) -> None:
+    section = encoded.compressed("pack-quantized", inputs, num_bits=4, **encoded.INTS)
+    write_model(tmp_path, ONE, section, packed())
+    source = open_checkpoint(tmp_path)
+    assert {str(one.stored.activations) for one in source.modules.values()} == {wanted}
+    assert not any(one.static for one in source.modules.values())
+
+
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_missing_expert_is_named(tmp_path: Path, number: int) -> None:
     def change(tensors: dict[str, Array]) -> None:

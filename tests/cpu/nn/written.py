@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from billhook.dtypes import BF16, E2M1F
-from billhook.formats import host, mx
+from billhook.formats import fp8, host, mx
 
 GROUP = 32
 _WEIGHTS = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": GROUP}
@@ -21,6 +21,7 @@ COMPRESSED = {
     "config_groups": {"group_0": {"targets": ["Linear"], "weights": _WEIGHTS}},
     "ignore": ["lm_head", "re:.*gate$", "re:.*shared_expert_gate$"],
 }
+FP8 = {"quant_method": "fp8", "activation_scheme": "static"}
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "sym": True, "desc_act": True}
 
 
@@ -34,7 +35,7 @@ def write(folder: Path, model: Any, section: dict[str, Any]) -> Path:
             tensors[name] = tensor
             continue
         place = name.removesuffix("weight")
-        store = _compress if section is COMPRESSED else _store_gptq
+        store = {"compressed-tensors": _compress, "fp8": _store_fp8}.get(section["quant_method"], _store_gptq)
         parts, exact[name] = store(tensor.T.float().numpy())
         tensors |= {f"{place}{part}": value.contiguous() for part, value in parts.items()}
     # transformers reads what the weights stand for, in its own way of naming and stacking
@@ -91,6 +92,17 @@ def _compress(weights: np.ndarray) -> tuple[dict[str, torch.Tensor], torch.Tenso
         "weight_shape": torch.tensor(weights.T.shape),
     }
     return parts, _exact(host.dequantize(value))
+
+
+def _store_fp8(weights: np.ndarray) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Store with one scale for the weights, and one for their inputs that differs from layer to layer."""
+    value = fp8.quantize(weights, fp8.TENSOR)
+    parts = {
+        "weight": torch.from_numpy(value.codes.T.copy()).view(torch.float8_e4m3fn),
+        "weight_scale": torch.from_numpy(value.scales.reshape(())),
+        "input_scale": torch.tensor(0.002 + float(value.scales.item()) * 10),
+    }
+    return parts, _exact(fp8.dequantize(value))
 
 
 def _store_gptq(weights: np.ndarray) -> tuple[dict[str, torch.Tensor], torch.Tensor]:

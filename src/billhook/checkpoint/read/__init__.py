@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from ...errors import WeightError
@@ -14,7 +15,7 @@ from ...formats.order import Order
 from ...models import WeightFormat
 from ..modules import Linear
 from .awq import read_awq
-from .checks import read_named, read_scales
+from .checks import read_magnitudes, read_named, read_scales, refuse
 from .fp4 import read_experts, read_experts_bias, read_global_scale, read_mxfp4, read_nvfp4
 from .fp8 import read_fp8, read_mxfp8
 from .gptq import read_gptq
@@ -32,11 +33,14 @@ class Weight:
         bias: [n] or [experts, n], as stored; None if there is none.
         input_order: int32 [k], the input features in the order of the weight's rows: the product is
             `x[:, input_order] @ weights`; None if they are in order.
+        input_scales: float32 [modules] or [experts, modules], the static scale with which the inputs of each
+            module that is part of the weight are quantized to 8 bits; None if there is none.
     """
 
     parts: Parts
     bias: npt.NDArray[Any] | None = None
     input_order: Order | None = None
+    input_scales: npt.NDArray[np.float32] | None = None
 
     @property
     def value(self) -> HostWeight:
@@ -48,12 +52,13 @@ class Weight:
         return host.join(self.parts)
 
 
-def read_weight(linear: Linear, wanted: WeightFormat) -> Weight:
+def read_weight(linear: Linear, wanted: WeightFormat, static: bool) -> Weight:
     """Read the weight of a quantized module.
 
     Args:
         linear: The module.
         wanted: How it is stored, by the config.
+        static: Whether to read the static scale of its inputs.
 
     Raises:
         WeightError: A value that no such weight has; names file, tensor, place and value.
@@ -64,7 +69,7 @@ def read_weight(linear: Linear, wanted: WeightFormat) -> Weight:
         if linear.name in str(error):
             raise
         raise WeightError(f"{linear.file}: {linear.name}: {error}") from error
-    return Weight(parts, _read_bias(linear), order)
+    return Weight(parts, _read_bias(linear), order, _read_input_scale(linear) if static else None)
 
 
 def is_interleaved(linear: Linear) -> bool:
@@ -92,6 +97,13 @@ def _read_parts(linear: Linear, wanted: WeightFormat) -> tuple[Parts, Order | No
     if name == "mxfp4":
         return read_experts(parts, is_interleaved(linear)) if stored.num_experts else read_mxfp4(parts), None
     raise WeightError(f"is stored as {name}, which is not read")
+
+
+def _read_input_scale(linear: Linear) -> npt.NDArray[np.float32]:
+    tensor = linear.parts["input_scale"]
+    scale = read_magnitudes(tensor).reshape(1)
+    refuse(tensor, scale, scale == 0, "a static scale of activations must be positive")
+    return scale
 
 
 def _read_bias(linear: Linear) -> npt.NDArray[Any] | None:
