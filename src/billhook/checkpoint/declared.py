@@ -8,7 +8,7 @@ from pathlib import Path
 from ..dtypes import E2M1F, E4M3FN, E8M0FNU
 from ..errors import UnsupportedError, WeightError
 from ..models import MODELOPT_FILE, Fields, Quantization, WeightFormat, read_quantization
-from .stored import UNQUANTIZED, Packing, Stored
+from .stored import UNQUANTIZED, Packing, Parts, Stored
 
 _PACKED = "compressed-tensors"
 # The formats of tensors that a quant_method stands for; other methods are not checked.
@@ -30,6 +30,7 @@ _FLOATS = {
     (E2M1F, E8M0FNU): "mxfp4",
     (E2M1F, E4M3FN): "nvfp4",
 }
+_ORDERS = ("g_idx", "weight_g_idx")  # which hold the group of each input feature
 # Formats with zero points exactly if their tensors are there; GPTQ has them for symmetric weights too.
 _ZERO_POINTS_TOLD = ("pack-quantized", "int-quantized")
 
@@ -99,8 +100,14 @@ def _packings(section: Fields) -> tuple[Packing, ...]:
     return tuple(found)
 
 
-def check_module(declared: Declared, module: str, stored: Stored) -> None:
+def check_module(declared: Declared, module: str, stored: Stored, parts: Parts) -> None:
     """Refuse a module whose tensors are not what the config says.
+
+    Args:
+        declared: What the config says.
+        module: Its full name.
+        stored: How it is stored.
+        parts: Its tensors.
 
     Raises:
         ConfigError: A field of the config is missing or wrong.
@@ -114,7 +121,7 @@ def check_module(declared: Declared, module: str, stored: Stored) -> None:
     if stored.format not in formats:
         raise _differ(declared, module, stored.format, f"quant_method {declared.method}")
     if declared.quantization is not None:
-        _check_built(declared, declared.quantization, module, stored)
+        _check_built(declared, declared.quantization, module, stored, parts)
     elif declared.method in ("gptq", "awq") and not declared.fields.has("dynamic"):
         fields = declared.fields
         bits, size = fields.integer("bits", stored.bits), fields.integer("group_size", -1, least=-1)
@@ -126,7 +133,9 @@ def check_module(declared: Declared, module: str, stored: Stored) -> None:
         raise _differ(declared, module, f"a scale per {stored.scales}", f"weight_block_size {block}")
 
 
-def _check_built(declared: Declared, quantization: Quantization, module: str, stored: Stored) -> None:
+def _check_built(
+    declared: Declared, quantization: Quantization, module: str, stored: Stored, parts: Parts
+) -> None:
     try:
         wanted = quantization.stored([module])
     except UnsupportedError:
@@ -137,6 +146,8 @@ def _check_built(declared: Declared, quantization: Quantization, module: str, st
     if kind != (stored.format if stored.format in _FLOATS.values() else None):
         raise _differ(declared, module, f"{stored} weights", kind or f"{wanted.weight}")
     _compare(declared, module, stored, wanted.weight.bits, wanted.group_size)
+    if wanted.ordered and parts.keys().isdisjoint(_ORDERS):
+        raise _differ(declared, module, f"no {' or '.join(_ORDERS)}", "act-order")
     if stored.format in _ZERO_POINTS_TOLD and stored.zero_points != wanted.weight.zero_point:
         kinds = ("symmetric weights", "zero points")
         found, said = kinds if wanted.weight.zero_point else reversed(kinds)

@@ -207,7 +207,7 @@ def _make(name: str, members: Sequence[Linear], parts: Sequence[Linear], quantiz
     try:
         _ = made.shapes
     except WeightError as error:
-        raise UnsupportedError(f"{name}: {error}") from error
+        raise UnsupportedError(f"{first.file}: {name}: {error}") from error
     return made
 
 

@@ -85,7 +85,7 @@ def read_linears(tensors: Iterable[Tensor], declared: Declared) -> dict[str, Lin
             stored = replace(stored, format=declared.gptq)
         found.append(Linear(module, stored, sum(tensor.bytes for tensor in parts.values()), parts))
     for one in found:
-        check_module(declared, one.name, one.stored)
+        check_module(declared, one.name, one.stored, one.parts)
     return {one.name: one for one in sorted(found, key=lambda one: natural_order(one.name))}
 
 
@@ -93,9 +93,9 @@ def _read_fused(module: str, name: str, parts: Mapping[str, Tensor]) -> Linear:
     """Read experts that are tensors of the module above them."""
     blocks, scales = (parts.get(f"{name}_{suffix}") for suffix in ("blocks", "scales"))
     if blocks is None or scales is None:
-        lone = blocks or scales
+        lone = next(one for one in (blocks, scales) if one is not None)
         other = "blocks" if blocks is None else "scales"
-        raise WeightError(f"tensor {module}.{name}_{other} is missing beside {lone and lone.name}")
+        raise WeightError(f"{lone.file}: tensor {module}.{name}_{other} is missing beside {lone.name}")
     held = {"blocks": blocks, "scales": scales}
     bias = parts.get(f"{name}_bias")
     if bias is not None:

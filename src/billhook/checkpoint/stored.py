@@ -77,6 +77,18 @@ _BESIDE = {
 }
 
 
+# What makes no sense without codes.
+_NEED_CODES = {
+    "qzeros",
+    "g_idx",
+    "scales",
+    "weight_scale",
+    "weight_scale_inv",
+    "weight_scale_2",
+    "weight_shape",
+}
+
+
 def read_stored(module: str, parts: Parts, packings: Sequence[Packing]) -> Stored | None:
     """Tell how a module is stored; None if it is no linear layer.
 
@@ -95,9 +107,8 @@ def read_stored(module: str, parts: Parts, packings: Sequence[Packing]) -> Store
         return _read_packed(parts, module, packings)
     if "weight" in parts:
         return _read_weight(parts, module)
-    left = {"qzeros", "g_idx", "scales", "weight_scale", "weight_scale_inv", "weight_scale_2", "weight_shape"}
     for name in parts:
-        if name in left:
+        if name in _NEED_CODES:
             raise WeightError(
                 f"{parts[name].file}: {module}.{name} has no codes beside it (weight, qweight, weight_packed)"
             )
@@ -196,6 +207,10 @@ def _read_weight(parts: Parts, module: str) -> Stored | None:
     if not scaled and weight.dtype in _FLOATS:
         if len(weight.shape) != 2:
             return None
+        for name in parts.keys() & _NEED_CODES:
+            raise WeightError(
+                f"{parts[name].file}: tensor {module}.{name} is extra beside {weight}, which is not quantized"
+            )
         n, k = weight.shape
         bits = 32 if weight.dtype == "F32" else 16
         return Stored(UNQUANTIZED, bits, n, k, bias=_bias(parts, n))

@@ -40,13 +40,16 @@ class Named:
         more = f", and {int(wrong.sum()) - 1} more" if wrong.sum() > 1 else ""
         raise WeightError(f"{self.name}: {rule} (got {self.values[at]}{place}{more})")
 
-    def finite(self) -> npt.NDArray[Any]:
-        """Return the values of scales that are floats.
+    def finite(self, what: str = "scales") -> npt.NDArray[Any]:
+        """Return the values of floats.
+
+        Args:
+            what: What they are, in words.
 
         Raises:
             WeightError: One is NaN or infinite.
         """
-        self.refuse(~np.isfinite(self.values.astype(np.float32)), "scales must be finite")
+        self.refuse(~np.isfinite(self.values.astype(np.float32)), f"{what} must be finite")
         return self.values
 
     def words(self, *shape: int) -> npt.NDArray[np.int32]:

@@ -125,6 +125,18 @@ def test_names_file_tensor_and_value(
         assert word in str(caught.value)
 
 
+def lacking(name: str, encode: Encode) -> Encode:
+    """Return modules without one of their tensors."""
+
+    def encode_rest(rng: encoded.Rng, n: int, k: int) -> encoded.Encoded:
+        found = encode(rng, n, k)
+        return encoded.Encoded(
+            {other: array for other, array in found.tensors.items() if other != name}, found.expected
+        )
+
+    return encode_rest
+
+
 @pytest.mark.parametrize(
     ("section", "encode", "words"),
     [
@@ -133,6 +145,12 @@ def test_names_file_tensor_and_value(
         (ALL["packed-asymmetric"][1], packed(), ["symmetric weights", "zero points"]),
         (gptq_config(group_size=48), gptq(group=48), ["must split k = 512", "[11, 256]"]),
         (ALL["fp8-block"][1], encoded.fp8((1, -1), "weight_scale_inv"), ["channel", "128"]),
+        (gptq_config(desc_act=True), lacking("g_idx", gptq()), ["down_proj has no g_idx", "act-order"]),
+        (
+            encoded.compressed("pack-quantized", num_bits=4, actorder="group", **encoded.INTS),
+            packed(),
+            ["down_proj has no g_idx or weight_g_idx", "act-order"],
+        ),
         (ALL["mxfp4"][1], encoded.nvfp4(), ["nvfp4", "mxfp4"]),
         (gptq_config(), encoded.awq(), ["awq", "gptq"]),
         (ALL["float-quantized-group"][1], encoded.int_quantized(), ["int-quantized 8-bit", "fp8"]),

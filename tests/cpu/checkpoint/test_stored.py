@@ -133,6 +133,7 @@ def without(shapes: Shapes, name: str) -> Shapes:
         (packed(128, 256) | {"weight_scale": ("BF16", (127, 4))}, ["m.weight_scale", "127"]),
         (without(fp8_block(128, 256), "weight_scale_inv"), ["m.weight", "missing"]),
         (fp8_block(128, 256) | {"weight_scale_inv": ("F32", (3, 5))}, ["m.weight_scale_inv", "[3, 5]"]),
+        (plain(128, 256) | {"qzeros": ("I32", (4, 16))}, ["m.qzeros is extra", "BF16 [128, 256]"]),
         (INT8 | {"input_scale": ("F32", (128,))}, ["m.input_scale", "one float", "[128]"]),
         (INT8 | {"input_scale": ("I32", ())}, ["m.input_scale", "one float", "I32"]),
         (

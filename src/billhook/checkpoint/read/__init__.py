@@ -111,4 +111,4 @@ def _read_bias(linear: Linear) -> npt.NDArray[Any] | None:
         return None
     if linear.stored.num_experts:
         return read_experts_bias(linear.parts["bias"], is_interleaved(linear))
-    return read_scales(linear.parts["bias"])
+    return read_scales(linear.parts["bias"], "biases")

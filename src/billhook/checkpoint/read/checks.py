@@ -21,13 +21,17 @@ def read_named(tensor: Tensor) -> Named:
     return _name(tensor, read_array(tensor))
 
 
-def read_scales(tensor: Tensor) -> npt.NDArray[Any]:
-    """Read scales that are floats.
+def read_scales(tensor: Tensor, what: str = "scales") -> npt.NDArray[Any]:
+    """Read scales, or biases, that are floats.
+
+    Args:
+        tensor: Of a float type.
+        what: What they are, in words.
 
     Raises:
         WeightError: One is NaN or infinite.
     """
-    return read_named(tensor).finite()
+    return read_named(tensor).finite(what)
 
 
 def read_magnitudes(tensor: Tensor) -> npt.NDArray[np.float32]:

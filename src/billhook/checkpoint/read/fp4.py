@@ -93,7 +93,7 @@ def read_experts_bias(bias: Tensor, interleaved: bool) -> npt.NDArray[Any]:
     Raises:
         WeightError: One is not finite.
     """
-    values = read_scales(bias)
+    values = read_scales(bias, "biases")
     return take_turns(values) if interleaved else values
 
 
