@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .declared import Declared, read_declared
 from .folder import Checkpoint, read_checkpoint, refuse_unfinished
 from .header import Tensor, read_header
-from .modules import Linear, Row, fold, read_linears
+from .modules import Linear, Row, count_inputs, fold, read_linears
 from .serve import Answer, Serving, Use, check_sizes, list_gemms, read_model, serve
 from .stored import UNQUANTIZED, Stored
 
@@ -40,6 +40,7 @@ __all__ = [
     "Use",
     "Weight",
     "check_sizes",
+    "count_inputs",
     "fold",
     "list_gemms",
     "list_linears",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, zip_longest
 from pathlib import Path
 
 from ..errors import UnsupportedError, WeightError
-from ..models import Quantization
+from ..models import Quantization, WeightFormat
 from .declared import Declared, check_module
 from .header import Tensor
 from .stored import UNQUANTIZED, Stored, read_fused_experts, read_stored
@@ -139,15 +140,35 @@ def fold(linears: Iterable[Linear], gemms: Mapping[str, str], quantization: Quan
     return rows
 
 
+def count_inputs(linears: Iterable[Linear], quantization: Quantization | None) -> dict[str, int]:
+    """Return for each type of 8-bit activations how many layers the config asks it for.
+
+    Args:
+        linears: The layers.
+        quantization: How they are stored, by the config; None if that is not built.
+    """
+    found: Counter[str] = Counter()
+    for one in linears:
+        wanted = _find_format(one, quantization)
+        if wanted is not None and wanted.activations is not None:
+            found[str(wanted.activations)] += 1
+    return dict(found)
+
+
 def _packed(one: Linear, quantization: Quantization | None) -> str:
     """Return the name of the format that a module is packed in; "" if it is in none."""
-    if quantization is None or one.stored.format == UNQUANTIZED:
-        return ""
-    try:
-        wanted = quantization.stored([one.name])
-    except UnsupportedError:
-        return ""
+    wanted = _find_format(one, quantization)
     return wanted.packed.name if wanted else ""
+
+
+def _find_format(one: Linear, quantization: Quantization | None) -> WeightFormat | None:
+    """Return how a quantized module is stored, by the config; None if that is not told or not built."""
+    if quantization is None or one.stored.format == UNQUANTIZED:
+        return None
+    try:
+        return quantization.stored([one.name])
+    except UnsupportedError:
+        return None
 
 
 def _fold(places: Sequence[tuple[int, ...]]) -> list[tuple[tuple[str, ...], int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ class _Found:
         checkpoint: The folder.
         rows: Its linear layers, folded.
         uses: Its GEMMs; none if the architecture is not known.
+        inputs: How many layers the config wants 8-bit inputs for, by their type.
         why: Why there are no GEMMs, in words.
         tp: Tensor-parallel size of the GEMMs.
         max_tokens: Most tokens that they are asked for.
@@ -32,6 +33,7 @@ class _Found:
     checkpoint: Checkpoint
     rows: Sequence[Row]
     uses: Sequence[Use]
+    inputs: Mapping[str, int]
     why: str
     tp: int
     max_tokens: int
@@ -54,7 +56,12 @@ class _Found:
     @property
     def notes(self) -> list[str]:
         """What to know beside the tables."""
-        return [*self.checkpoint.notes, *([self.why] if self.why else [])]
+        asked = [
+            f"inputs of {count} layer{'s' * (count > 1)} are quantized to {kind} where that is asked for "
+            f"(--act {kind}; billhook.load with narrow_activations=True)"
+            for kind, count in self.inputs.items()
+        ]
+        return [*self.checkpoint.notes, *([self.why] if self.why else []), *asked]
 
 
 @click.command()
@@ -110,7 +117,8 @@ def _inspect(folder: Path, archs: Sequence[Arch], tp: int, act: str | None) -> _
         why = "no layer is quantized; our kernels serve quantized layers"
     names = {module: gemm.name for gemm in gemms for module in gemm.modules}
     rows = checkpoints.fold(linears.values(), names, declared.quantization)
-    return _Found(checkpoint, rows, uses, why, tp, DEFAULT_MAX_TOKENS)
+    inputs = checkpoints.count_inputs(linears.values(), declared.quantization)
+    return _Found(checkpoint, rows, uses, inputs, why, tp, DEFAULT_MAX_TOKENS)
 
 
 def _show(found: _Found) -> Iterator[Iterator[str]]:

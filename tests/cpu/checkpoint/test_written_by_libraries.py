@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -31,6 +32,7 @@ FORMATS = {
     "int-quantized-tensor": "u8b128",
     "float-quantized": "fp8",
     "float-quantized-block": "fp8",
+    "float-quantized-static": "fp8",
     "nvfp4-pack-quantized": "nvfp4",
     "mxfp4-pack-quantized": "mxfp4",
     "mxfp8-quantized": "mxfp8",
@@ -63,6 +65,9 @@ def test_reads_back(name: str, form: str) -> None:
     assert fused.format == form == host.split(weight.value).format
     assert fused.bias == (weight.bias is not None) == (name == "gptq-4bit")
     assert fused.ordered == (weight.input_order is not None) == name.endswith("act-order")
+    assert fused.static == (weight.input_scales is not None) == name.endswith("static")
+    if weight.input_scales is not None:
+        assert weight.input_scales == np.float32(ml_dtypes.bfloat16(0.0371))
     expected = source.array("expected").T  # [k, n]
     if weight.input_order is not None:
         assert sorted(weight.input_order) == list(range(fused.k))

@@ -156,6 +156,13 @@ def test_reads_stacked_experts_of_unknown_architectures(
     assert "down_proj_scales is missing" in capsys.readouterr().err
 
 
+def test_says_which_inputs_may_be_quantized(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(__file__).parents[2] / "data/checkpoints/float-quantized-static"
+    assert "inputs of 1 layer are quantized to e4m3fn" in inspect(folder, capsys)["notes"][-1]
+    kernels = inspect(folder, capsys, "--act", "e4m3fn")["gemms"][0]["targets"][0]["kernels"]
+    assert all("_e4m3fn_e4m3fn_" in one["kernel"] for one in kernels) and kernels
+
+
 def inspect(folder: Path, capsys: pytest.CaptureFixture[str], *options: str) -> Any:
     assert main(["inspect", str(folder), "--json", *options]) == 0
     return json.loads(capsys.readouterr().out)

@@ -148,6 +148,33 @@ def compressed(layout: str, k: int = K, wide: bool = True, **args: Any) -> Writt
     return config, stored, expected
 
 
+def compressed_static() -> Written:
+    """Return fp8 with one scale for the weights and a static one for their inputs."""
+    from compressed_tensors.compressors import ModelCompressor
+    from compressed_tensors.quantization import (
+        QuantizationArgs,
+        QuantizationConfig,
+        QuantizationScheme,
+        apply_quantization_config,
+    )
+
+    args = QuantizationArgs(num_bits=8, type="float", strategy="tensor", dynamic=False)
+    scheme = QuantizationScheme(targets=["Linear"], weights=args, input_activations=args)
+    described = QuantizationConfig(config_groups={"group_0": scheme})
+    model = torch.nn.ModuleDict({"layer": linear(weights().bfloat16())})
+    apply_quantization_config(model, described)
+    layer = model["layer"]
+    layer.weight_scale.data.fill_(layer.weight.abs().max() / 448)
+    layer.input_scale.data.fill_(0.0371)
+    compressor = ModelCompressor(quantization_config=described)
+    compressor.compress_model(model)
+    tensors = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    compressor.decompress_model(model)
+    config = {"quant_method": "compressed-tensors", "format": "float-quantized"}
+    config |= described.model_dump(mode="json", include={"config_groups", "ignore"})
+    return config | {"version": version("compressed-tensors")}, tensors, layer.weight.detach()
+
+
 def modelopt_nvfp4() -> Written:
     from modelopt.torch.quantization.qtensor import NVFP4QTensor
 
@@ -291,6 +318,7 @@ MADE: dict[str, Callable[[], Written]] = {
     "modelopt-nvfp4": modelopt_nvfp4,
     "modelopt-fp8": modelopt_fp8,
     "fp8-block": transformers_fp8,
+    "float-quantized-static": compressed_static,
 }
 
 
