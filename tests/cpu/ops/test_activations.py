@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,11 @@ torch = pytest.importorskip("torch", reason="needs torch (a CPU build will do)")
 
 import billhook  # noqa: E402
 from billhook.dtypes import E4M3FN, S8, DType  # noqa: E402
-from billhook.errors import WeightError  # noqa: E402
+from billhook.errors import UnsupportedError, WeightError  # noqa: E402
 from billhook.formats import activations as oracle  # noqa: E402
 from billhook.formats import reference  # noqa: E402
 from billhook.formats.packed import find_format  # noqa: E402
-from billhook.ops import PackedWeight, stack_weights  # noqa: E402
+from billhook.ops import PackedWeight, operators, stack_weights  # noqa: E402
 from billhook.ops.drawn import Drawn, draw  # noqa: E402
 from billhook.ops.tensors import ELEMENTS  # noqa: E402
 
@@ -210,3 +211,24 @@ def test_rows_must_begin_at_multiples_of_16_bytes() -> None:
 def test_what_cannot_be_quantized_is_named(x: Any, dtype: Any, word: str) -> None:
     with pytest.raises(WeightError, match=word):
         billhook.quantize_activations(x, dtype)
+
+
+def test_whether_a_kernel_takes_the_activations_is_asked_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    fp8, nvfp4 = (
+        billhook.quantize_weight(torch.randn(64, 48).bfloat16(), format=one) for one in ("fp8", "nvfp4")
+    )
+    assert operators.why_unserved(fp8, torch.float8_e4m3fn) is None
+    assert operators.why_unserved(nvfp4, torch.int8) == "nvfp4 weights are not multiplied by torch.int8"
+    asked = []
+
+    def choose(request: Any) -> None:
+        asked.append((request.problem, request.device))
+        raise UnsupportedError("e4m3fn activations need compute capability 8.9")
+
+    monkeypatch.setattr(operators, "kernels", lambda: SimpleNamespace(choose=choose))
+    monkeypatch.setattr(PackedWeight, "device", SimpleNamespace(type="cuda", index=1))
+    assert (
+        operators.why_unserved(fp8, torch.float8_e4m3fn) == "e4m3fn activations need compute capability 8.9"
+    )
+    ((problem, device),) = asked
+    assert (str(problem.types), problem.n, problem.k, device) == ("e4m3fn_e4m3fn_bf16_bf16", 48, 64, 1)
