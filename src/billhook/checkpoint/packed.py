@@ -16,13 +16,12 @@ from ..formats.packed import PackedArrays
 from ..models import Fields, WeightFormat, read_quantization
 from .data import map_array
 from .fill import plan_module
-from .folder import read_checkpoint
+from .folder import PACKED_METHOD, read_checkpoint
 from .fuse import Fused, Part
 from .header import Tensor
 from .modules import Linear, natural_order
 from .stored import Stored
 
-METHOD = "billhook"
 VERSION = 1  # of the section of config.json
 _TENSORS = ("codes", "scales", "zeros", "global_scales", "meta", "bias", "input_order", "input_scales")
 _ACTIVATIONS = {one.name: one for one in (F16, BF16)}
@@ -173,7 +172,7 @@ def write_section(
         source: That of the checkpoint.
     """
     return {
-        "quant_method": METHOD,
+        "quant_method": PACKED_METHOD,
         "version": VERSION,
         "activations": str(activations),
         "modules": {name: _write_module(fused) for name, fused in modules.items()},
@@ -203,10 +202,10 @@ def read_section(config: Fields) -> tuple[DType, dict[str, Fused]]:
         ConfigError: A field is missing or wrong, or the folder is none of ours.
     """
     section = config.table("quantization_config")
-    if section.text("quant_method", "") != METHOD:
+    if section.text("quant_method", "") != PACKED_METHOD:
         raise ConfigError(
-            f"{config.file}: not a packed folder: field quantization_config.quant_method is not {METHOD}; "
-            "make one with `billhook pack`"
+            f"{config.file}: not a packed folder: field quantization_config.quant_method is not "
+            f"{PACKED_METHOD}; make one with `billhook pack`"
         )
     if section.integer("version") != VERSION:
         raise section.wrong("version", f"{VERSION}, which this version reads")

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy.typing as npt
 
-from ..errors import UnsupportedError
+from ..errors import ConfigError, UnsupportedError
 from .data import read_array
 from .declared import Declared, read_declared
-from .folder import Checkpoint, read_checkpoint
+from .folder import PACKED_METHOD, Checkpoint, read_checkpoint
 from .fuse import Fused, fuse
 from .header import Tensor
 from .join import join, stack, take_experts
@@ -101,6 +101,10 @@ def open_checkpoint(folder: Path) -> Source:
     """
     checkpoint = read_checkpoint(folder)
     declared = read_declared(checkpoint.config)
+    if declared.method == PACKED_METHOD:
+        raise ConfigError(
+            f"{folder} is packed already; load it as it is, or pack the checkpoint it was made of"
+        )
     linears = read_linears(checkpoint.tensors.values(), declared)
     model, _ = read_model(checkpoint, declared)
     if model is not None:

@@ -88,12 +88,13 @@ def command(*, checkpoint: Path, arch: tuple[str, ...], tp: int, act: str | None
 
 def _inspect(folder: Path, archs: Sequence[Arch], tp: int, act: str | None) -> _Found:
     from .. import checkpoint as checkpoints
+    from ..checkpoint.folder import PACKED_METHOD
     from ..dtypes import dtype
     from ..plan import DEFAULT_MAX_TOKENS
 
     checkpoint = checkpoints.read_checkpoint(folder)
     declared = checkpoints.read_declared(checkpoint.config)
-    if declared.method == "billhook":
+    if declared.method == PACKED_METHOD:
         linears = checkpoints.list_linears(checkpoints.open_packed(folder))
     else:
         linears = checkpoints.read_linears(checkpoint.tensors.values(), declared)

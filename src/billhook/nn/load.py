@@ -13,8 +13,7 @@ from typing import Any
 import torch
 
 from ..checkpoint import refuse_unfinished
-from ..checkpoint.folder import CONFIG
-from ..checkpoint.packed import METHOD
+from ..checkpoint.folder import CONFIG, PACKED_METHOD
 from ..errors import ConfigError, ToolchainError, UnsupportedError
 from .place import Placer
 from .source import open_packed_source, open_source
@@ -52,7 +51,7 @@ def load(
     config = _read_config(folder)
     # Without it, transformers does not take the model for one that it quantizes itself.
     section = config.__dict__.pop("quantization_config", None) or {}
-    if section.get("quant_method") == METHOD:
+    if section.get("quant_method") == PACKED_METHOD:
         source = open_packed_source(folder, place, dtype)
     else:
         source = open_source(folder, place, dtype or config.dtype)

@@ -358,3 +358,10 @@ def test_jobs_do_not_change_the_result(checkpoint: Written, tmp_path: Path) -> N
     pack_checkpoint(checkpoint.folder, tmp_path / "four", jobs=4, progress=progress)
     assert contents(tmp_path / "one") == contents(tmp_path / "four")
     assert sum(seen) == totals[0] == sum(array.nbytes for array in checkpoint.tensors.values())
+
+
+def test_a_packed_folder_is_not_packed_again(checkpoint: Written, tmp_path: Path) -> None:
+    pack_checkpoint(checkpoint.folder, tmp_path / "out")
+    with pytest.raises(ConfigError, match="out is packed already"):
+        pack_checkpoint(tmp_path / "out", tmp_path / "again")
+    assert not (tmp_path / "again").exists()
