@@ -16,10 +16,9 @@ CLUSTERS = (1, 2, 4)
 _WARPGROUP = 128
 _ALIGNMENT = 1024  # of a stage: what wgmma's 128-byte swizzle repeats after
 _WAVES_BYTES = 64  # which tiles the CTA computes
-_MOST_SCRATCH_TOKENS = 144  # that the epilogue takes at once; of larger tiles half
+_MOST_SCRATCH_TOKENS = {16: 144, 8: 96}  # by bits of activations: taken at once by the epilogue; else half
 _SWIZZLED_BYTES = 128  # of a token's activations: what wgmma reads together
-_MOST_SUMS = {2: 128, 3: 64, 4: 32}  # by consumers: registers for float32 sums, of which all else needs 80
-_MOST_PINGPONG_SUMS = 144
+_MOST_SUMS = {2: 144, 3: 64, 4: 32}  # by consumers: registers for float32 sums, of which all else needs 80
 
 _PROMOTED_GROUP = 128  # inputs under one scale that 8-bit activations may have: what a block of them holds
 _MOST_PROMOTED_SUMS = 40  # those of the group beside those of all
@@ -51,7 +50,8 @@ def shared_memory(config: KernelConfig) -> int:
     tile = config.tile
     stage = tile.tile_m * tile.tile_k * config.types.a.bits // 8 + base.weight_bytes_per_stage(config)
     stage = -(-stage // _ALIGNMENT) * _ALIGNMENT
-    tokens = tile.tile_m // 2 if tile.tile_m > _MOST_SCRATCH_TOKENS else tile.tile_m
+    whole = tile.tile_m % 32 or tile.tile_m <= _MOST_SCRATCH_TOKENS[config.types.a.bits]
+    tokens = tile.tile_m if whole else tile.tile_m // 2
     scratch = tokens * STRIP * 2
     tables = (2 if config.indexed else 0) + (1 if config.types.a.bits == 8 else 0)
     lookup = tile.tile_m * 4 if config.indexed and not config.grouped else 0
@@ -83,7 +83,7 @@ def illegal(config: KernelConfig) -> str | None:
             "sums of groups leave registers for a tile of 128 features x 80 tokens at most, "
             f"computed together (got {tile})"
         )
-    most = _MOST_PINGPONG_SUMS if tile.pingpong else _MOST_SUMS[consumers(config)]
+    most = _MOST_SUMS[consumers(config)]
     if sums(config) > most:
         room = most * _WARPGROUP // (strips_each(config) * STRIP) // 16 * 16
         how = "alone" if tile.pingpong else "together"

@@ -202,7 +202,7 @@ def test_marlin_has_no_warpgroups_to_take_turns(tmp_path: Path) -> None:
 def test_every_moe_rule_has_tiles_for_every_format_on_its_target() -> None:
     catalog, arch = load(), parse("9.0a")
     for rule in catalog.rules:
-        if not rule.moe or rule.arch != ("9.0",):
+        if not rule.moe or rule.arch != ("9.0",) or rule.activations == 8:
             continue
         for one in wide_formats(catalog):
             for types in one.types():

@@ -83,7 +83,8 @@ struct Config {
 
   // Offsets in dynamic shared memory. Each consumer has a scratch for the tokens of a strip, or for half of them, and tables of
   // them: rows of D and weights where these are looked up, and scales.
-  static constexpr i32 epilogue_tokens = tile_m > 144 ? tile_m / 2 : tile_m, scratch_bytes = epilogue_tokens * kStrip * 2;
+  static constexpr i32 epilogue_tokens = tile_m % 32 == 0 && tile_m > (narrow ? 96 : 144) ? tile_m / 2 : tile_m;
+  static constexpr i32 scratch_bytes = epilogue_tokens * kStrip * 2;
   static constexpr i32 tables = (indexed ? 2 : 0) + (token_scales ? 1 : 0);
   static constexpr i32 scratch_at = stages * stage_bytes;
   static constexpr i32 tables_at = scratch_at + consumer_warpgroups * scratch_bytes;
@@ -95,20 +96,20 @@ struct Config {
   static constexpr i32 shared_bytes = waves_at + 64;
 
   // Small tiles leave room for a CTA of the next kernel, which requests its weights while this one ends.
-  static constexpr i32 min_ctas = consumer_warpgroups == 2 && sums <= 32 ? fitting_ctas(2, shared_bytes) : 1;
+  static constexpr i32 min_ctas = consumer_warpgroups == 2 && !pingpong && sums <= 32 ? fitting_ctas(2, shared_bytes) : 1;
 
   // A CTA has the registers it is launched with, for each thread; the producer keeps what it needs, more if it keeps track of
   // rows, and gives the rest to the consumers. All come by eights.
   static constexpr i32 registers = 65536 / min_ctas / threads / 8 * 8;
   static constexpr i32 producer_registers = min_ctas == 2 || consumer_warpgroups == 4 ? 64
-                                            : !gathers                               ? 56
+                                            : !gathers                               ? (has_zeros<Weight> ? 64 : 56)
                                             : consumer_warpgroups == 3               ? 80
                                             : sums > 80                              ? (pingpong ? 56 : 64)
                                                                                      : 88;
   static constexpr i32 consumer_registers =
       (registers * (consumer_warpgroups + 1) - producer_registers) / consumer_warpgroups / 8 * 8;
 
-  static_assert(epilogue_tokens % 16 == 0 && tile_m / cluster % 8 == 0, "tile_m");
+  static_assert(tile_m % 16 == 0 && tile_m / cluster % 8 == 0, "tile_m");
   static_assert(tile_n % (kStrip * team) == 0 && tile_k % kStrip == 0, "tile does not divide");
   static_assert(group_size == -1 || group_size == 16 || group_size == 32 || group_size % kStrip == 0, "group");
   static_assert(sums <= (consumer_warpgroups == 3 ? 64 : 144), "more sums than registers");
