@@ -131,9 +131,11 @@ def check_form(form: str, bits: int) -> None:
 def _check_words(stored: npt.NDArray[Any], form: str, bits: int) -> None:
     check_form(form, bits)
     allowed = (np.int32, np.uint8) if form == "compressed_tensors" else (np.int32,)
-    if stored.dtype not in allowed or stored.ndim not in (2, 3):
+    if stored.dtype not in allowed or stored.ndim not in (2, 3) or stored.size == 0:
         names = " or ".join(np.dtype(one).name for one in allowed)
-        raise WeightError(f"{form} codes must be {names}, 2 or 3 axes (got {stored.dtype} {stored.shape})")
+        raise WeightError(
+            f"{form} codes must be {names}, 2 or 3 axes, none empty (got {stored.dtype} {stored.shape})"
+        )
 
 
 def _spread(words: npt.NDArray[Any], bits: int) -> npt.NDArray[np.uint8]:

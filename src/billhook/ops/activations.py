@@ -44,6 +44,10 @@ def quantize_activations(
         largest = values.abs().amax(dim=1, keepdim=True).double()
         scales = (largest / _LARGEST[dtype]).float()
     elif isinstance(scale, torch.Tensor):
+        if scale.numel() != 1 or scale.device != x.device:
+            raise WeightError(
+                f"a static scale must be one number on {x.device} (got {tuple(scale.shape)} on {scale.device})"
+            )
         scales = scale.float().reshape(1, 1).repeat(x.shape[0], 1)
     elif _SMALLEST_SCALE <= scale <= torch.finfo(torch.float32).max:
         scales = torch.full((x.shape[0], 1), scale, dtype=torch.float32, device=x.device)

@@ -52,6 +52,7 @@ def test_what_no_checkpoint_stores_is_refused() -> None:
         (words.view(np.uint8), "gptq", 4, "must be int32"),
         (words.astype(np.float32), "compressed_tensors", 4, "int32 or uint8"),
         (words[0], "gptq", 4, "2 or 3 axes"),
+        (words[:0], "gptq", 4, "none empty"),
     ):
         with pytest.raises(WeightError, match=message):
             read_codes(stored, form, bits)

@@ -63,6 +63,15 @@ def test_a_static_scale_gives_the_numbers_of_the_host(
     assert np.array_equal(scales.numpy(), np.broadcast_to(right.scales, (tokens, 1)))
 
 
+@each_type
+def test_a_static_scale_may_be_a_tensor(dtype: Any) -> None:
+    x = torch.randn(3, K)
+    want, got = (billhook.quantize_activations(x, dtype, scale) for scale in (0.02, torch.tensor([0.02])))
+    assert torch.equal(got[0].float(), want[0].float()) and torch.equal(got[1], want[1])
+    with pytest.raises(WeightError, match=r"one number on cpu \(got \(2,\)"):
+        billhook.quantize_activations(x, dtype, torch.ones(2))
+
+
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("inf"), float("nan"), 1e39, 1e-60])
 def test_a_static_scale_that_is_none_is_refused(scale: float) -> None:
     with pytest.raises(WeightError, match="static scale must be positive"):
