@@ -46,7 +46,8 @@ def quantize_activations(
     elif isinstance(scale, torch.Tensor):
         if scale.numel() != 1 or scale.device != x.device:
             raise WeightError(
-                f"a static scale must be one number on {x.device} (got {tuple(scale.shape)} on {scale.device})"
+                f"a static scale must be one number on {x.device} "
+                f"(got {tuple(scale.shape)} on {scale.device})"
             )
         scales = scale.float().reshape(1, 1).repeat(x.shape[0], 1)
     elif _SMALLEST_SCALE <= scale <= torch.finfo(torch.float32).max:
