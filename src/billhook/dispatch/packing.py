@@ -11,7 +11,7 @@ from .loader import LoadedKernel
 PACK_THREADS = 256  # kThreads of cuda/billhook/kernel/pack.cuh
 TILE_STRIPS = 2  # kStrips: strips and blocks that a CTA takes
 SCALE_GROUPS = 64  # groups that a CTA takes
-_CODES = struct.Struct("=4Q2iIi")
+_CODES = struct.Struct("=3Q2iIiQ")
 _SCALES = struct.Struct("=2Q3q3i4x")
 
 
@@ -51,7 +51,7 @@ def launch_pack_codes(
     strips, blocks = -(-n // 64), -(-k // 64)
     ctas = experts * -(-strips // TILE_STRIPS) * -(-blocks // TILE_STRIPS)
     padding = zero * 0x01010101
-    _launch(kernel, ctas, stream, _CODES.pack(source, packed, refused, order, n, k, padding, refuse_nan))
+    _launch(kernel, ctas, stream, _CODES.pack(source, packed, refused, n, k, padding, refuse_nan, order))
 
 
 def launch_pack_scales(

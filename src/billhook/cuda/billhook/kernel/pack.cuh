@@ -20,11 +20,11 @@ struct Codes {
   const void* source;   // [experts,] as the Source says, aligned to 16 bytes
   u32* packed;          // [experts,] n64, k64, words of a block
   i32* refused;         // set to 1 if a code is out of range
-  const i32* order;     // [k], for an `Ordered` source: the stored input feature that each packed one is; else unused
   i32 n;                // output features, a multiple of 16
   i32 k;                // input features, a multiple of 16
   u32 padding;          // four times the code that stands for zero
   i32 refuse_nan;       // 1: refuse the codes 0x7f and 0xff, NaN of e4m3
+  const i32* order;     // [k], for an `Ordered` source: the stored input feature that each packed one is; else unused
 };
 
 // Where word `w` of row `row` lies: 16-byte groups are exchanged so that eight rows side by side, and every eighth row,
