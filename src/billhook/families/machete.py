@@ -19,6 +19,7 @@ _WAVES_BYTES = 64  # which tiles the CTA computes
 _MOST_SCRATCH_TOKENS = {16: 144, 8: 96}  # by bits of activations: taken at once by the epilogue; else half
 _SWIZZLED_BYTES = 128  # of a token's activations: what wgmma reads together
 _MOST_SUMS = {2: 144, 3: 64, 4: 32}  # by consumers: registers for float32 sums, of which all else needs 80
+_MOST_PINGPONG_SUMS = 96  # beside what tells the consumers their turns
 
 _PROMOTED_GROUP = 128  # inputs under one scale that 8-bit activations may have: what a block of them holds
 _MOST_PROMOTED_SUMS = 40  # those of the group beside those of all
@@ -83,7 +84,7 @@ def illegal(config: KernelConfig) -> str | None:
             "sums of groups leave registers for a tile of 128 features x 80 tokens at most, "
             f"computed together (got {tile})"
         )
-    most = _MOST_SUMS[consumers(config)]
+    most = _MOST_PINGPONG_SUMS if tile.pingpong else _MOST_SUMS[consumers(config)]
     if sums(config) > most:
         room = most * _WARPGROUP // (strips_each(config) * STRIP) // 16 * 16
         how = "alone" if tile.pingpong else "together"

@@ -60,7 +60,7 @@ def parse_rules(text: str, name: str) -> list[Rule]:
 
 
 def parse_tiling(text: str) -> Tiling:
-    """Parse `128x256_2x1x1` or `128x128_1x1x1_pingpong`.
+    """Parse `128x256_2x1x1` or `128x64_1x1x1_pingpong`.
 
     Raises:
         ConfigError: It is not of that form, or no such kernel can exist; the message says why.

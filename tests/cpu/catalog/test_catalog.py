@@ -175,9 +175,9 @@ def test_a_tile_of_warpgroups_in_turns_has_a_name_of_its_own(tmp_path: Path) -> 
     chosen = {m: select(replace(dense, m=m), target, catalog) for m in (100, 101)}
     assert [one.config.tile for one in chosen.values()] == [
         Tile(64, 128, 128, 4),
-        Tile(144, 128, 128, 4, pingpong=True),
+        Tile(96, 128, 128, 4, pingpong=True),
     ]
-    assert chosen[101].config.name == "machete_f16_u4b8_f16_f16_g128_m144n128k128s4p_dense_sm90a"
+    assert chosen[101].config.name == "machete_f16_u4b8_f16_f16_g128_m96n128k128s4p_dense_sm90a"
     assert "machete_f16_u4b8_f16_f16_g128_m64n128k128s4p_dense_sm90a" in {
         one.config.name for one in chosen[101].rejected
     }
@@ -187,7 +187,7 @@ def test_a_tile_of_warpgroups_in_turns_has_a_name_of_its_own(tmp_path: Path) -> 
         "m8n128k128s4_dense_sm80",
         "m8n128k128s4_moe_sm80",
         "m64n128k128s4_dense_sm90a",
-        "m144n128k128s4p_dense_sm90a",
+        "m96n128k128s4p_dense_sm90a",
         "m64n128k128s5c2p_grouped_sm90a",
     }
     assert msgspec.json.decode(msgspec.json.encode(plan), type=Plan) == plan

@@ -27,8 +27,8 @@ TYPES = GemmTypes(BF16, U4B8, BF16, BF16)
 AT_A_TIME = 300  # kernels: the compiler's time grows as the square of their number
 UNLISTED = (  # in the catalog: four consumers and four CTAs; and warpgroups that take tiles in turns
     Tile(64, 256, 128, 5, 4),
-    Tile(144, 128, 128, 4, pingpong=True),
-    Tile(96, 192, 64, 6, 2, pingpong=True),
+    Tile(96, 128, 128, 4, pingpong=True),
+    Tile(64, 192, 64, 6, 2, pingpong=True),
     Tile(16, 256, 128, 8, pingpong=True),
 )
 LEGAL = [

@@ -36,15 +36,15 @@ def test_grouped_rows_are_fetched_as_those_of_dense_layers() -> None:
 
 
 def test_warpgroups_in_turns_are_two_that_hold_all_sums_of_a_tile() -> None:
-    turns = replace(LEGAL, tile=Tile(64, 256, 128, 4, pingpong=True))
+    turns = replace(LEGAL, tile=Tile(48, 256, 128, 4, pingpong=True))
     assert families.illegal(turns) is None
     assert parse_name(turns.name) == turns
-    assert "m64n256k128s4p_dense" in turns.name
+    assert "m48n256k128s4p_dense" in turns.name
     assert families.threads(turns) == 384
-    together = replace(turns, tile=Tile(64, 256, 128, 4))
-    assert machete.sums(turns) == 128 == 4 * machete.sums(together)
+    together = replace(turns, tile=Tile(48, 256, 128, 4))
+    assert machete.sums(turns) == 96 == 4 * machete.sums(together)
     for legal in (
-        replace(turns, tile=replace(turns.tile, cluster=4)),
+        replace(turns, tile=replace(turns.tile, cluster=2)),
         replace(turns, indexed=True),
         replace(turns, indexed=True, grouped=True),
         replace(turns, types=GemmTypes(S8, U4B8, F16, F16), group_size=-1),
@@ -54,7 +54,7 @@ def test_warpgroups_in_turns_are_two_that_hold_all_sums_of_a_tile() -> None:
 
 @pytest.mark.parametrize(
     ("tile", "room"),
-    [(Tile(160, 128, 64, 4), 144), (Tile(112, 192, 64, 4), 96), (Tile(80, 256, 64, 4), 64)],
+    [(Tile(112, 128, 64, 4), 96), (Tile(80, 192, 64, 4), 64), (Tile(64, 256, 64, 4), 48)],
     ids=str,
 )
 def test_how_many_tokens_a_warpgroup_has_registers_for_alone_is_told(tile: Tile, room: int) -> None:

@@ -104,7 +104,7 @@ struct Config {
   static constexpr i32 producer_registers = min_ctas == 2 || consumer_warpgroups == 4 ? 64
                                             : !gathers                               ? (has_zeros<Weight> ? 64 : 56)
                                             : consumer_warpgroups == 3               ? 80
-                                            : sums > 80                              ? (pingpong ? 56 : 64)
+                                            : sums > 80                              ? 64
                                                                                      : 88;
   static constexpr i32 consumer_registers =
       (registers * (consumer_warpgroups + 1) - producer_registers) / consumer_warpgroups / 8 * 8;
@@ -112,7 +112,7 @@ struct Config {
   static_assert(tile_m % 16 == 0 && tile_m / cluster % 8 == 0, "tile_m");
   static_assert(tile_n % (kStrip * team) == 0 && tile_k % kStrip == 0, "tile does not divide");
   static_assert(group_size == -1 || group_size == 16 || group_size == 32 || group_size % kStrip == 0, "group");
-  static_assert(sums <= (consumer_warpgroups == 3 ? 64 : 144), "more sums than registers");
+  static_assert(sums <= (consumer_warpgroups == 3 ? 64 : pingpong ? 96 : 144), "more sums than registers");
   static_assert(sizeof(Waves) <= 48, "waves");
   static_assert(stages >= 2 && stages <= 8, "stages");
   static_assert(!gathers || cluster == 1, "rows that are looked up are not shared");
