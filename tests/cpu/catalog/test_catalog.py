@@ -155,7 +155,7 @@ def test_a_grouped_tile_has_a_name_of_its_own_and_serves_moe_layers_alone(tmp_pa
 
 
 PINGPONG = (
-    '[[tiles]]\nfamily = "machete"\nm = [64, 144]\nn = 128\nk = 128\nstages = 4\npingpong = true\n',
+    '[[tiles]]\nfamily = "machete"\nm = [64, 96]\nn = 128\nk = 128\nstages = 4\npingpong = true\n',
     '[[tiles]]\nfamily = "machete"\nm = [64]\nn = 128\nk = 128\nstages = 5\ncluster = 2\npingpong = true\n'
     "grouped = true\n",
 )
@@ -166,7 +166,7 @@ def test_a_tile_of_warpgroups_in_turns_has_a_name_of_its_own(tmp_path: Path) -> 
     rules = (
         '[[rules]]\narch = ["9.0"]\nmoe = true\ntile = "machete-grouped-m64n128k128c2p"\n'
         '[[rules]]\narch = ["9.0"]\nrows = { max = 100 }\ntile = "machete-m64n128k128"\n'
-        '[[rules]]\narch = ["9.0"]\ntile = "machete-m144n128k128p"\n'
+        '[[rules]]\narch = ["9.0"]\ntile = "machete-m96n128k128p"\n'
         '[[rules]]\ntile = "m8n128k128"\n'
     )
     catalog = load(folder_with(tmp_path, kernels=KERNELS + together + "".join(PINGPONG), rules=rules))

@@ -77,11 +77,11 @@ def test_a_file_of_rules_is_read(tmp_path: Path) -> None:
 
 def test_rules_may_ask_for_pingpong(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
-    file.write_text(RULES.replace("128x64_1x1x1", "128x144_1x1x1_pingpong"))
+    file.write_text(RULES.replace("128x64_1x1x1", "128x96_1x1x1_pingpong"))
     mine = find_catalog(file)
     few, many = (select(replace(DENSE, m=m), ARCH, mine).config for m in (64, 200))
     assert not few.tile.pingpong
-    assert (many.tile.tile_m, many.tile.pingpong) == (144, True)
+    assert (many.tile.tile_m, many.tile.pingpong) == (96, True)
     assert many.name.endswith("p_dense_sm90a")
 
 
@@ -98,8 +98,8 @@ def test_what_makes_no_rules_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="clusters along the first mode alone"):
         find_catalog(str(file))
     for wrong, words in (
-        ("256x256_1x1x1", "schedule 256x256_1x1x1 has no kernel: tile_m must be at most 128"),
-        ("128x160_1x1x1_pingpong", "pingpong has no kernel: tile_m must be at most 144 .* alone"),
+        ("256x256_1x1x1", "schedule 256x256_1x1x1 has no kernel: tile_m must be at most 144"),
+        ("128x112_1x1x1_pingpong", "pingpong has no kernel: tile_m must be at most 96 .* alone"),
         ("128x128_8x1x1", "has no kernel: cluster must be 1, 2 or 4"),
     ):
         file.write_text(f'[[rule]]\nuse = "{wrong}"\n')

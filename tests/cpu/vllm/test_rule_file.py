@@ -20,9 +20,9 @@ def test_reads_conditions_tilings_and_places() -> None:
     assert (str(first), first.line, first.column) == ("M > 64 -> 128x64_2x1x1", 3, 9)
     assert (str(last), last.line) == ("otherwise -> 256x16_1x1x1", 6)
     assert first.tiling == Tiling((128, 64), (2, 1, 1))
-    (turns,) = parse_rules('[[rule]]\nuse = "128x144_1x1x1_pingpong"\n', "rules.toml")
-    assert str(turns) == "otherwise -> 128x144_1x1x1_pingpong"
-    assert turns.tiling == Tiling((128, 144), (1, 1, 1), pingpong=True)
+    (turns,) = parse_rules('[[rule]]\nuse = "128x96_1x1x1_pingpong"\n', "rules.toml")
+    assert str(turns) == "otherwise -> 128x96_1x1x1_pingpong"
+    assert turns.tiling == Tiling((128, 96), (1, 1, 1), pingpong=True)
 
 
 @pytest.mark.parametrize(
