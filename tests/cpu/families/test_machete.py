@@ -64,6 +64,15 @@ def test_how_many_tokens_a_warpgroup_has_registers_for_alone_is_told(tile: Tile,
     assert families.illegal(replace(turns, tile=tile)) is None
 
 
+@pytest.mark.parametrize(
+    ("tile", "room"), [(Tile(144, 192, 64, 4), 128), (Tile(160, 256, 64, 4), 144)], ids=str
+)
+def test_how_many_tokens_warpgroups_have_registers_for_together_is_told(tile: Tile, room: int) -> None:
+    together = replace(LEGAL, tile=tile)
+    assert f"at most {room} with tile_n {tile.tile_n}, computed together" in str(families.illegal(together))
+    assert families.illegal(replace(together, tile=replace(tile, tile_m=room))) is None
+
+
 def stage_bytes(config: KernelConfig) -> int:
     deeper = replace(config, tile=replace(config.tile, stages=config.tile.stages + 1))
     return families.shared_memory(deeper) - families.shared_memory(config)

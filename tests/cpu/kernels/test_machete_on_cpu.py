@@ -37,6 +37,8 @@ CASES = [
     Case("bf16_u4b8_bf16_bf16_g128_m16n128k64s4_moe", 6, 128, 1040, grid=12, experts=3, shared=True),
     Case("bf16_e2m1f_e8m0fnu_bf16_g32_m32n128k64s4_moe", 40, 144, 96, grid=4, experts=3),
     Case("bf16_u4_bf16_bf16_g64_m48n192k128s3_moe", 40, 272, 208, grid=3, experts=3),
+    Case("bf16_u4b8_bf16_bf16_g128_m144n256k64s3_moe", 170, 272, 208, grid=3, experts=3),
+    Case("f16_u4_f16_f16_g128_m144n256k64s2_grouped", 170, 272, 80, grid=3, experts=3),
     Case("bf16_u4b8_bf16_bf16_g128_m32n128k64s4_grouped", 60, 144, 208, grid=3, experts=3),
     Case("f16_u4b8_f16_f16_g128_m32n128k64s4c2_grouped", 40, 272, 144, grid=4, experts=3),
     # Activations of 8 bits.
@@ -69,7 +71,7 @@ PINGPONG = [
     Case("bf16_u4b8_bf16_bf16_g128_m32n128k64s4p_dense", 1, 128, 848, grid=1),
     Case("bf16_u4b8_bf16_bf16_g128_m16n256k128s3p_dense", 40, 272, 208, grid=1),
     Case("bf16_u4b8_bf16_bf16_g128_m32n128k128s4c2p_dense", 100, 272, 208, grid=4),
-    Case("bf16_u4b8_bf16_bf16_g128_m144n128k128s2p_dense", 150, 144, 272, grid=1),
+    Case("bf16_u4b8_bf16_bf16_g128_m96n128k128s2p_dense", 150, 144, 272, grid=1),
     Case("f16_u8b128_f16_f16_g32_m16n192k64s5p_dense", 50, 400, 80, grid=1),
     Case("bf16_e2m1f_e8m0fnu_bf16_g32_m32n128k128s3p_dense", 33, 272, 320, grid=1),
     Case("bf16_u4b8_bf16_bf16_g128_m32n128k64s3p_dense", 70, 272, 848, grid=4, shared=True),
