@@ -169,14 +169,14 @@ def test_grids_are_those_of_the_python_launcher(tmp_path: Path) -> None:
 @needs_gxx
 def test_kernels_whose_warpgroups_take_turns_are_listed_with_their_threads(tmp_path: Path) -> None:
     rules = tmp_path / "rules.toml"
-    rules.write_text('[[rule]]\nuse = "256x64_2x1x1_pingpong"\n')
+    rules.write_text('[[rule]]\nuse = "256x48_2x1x1_pingpong"\n')
     target, library = arch.parse("9.0a"), tmp_path / "library"
     host = Host(plan_problems(SHAPES[:1], [target], 64, find_catalog(rules)), library)
     (name,) = host.select([(SHAPES[0], target.capability, 0)])
     config = parse_name(name)
     assert (config.tile.pingpong, config.tile.cluster, families.threads(config)) == (True, 2, 384)
     row = (library / "src/dispatch_table.cpp").read_text().partition(f'"{name}"')[2].partition("}")[0]
-    assert f"64, 256, 128, 2, 384, {families.shared_memory(config)}, " in row
+    assert f"48, 256, 128, 2, 384, {families.shared_memory(config)}, " in row
     assert "/*pingpong*/ true," in (library / f"kernels/{name}.cu").read_text()
 
 
@@ -363,7 +363,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, experts in product(("e4m3fn_u4b8_bf16_bf16", "s8_u4b8_f16_f16"), (0, 2)):
         one = problem(16, 80, group=-1, experts=experts, top_k=experts)
         shapes.append(replace(one, types=parse_types(name)))
-    plan = plan_problems(shapes, [arch.parse("9.0a")], 400)
+    plan = plan_problems(shapes, [arch.parse("9.0a")], 420)
     grouped = {one.config.types.a.bits for one in plan.kernels if one.config.grouped}
     assert grouped == {8, 16}
     write_library(plan, folder)
