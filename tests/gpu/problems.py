@@ -24,10 +24,14 @@ from billhook.ops import PackedWeight, unpack_weight
 
 ELEMENTS = {torch.float16: F16, torch.bfloat16: BF16}
 GROUPS = (-1, 32, 64, 128)
-# Beside what the catalog lists: the smallest, the largest, and sums of several instructions.
+# Beside what the catalog lists: the smallest, and the largest that warpgroups take in turns.
 OTHERS = tuple(
     Shape("machete", tile)
-    for tile in (Tile(8, 128, 256, 4), Tile(24, 128, 128, 6), Tile(96, 128, 128, 5), Tile(256, 128, 64, 5))
+    for tile in (
+        Tile(16, 128, 256, 4),
+        Tile(96, 128, 128, 5, pingpong=True),
+        Tile(48, 256, 64, 6, pingpong=True),
+    )
 )
 
 
