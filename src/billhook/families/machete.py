@@ -22,7 +22,7 @@ _MOST_SUMS = {2: 144, 3: 64, 4: 32}  # by consumers: registers for float32 sums,
 _MOST_PINGPONG_SUMS = 96  # beside what tells the consumers their turns
 
 _PROMOTED_GROUP = 128  # inputs under one scale that 8-bit activations may have: what a block of them holds
-_MOST_PROMOTED_SUMS = 40  # those of the group beside those of all
+_MOST_PROMOTED_SUMS = 48  # those of the group beside those of all
 
 
 def consumers(config: KernelConfig) -> int:
@@ -81,7 +81,7 @@ def illegal(config: KernelConfig) -> str | None:
         return f"tile_m must be a multiple of 16 (got {tile.tile_m})"
     if promotes and (strips_each(config) > 1 or sums(config) > _MOST_PROMOTED_SUMS):
         return (
-            "sums of groups leave registers for a tile of 128 features x 80 tokens at most, "
+            "sums of groups leave registers for a tile of 128 features x 96 tokens at most, "
             f"computed together (got {tile})"
         )
     most = _MOST_PINGPONG_SUMS if tile.pingpong else _MOST_SUMS[consumers(config)]

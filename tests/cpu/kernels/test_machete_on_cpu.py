@@ -58,7 +58,7 @@ CASES = [
     # Of 8 bits, under group scales.
     Case("e4m3fn_u4b8_bf16_bf16_g128_m32n128k256s3_dense", 40, 272, 400, grid=2),
     Case("e4m3fn_u4b8_f16_f16_g128_m16n128k128s4_dense", 16, 144, 1040, grid=5, shared=True),
-    Case("e4m3fn_u4b8_bf16_bf16_g128_m80n128k256s2c2_dense", 130, 272, 336, grid=2),
+    Case("e4m3fn_u4b8_bf16_bf16_g128_m96n128k256s2c2_dense", 130, 272, 336, grid=2),
     Case("s8_u4b8_f16_f16_g128_m16n128k256s3_dense", 19, 144, 592, grid=1),
     Case("s8_u4b8_bf16_bf16_g128_m32n128k256s3_grouped", 40, 272, 400, grid=3, experts=3),
     Case("s8_u4b8_bf16_bf16_gch_m32n128k128s4c2_grouped", 40, 272, 144, grid=4, experts=3),

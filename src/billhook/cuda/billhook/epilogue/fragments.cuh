@@ -25,7 +25,7 @@ struct FragmentEpilogue {
   static constexpr i32 strips = C::strips_each, threads = 128 * C::team;  // of a consumer; of those that compute a tile
   static constexpr i32 quads = strips * C::columns;                       // accumulators of a thread
   static constexpr i32 kTokens = C::epilogue_tokens;                      // that the scratch holds
-  static constexpr i32 kBatch = kTokens % 32 == 0 && C::sums > 16 ? 4 : 2;  // accumulators that are finished at a time
+  static constexpr i32 kBatch = kTokens % 32 == 0 && C::sums > 16 && !C::promotes ? 4 : 2;  // accumulators finished at a time
   using Sum = typename C::Sum;
   using Sums = Sum[strips][C::columns];
 

@@ -118,7 +118,7 @@ struct Config {
   static_assert(!gathers || cluster == 1, "rows that are looked up are not shared");
   static_assert(tile_k % chunk == 0, "tile_k");
   static_assert(!narrow || !gathers, "8-bit rows are not gathered");
-  static_assert(!promotes || (group_size == 128 && sums <= 40), "groups are as deep as a block of 8-bit activations");
+  static_assert(!promotes || (group_size == 128 && sums <= 48), "groups are as deep as a block of 8-bit activations");
   static_assert(indexed || !grouped, "only the rows of MoE are grouped");
 };
 
@@ -164,14 +164,16 @@ __device__ __forceinline__ void consume(const GemmParams& p, const Waves& waves,
         parity ^= 1;
       }
     }
-    // What comes next is looked up while the last unit is multiplied.
+    // What comes next is looked up while the last unit is multiplied, unless registers are short.
+    const u32 last = shared + C::empty_at + 8 * before;
+    if constexpr (C::promotes) consumer.finish(last);
     const Segment done = at;
     const typename FragmentEpilogue<C>::Ahead known = ahead;
     const typename FragmentEpilogue<C>::Factors factors(p, known);
     if constexpr (C::pingpong) leave_to_other();
     more = walk.next(at);
     ahead = typename FragmentEpilogue<C>::Ahead(p, at);
-    consumer.finish(shared + C::empty_at + 8 * before);
+    if constexpr (!C::promotes) consumer.finish(last);
     epilogue.store(consumer.sums, done, known, factors);
   }
 }
