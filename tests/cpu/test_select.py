@@ -188,3 +188,12 @@ def test_nonsense_is_refused(problem: Problem, word: str) -> None:
 def test_spans_need_a_last_m() -> None:
     with pytest.raises(InputError, match="largest m"):
         spans(DENSE, 0, parse("9.0a"))
+
+
+def test_rules_tell_many_experts_from_few() -> None:
+    few = Problem(8192, 4096, 4096, TYPES, 128, num_experts=8, top_k=2)
+    many = replace(few, m=32768, num_experts=128, top_k=8)
+    target = parse("9.0a")
+    assert few.rows_per_expert == many.rows_per_expert
+    assert select(few, target).config.grouped
+    assert not select(many, target).config.grouped

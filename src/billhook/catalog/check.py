@@ -46,6 +46,8 @@ def wrong_rule(catalog: Catalog) -> tuple[int, str] | None:
                 position,
                 "has bounds on n or k: the projections of an expert share a routing; set moe = false",
             )
+        if not rule.moe and rule.experts != ANY:
+            return position, "has bounds on experts, which only MoE layers have; set moe = true"
         if rule.activations not in (None, *_widths(catalog)):
             return position, f"is for {rule.activations}-bit activations, which no format has"
         if catalog.by_name[rule.tile].grouped and not rule.moe:

@@ -1,6 +1,6 @@
 """Do ordered rules leave gaps, and can each of them ever be chosen? Answered exactly, by subtracting boxes.
 
-For one kind of layer and activations on one GPU target a rule is a box in (rows, n, k). A box is a tuple
+For one kind of layer and activations on one GPU target a rule is a box in (rows, n, k, experts). A box is a tuple
 of half-open intervals (above, max]. A rule shadows later ones only where its tile is legal for every format.
 """
 
@@ -14,7 +14,8 @@ from .rule import Rule
 
 Box = tuple[tuple[float, float], ...]
 Case = tuple[tuple[int, bool], ...]  # positions of the rules that apply, and whether their tiles are legal
-EVERYTHING: Box = ((0, math.inf),) * 3
+AXES = tuple(Rule(tile="").bounds())
+EVERYTHING: Box = ((0, math.inf),) * len(AXES)
 
 
 class Kind(NamedTuple):
@@ -117,9 +118,9 @@ def _subtract(box: Box, cover: Box) -> list[Box]:
 
 def _describe(box: Box) -> str:
     words = []
-    for name, (low, high) in zip(("rows", "n", "k"), box, strict=True):
+    for name, (low, high) in zip(AXES, box, strict=True):
         if low > 0:
             words.append(f"{name} > {low:g}")
         if high < math.inf:
             words.append(f"{name} <= {high:g}")
-    return ", ".join(words) or "any rows, n and k"
+    return ", ".join(words) or "any rows, n, k and experts"

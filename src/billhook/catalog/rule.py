@@ -43,6 +43,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         rows: Rows that one weight matrix multiplies (`Problem.rows_per_expert`).
         n: Output features of one weight matrix.
         k: Input features.
+        experts: Weight matrices of a MoE layer on one GPU; says nothing of dense layers.
         moe: True for MoE layers only, False for dense layers only.
         arch: Compute capabilities, such as `9.0`; empty for all.
         activations: Bits of the activations, 8 or 16.
@@ -52,6 +53,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rows: Bounds = ANY
     n: Bounds = ANY
     k: Bounds = ANY
+    experts: Bounds = ANY
     moe: bool | None = None
     arch: tuple[str, ...] = ()
     activations: int | None = None
@@ -71,6 +73,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             and last_m(self.rows.above, problem) < problem.m <= last_m(self.rows.max, problem)
             and problem.n in self.n
             and problem.k in self.k
+            and (not problem.moe or problem.num_experts in self.experts)
         )
 
     def describe(self) -> str:
@@ -83,7 +86,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def bounds(self) -> dict[str, Bounds]:
         """Return the conditions on numbers by name."""
-        return {"rows": self.rows, "n": self.n, "k": self.k}
+        return {"rows": self.rows, "n": self.n, "k": self.k, "experts": self.experts}
 
 
 def last_m(rows: float, problem: Problem) -> float:

@@ -221,6 +221,7 @@ def test_every_moe_rule_has_tiles_for_every_format_on_its_target() -> None:
         ('[[rules]]\nrow = 3\ntile = "m8n128k128"\n', [":1", "row"]),
         ('[[rules]]\nmoe = true\nn = { max = 64 }\ntile = "m8n128k128"\n', [":1", "routing", "moe = false"]),
         ('[[rules]]\nk = { above = 64 }\ntile = "m8n128k128"\n', [":1", "routing", "moe = false"]),
+        ('[[rules]]\nexperts = { max = 8 }\ntile = "m8n128k128"\n', [":1", "experts", "moe = true"]),
         ('[[rules]]\nrows = { max = 0 }\ntile = "m8n128k128"\n', [":1", "rows", "max = 0"]),
         ('[[rules]]\nn = { above = 9, max = 8 }\ntile = "m8n128k128"\n', [":1", "above = 9"]),
         ('[[rules]]\nactivations = 8\ntile = "m8n128k128"\n', [":1", "8-bit"]),

@@ -39,6 +39,7 @@ rules = st.lists(
         rows=st.just(ANY) | bounds(),
         n=st.just(ANY) | bounds(),
         k=st.just(ANY) | bounds(),
+        experts=st.sampled_from([ANY, Bounds(max=2), Bounds(above=2)]),
         moe=st.none() | st.booleans(),
         arch=st.just(()) | st.just(("8.6",)) | st.just(("8.0", "9.0")),
         activations=st.none() | st.sampled_from([8, 16]),
@@ -52,7 +53,7 @@ def test_agrees_with_trying_everything(found: list[Rule]) -> None:
     cells = [*VALUES, 9]  # one number of every interval between bounds
     winners = set()
     served_everywhere = True
-    for kind, *place in itertools.product(KINDS, cells, cells, cells):
+    for kind, *place in itertools.product(KINDS, cells, cells, cells, (1, 3)):
         served = False
         for position, rule in enumerate(found):
             inside = all(value in one for value, one in zip(place, rule.bounds().values(), strict=True))
