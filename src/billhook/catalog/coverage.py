@@ -1,7 +1,8 @@
 """Do ordered rules leave gaps, and can each of them ever be chosen? Answered exactly, by subtracting boxes.
 
-For one kind of layer and activations on one GPU target a rule is a box in (rows, n, k, experts). A box is a tuple
-of half-open intervals (above, max]. A rule shadows later ones only where its tile is legal for every format.
+For one kind of layer and activations on one GPU target a rule is a box in (rows, n, k, experts). A box is a
+tuple of half-open intervals (above, max]. A rule shadows later ones only where its tile is legal for every
+format.
 """
 
 from __future__ import annotations

@@ -36,6 +36,7 @@ class Request(NamedTuple):
         activations: Type of the activations: "f16", "bf16", "e4m3fn" or "s8".
         weight: Type of the weights, such as "u4b8".
         scale: Type of the scales.
+        output: Type of D.
         group_size: Weights along k that share one scale; -1 for channel scales.
         num_experts: 0 for a dense layer.
         top_k: 0 for a dense layer.
@@ -49,6 +50,7 @@ class Request(NamedTuple):
     activations: str
     weight: str
     scale: str
+    output: str
     group_size: int
     num_experts: int = 0
     top_k: int = 0
@@ -56,9 +58,8 @@ class Request(NamedTuple):
 
     @property
     def types(self) -> GemmTypes:
-        """The element types; the output has the activations', or the scales' beside 8-bit activations."""
-        a, scale = dtype(self.activations), dtype(self.scale)
-        return GemmTypes(a, dtype(self.weight), scale, a if a.bits == 16 else scale)
+        """The element types."""
+        return GemmTypes(*map(dtype, (self.activations, self.weight, self.scale, self.output)))
 
     @property
     def problem(self) -> Problem:

@@ -17,7 +17,7 @@ class Kind(NamedTuple):
 
     Args:
         types: Element types of the GEMM.
-        names: Names of the types of activations, weights and scales, as in `dispatch.provider.Request`.
+        names: Names of the types of activations, weights, scales and D, as in `dispatch.provider.Request`.
         output: Type of D and of bias.
         narrow: Whether activations have 8 bits, and a scale for each row.
         zeros: Whether there are zero points.
@@ -26,7 +26,7 @@ class Kind(NamedTuple):
     """
 
     types: GemmTypes
-    names: tuple[str, str, str]
+    names: tuple[str, str, str, str]
     output: torch.dtype
     narrow: bool
     zeros: bool
@@ -45,7 +45,7 @@ def _kinds() -> dict[tuple[str, torch.dtype, torch.dtype], Kind]:
                 narrow = a != c
                 found[held.name, NARROW_DTYPES[a] if narrow else DTYPES[a], scales] = Kind(
                     types=types,
-                    names=(types.a.name, types.b.name, types.s.name),
+                    names=(types.a.name, types.b.name, types.s.name, types.c.name),
                     output=DTYPES[c],
                     narrow=narrow,
                     zeros=held.weight.zero_point,

@@ -131,7 +131,7 @@ def test_a_kernel_is_chosen_and_loaded_once(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(provider, "load_gemm", load)
     monkeypatch.setattr(cuda, "capability", lambda device: H100)
     kernels = Kernels(Fake())
-    request = Request(0, 4, 512, 512, "bf16", "u4b8", "bf16", 128, 8, 2)
+    request = Request(0, 4, 512, 512, "bf16", "u4b8", "bf16", "bf16", 128, 8, 2)
     first = kernels.gemm(request)
     assert kernels.gemm(request) is first
     assert kernels.gemm(request._replace(m=5)) is first  # another problem, the same kernel
