@@ -28,7 +28,7 @@ _MOST_PROMOTED_SUMS = 48  # those of the group beside those of all
 def consumers(config: KernelConfig) -> int:
     """Return the warpgroups of a CTA that multiply: one for each strip of features, as registers allow."""
     tile = config.tile
-    return 2 if tile.pingpong or (tile.tile_n == 256 and tile.tile_m > 64) else tile.strips
+    return 2 if tile.pingpong or (tile.tile_n == 256 and tile.tile_m > 48) else tile.strips
 
 
 def strips_each(config: KernelConfig) -> int:
@@ -79,7 +79,7 @@ def illegal(config: KernelConfig) -> str | None:
         return f"tile_k must be a multiple of {chunk} with {config.types.a} activations (got {tile.tile_k})"
     if tile.tile_m % 16:
         return f"tile_m must be a multiple of 16 (got {tile.tile_m})"
-    if promotes and (strips_each(config) > 1 or sums(config) > _MOST_PROMOTED_SUMS):
+    if promotes and (tile.tile_n != 128 or tile.pingpong or sums(config) > _MOST_PROMOTED_SUMS):
         return (
             "sums of groups leave registers for a tile of 128 features x 96 tokens at most, "
             f"computed together (got {tile})"

@@ -21,7 +21,8 @@ def test_the_example_is_legal_and_rounds_group_scaled_weights() -> None:
     assert families.rounds_weights(LEGAL)
     assert not families.rounds_weights(replace(LEGAL, group_size=-1))
     assert families.threads(LEGAL) == 384  # two consumers and a producer
-    assert families.threads(replace(LEGAL, tile=Tile(64, 256, 128, 4))) == 640
+    assert families.threads(replace(LEGAL, tile=Tile(48, 256, 128, 4))) == 640
+    assert families.threads(replace(LEGAL, tile=Tile(64, 256, 128, 4))) == 384
     assert families.takes_tensor_map(LEGAL)
     assert not families.takes_tensor_map(replace(LEGAL, indexed=True))
 

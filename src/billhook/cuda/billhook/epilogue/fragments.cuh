@@ -25,7 +25,8 @@ struct FragmentEpilogue {
   static constexpr i32 strips = C::strips_each, threads = 128 * C::team;  // of a consumer; of those that compute a tile
   static constexpr i32 quads = strips * C::columns;                       // accumulators of a thread
   static constexpr i32 kTokens = C::epilogue_tokens;                      // that the scratch holds
-  static constexpr i32 kBatch = kTokens % 32 == 0 && C::sums > 16 && !C::promotes ? 4 : 2;  // accumulators finished at a time
+  // Accumulators finished at a time, as registers allow.
+  static constexpr i32 kBatch = kTokens % 32 == 0 && C::sums > 16 && strips == 1 && !C::promotes ? 4 : 2;
   using Sum = typename C::Sum;
   using Sums = Sum[strips][C::columns];
 

@@ -57,7 +57,7 @@ struct Config {
   static constexpr bool gathers = indexed && !grouped;
 
   // One strip a consumer, so that several hide each other's latency, unless registers are short.
-  static constexpr i32 consumer_warpgroups = pingpong || (tile_n == 256 && tile_m > 64) ? 2 : tile_n / kStrip;
+  static constexpr i32 consumer_warpgroups = pingpong || (tile_n == 256 && tile_m > 48) ? 2 : tile_n / kStrip;
   static constexpr i32 team = pingpong ? 1 : consumer_warpgroups;  // consumers that compute a tile together
   static constexpr i32 consumer_threads = 128 * consumer_warpgroups, threads = consumer_threads + 128;
   static constexpr i32 strips = tile_n / kStrip, blocks = tile_k / kStrip;
@@ -96,7 +96,7 @@ struct Config {
   static constexpr i32 shared_bytes = waves_at + 64;
 
   // Small tiles leave room for a CTA of the next kernel, which requests its weights while this one ends.
-  static constexpr i32 min_ctas = consumer_warpgroups == 2 && !pingpong && sums <= 32 ? fitting_ctas(2, shared_bytes) : 1;
+  static constexpr i32 min_ctas = consumer_warpgroups == 2 && !pingpong && !promotes && sums <= 32 ? fitting_ctas(2, shared_bytes) : 1;
 
   // A CTA has the registers it is launched with, for each thread; the producer keeps what it needs, more if it keeps track of
   // rows, and gives the rest to the consumers. All come by eights.
@@ -118,7 +118,7 @@ struct Config {
   static_assert(!gathers || cluster == 1, "rows that are looked up are not shared");
   static_assert(tile_k % chunk == 0, "tile_k");
   static_assert(!narrow || !gathers, "8-bit rows are not gathered");
-  static_assert(!promotes || (group_size == 128 && sums <= 48), "groups are as deep as a block of 8-bit activations");
+  static_assert(!promotes || (group_size == 128 && tile_n == 128 && sums <= 48), "groups are as deep as a block of 8-bit activations");
   static_assert(indexed || !grouped, "only the rows of MoE are grouped");
 };
 
