@@ -18,7 +18,7 @@ _ALIGNMENT = 1024  # of a stage: what wgmma's 128-byte swizzle repeats after
 _WAVES_BYTES = 64  # which tiles the CTA computes
 _MOST_SCRATCH_TOKENS = {16: 144, 8: 96}  # by bits of activations: taken at once by the epilogue; else half
 _SWIZZLED_BYTES = 128  # of a token's activations: what wgmma reads together
-_MOST_SUMS = {2: 144, 3: 64, 4: 32}  # by consumers: registers for float32 sums, of which all else needs 80
+_MOST_SUMS = {2: 144, 3: 64, 4: 32}  # by consumers: registers of one for float32 sums; all else needs some 80
 _MOST_PINGPONG_SUMS = 96  # beside what tells the consumers their turns
 
 _PROMOTED_GROUP = 128  # inputs under one scale that 8-bit activations may have: what a block of them holds

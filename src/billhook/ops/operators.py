@@ -19,7 +19,7 @@ from ..config import KernelConfig
 from ..dispatch.provider import Request, kernels
 from ..errors import InputError, UnsupportedError, WeightError
 from . import library
-from .kinds import KINDS
+from .kinds import KINDS, Kind
 from .weight import PackedWeight
 
 _HOST_BLOCK_M = 16  # where there is no kernel to choose: any is right on the CPU
@@ -192,17 +192,7 @@ def moe_block_m(weight: PackedWeight, tokens: int, top_k: int, dtype: torch.dtyp
         )
     if weight.device.type != "cuda":
         return _HOST_BLOCK_M
-    request = Request(
-        weight.device.index,
-        tokens,
-        weight.n,
-        weight.k,
-        *kind.names,
-        weight.group_size,
-        weight.num_experts,
-        top_k,
-    )
-    return kernels().choose(request).tile.tile_m
+    return kernels().choose(_request(weight, kind, tokens, top_k)).tile.tile_m
 
 
 def why_unserved(weight: PackedWeight, dtype: torch.dtype) -> str | None:
@@ -217,13 +207,24 @@ def why_unserved(weight: PackedWeight, dtype: torch.dtype) -> str | None:
         return f"{weight.format} weights are not multiplied by {dtype}"
     if weight.device.type != "cuda":
         return None
-    device, top_k = weight.device.index or 0, min(weight.num_experts, 1)
-    problem = (1, weight.n, weight.k, *kind.names, weight.group_size, weight.num_experts, top_k)
     try:
-        kernels().choose(Request(device, *problem))
+        kernels().choose(_request(weight, kind, 1, min(weight.num_experts, 1)))
     except UnsupportedError as error:
         return str(error)
     return None
+
+
+def _request(weight: PackedWeight, kind: Kind, tokens: int, top_k: int) -> Request:
+    return Request(
+        weight.device.index,
+        tokens,
+        weight.n,
+        weight.k,
+        *kind.names,
+        weight.group_size,
+        weight.num_experts,
+        top_k,
+    )
 
 
 def _check_operands(a: torch.Tensor, weight: PackedWeight, moe: bool) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from billhook import arch
 from billhook.build.headers import included_headers
@@ -19,8 +22,11 @@ _ENTRY = re.compile(
 )
 
 
-def build(folder: Path, compiler: str) -> Any:
-    """Compile the kernels into a folder and load them."""
+def build(folder: Path) -> Any:
+    """Compile the kernels into a folder and load them; skip the test where there is no compiler."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("running kernels on the CPU needs g++")
     source = emit_support("pack", arch.parse("8.0")).text
     lines = ['#include "cuda_on_cpu.hpp"', source]
     for name, parameters in _ENTRY.findall(source):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cpu.scripts import imported
 
 torch = pytest.importorskip("torch", reason="needs torch (a CPU build will do)")
 pytest.importorskip("transformers", minversion="5", reason="needs transformers 5")
@@ -20,19 +19,11 @@ from billhook.formats.host import dequantize, quantize  # noqa: E402
 from billhook.ops import pack_quantized, unpack_weight  # noqa: E402
 from billhook.weights import FORMATS  # noqa: E402
 
-ROOT = Path(__file__).parents[3]
-
 
 @pytest.fixture(scope="module")
 def decode() -> Iterator[Any]:
-    spec = importlib.util.spec_from_file_location("bench_decode", ROOT / "bench/decode.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look for their module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    with imported("decode") as module:
+        yield module
 
 
 def test_both_models_are_as_near_to_the_truth(

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cpu.scripts import imported
 
 torch = pytest.importorskip("torch", reason="needs torch (a CPU build will do)")
-
-PATH = Path(__file__).parents[3] / "bench/pack.py"
 
 
 @pytest.fixture(scope="module")
 def bench() -> Iterator[Any]:
-    spec = importlib.util.spec_from_file_location("bench_pack", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look for their module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    with imported("pack") as module:
+        yield module
 
 
 def test_every_format_and_form_is_measured_and_recorded(bench: Any, tmp_path: Path) -> None:
