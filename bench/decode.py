@@ -16,6 +16,7 @@ import json
 import os
 import shlex
 import statistics
+import subprocess
 import sys
 import threading
 import time
@@ -30,13 +31,13 @@ import transformers
 from transformers import AutoModelForCausalLM, LlamaConfig, StaticCache
 
 from billhook.formats.host import HostWeight, quantize, split
-from billhook.measure.machine import find_commit
 from billhook.nn import QuantLinear
 from billhook.ops import pack_quantized
 from billhook.ops.drawn import Drawn
 from billhook.ops.tensors import from_numpy
 from billhook.weights import FORMATS
 
+ROOT = Path(__file__).parents[1]
 SIZES = {
     "tiny": {
         "hidden_size": 256,
@@ -346,12 +347,15 @@ def measure(decoders: dict[str, Decoder], prompt: torch.Tensor, steps: int) -> d
 
 def record(found: dict[str, Any], file: Path, device: torch.device) -> None:
     """Append a result, and where it was made, to a file."""
+    git = subprocess.run(
+        ["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], check=False, capture_output=True, text=True
+    )
     where = {
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else "",
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "commit": find_commit(),
+        "commit": os.environ.get("BILLHOOK_COMMIT") or git.stdout.strip(),
         "command": shlex.join(["python", "bench/decode.py", *sys.argv[1:]]),
     }
     with file.open("a") as stream:
