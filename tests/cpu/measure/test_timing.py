@@ -1,10 +1,19 @@
 import math
+from collections import Counter
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billhook.measure.timing import LEAST_CALLS, MOST_CALLS, calls_for, quantile, summarize
+from billhook.measure.timing import (
+    LEAST_CALLS,
+    MOST_CALLS,
+    balanced_order,
+    calls_for,
+    quantile,
+    summarize,
+)
 
 
 @given(st.floats(0.5, 1e5), st.integers(1, 24))
@@ -30,3 +39,11 @@ def test_quantiles_interpolate() -> None:
 @pytest.mark.parametrize(("expected", "calls"), [(1.0, 96), (25.0, 20), (1e4, 20), (10.0, 50)])
 def test_short_calls_are_repeated_more(expected: float, calls: int) -> None:
     assert calls_for(expected, 1) == calls
+
+
+@pytest.mark.parametrize("count", range(1, 9))
+def test_each_contestant_follows_each_other_equally_often(count: int) -> None:
+    orders = [balanced_order(count, step) for step in range(2 * count)]
+    assert all(sorted(order) == list(range(count)) for order in orders)
+    followed = Counter(pair for order in orders for pair in pairwise(order))
+    assert set(followed.values()) <= {2} and len(followed) == count * (count - 1)
