@@ -17,9 +17,11 @@ class PackedFormat:
         weight: Type of the codes.
         scale: Type of the scales; None where they have the output's type.
         group_sizes: Weights along k that may share one scale, the usual size first; -1 for channel scales.
-        activations: Types of 16-bit activations that it is multiplied by; the output has the same.
+        outputs: Types of the output, and of 16-bit activations where it is multiplied by those.
         narrow_activations: Types of 8-bit activations that it is multiplied by too, those in which its
-            numbers are exact; the output then has one of `activations`.
+            numbers are exact.
+        folded: Whether a code times its scale is rounded to e4m3, and channels have one more scale each, in
+            float32; then it is multiplied by 8-bit activations alone.
     """
 
     name: str
@@ -27,13 +29,19 @@ class PackedFormat:
     weight: DType
     scale: DType | None
     group_sizes: tuple[int, ...]
-    activations: tuple[DType, ...] = (F16, BF16)
+    outputs: tuple[DType, ...] = (F16, BF16)
     narrow_activations: tuple[DType, ...] = ()
+    folded: bool = False
+
+    @property
+    def activations(self) -> tuple[DType, ...]:
+        """Types of 16-bit activations that it is multiplied by; the output has the same."""
+        return () if self.folded else self.outputs
 
     @property
     def global_scale(self) -> bool:
         """Whether one more scale multiplies a whole weight: e4m3 scales lack the range to do without."""
-        return self.scale == E4M3FN
+        return self.scale == E4M3FN and not self.folded
 
     def scale_type(self, output: DType) -> DType:
         """Return the type of the scales where the output has a type."""
@@ -52,5 +60,6 @@ FORMATS = {
         PackedFormat("mxfp8", 6, E4M3FN, E8M0FNU, (32,), (BF16,)),
         PackedFormat("mxfp4", 7, E2M1F, E8M0FNU, (32,), (BF16,), narrow_activations=(E4M3FN,)),
         PackedFormat("nvfp4", 8, E2M1F, E4M3FN, (16,)),
+        PackedFormat("w4a8", 9, U4B8, E4M3FN, (128,), narrow_activations=(E4M3FN,), folded=True),
     )
 }

@@ -8,6 +8,7 @@ from billhook.arch import Arch, supported
 from billhook.catalog import load
 from billhook.config import GemmTypes, KernelConfig, Problem, Tile
 from billhook.dtypes import ALL, E4M3FN, F16
+from billhook.families.base import folds
 
 
 def archs() -> st.SearchStrategy[Arch]:
@@ -71,6 +72,8 @@ def requests() -> st.SearchStrategy[tuple[Problem, Arch]]:
 
 def multiplies(arch: Arch, types: GemmTypes) -> bool:
     """Whether a target has instructions for the types of an installed kernel."""
+    if folds(types):
+        return arch.sm == "sm90a"
     if types.a == E4M3FN:
         return arch.capability >= (8, 9)
     return types.c == F16 or arch.capability >= (8, 0)

@@ -43,9 +43,9 @@ class Format(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def all_formats() -> tuple[Format, ...]:
     """Return every format of `weights.FORMATS`, first with activations of 16 bits, then with those of 8."""
-    wide = [_format(one, one.activations) for one in FORMATS.values()]
+    wide = [_format(one, one.activations) for one in FORMATS.values() if one.activations]
     narrow = [
-        _format(one, one.narrow_activations, one.activations)
+        _format(one, one.narrow_activations, one.outputs)
         for one in FORMATS.values()
         if one.narrow_activations
     ]

@@ -37,6 +37,11 @@ def wrong_types(
     return _wrong_types(types, config.group_size)
 
 
+def folds(types: GemmTypes) -> bool:
+    """Return whether a weight is its code times its scale, rounded to e4m3 (w4a8)."""
+    return (types.b, types.s) == (U4B8, E4M3FN)
+
+
 @cache
 def _wrong_types(types: GemmTypes, group_size: int) -> str | None:
     if types.a not in ACTIVATIONS:
@@ -59,8 +64,8 @@ def _wrong_types(types: GemmTypes, group_size: int) -> str | None:
         known = ", ".join(str(one.scale_type(types.c)) for one in of_both)
         return f"scales of {types.b} weights under {types.a} activations must be {known} (got {types.s})"
     (one,) = fitting
-    if types.c not in one.activations:
-        known = " or ".join(map(str, one.activations))
+    if types.c not in one.outputs:
+        known = " or ".join(map(str, one.outputs))
         return f"the output must be {known} with {types.s} scales (got {types.c})"
     if group_size not in one.group_sizes:
         sizes = tuple(sorted(one.group_sizes))

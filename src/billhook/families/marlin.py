@@ -53,6 +53,11 @@ def illegal(config: KernelConfig) -> str | None:
 def _wrong_arch(config: KernelConfig) -> str | None:
     """Return what the kernel asks of its target that this one lacks."""
     arch, types = config.arch, config.types
+    if base.folds(types):
+        return (
+            "marlin does not fold scales into weights (w4a8): 9.0a does, with machete; elsewhere keep the "
+            f"weights u4b8, whose scales have the type {types.c}"
+        )
     if types.a == E4M3FN and arch.capability < (8, 9):
         return f"e4m3fn activations need compute capability 8.9 or later (got {arch})"
     if arch.capability >= (8, 0):

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ..dtypes import BF16, E2M1F, DType
 from ..errors import WeightError
-from . import affine, fp8, mx, nvfp4
+from . import affine, fp8, mx, nvfp4, w4a8
 from . import pack as order
 from .affine import Affine
 from .blocks import Block
@@ -18,10 +18,11 @@ from .elements import find_element, numpy_dtype
 from .fp8 import Fp8
 from .mx import Mx
 from .nvfp4 import Nvfp4
-from .packed import PackedArrays, find_format
+from .packed import PackedArrays, find_format, tensor_shapes
 from .stored import Words
+from .w4a8 import W4a8
 
-HostWeight: TypeAlias = Affine | Fp8 | Mx | Nvfp4
+HostWeight: TypeAlias = Affine | Fp8 | Mx | Nvfp4 | W4a8
 
 
 class Parts(NamedTuple):
@@ -34,6 +35,7 @@ class Parts(NamedTuple):
         zeros: uint8 [.., groups, n], or None.
         global_scales: float32 [experts or 1], or None.
         group_size: Weights along k that share one scale; -1 for channel scales.
+        channel_scales: float32 [.., n] of folded weights, or None.
     """
 
     format: str
@@ -42,6 +44,7 @@ class Parts(NamedTuple):
     zeros: npt.NDArray[np.uint8] | None
     global_scales: npt.NDArray[np.float32] | None
     group_size: int
+    channel_scales: npt.NDArray[np.float32] | None = None
 
 
 def quantize(
@@ -66,6 +69,8 @@ def quantize(
     size = held.group_sizes[0] if group_size is None else group_size
     if size not in held.group_sizes:
         raise WeightError(f"{format} weights have group_size {held.group_sizes} (got {group_size})")
+    if held.folded:
+        return w4a8.quantize(weight, size)
     if held.weight in affine.ELEMENTS:
         return affine.quantize(weight, held.weight, size, activations)
     if held.global_scale:
@@ -84,6 +89,8 @@ def dequantize(weight: HostWeight, dtype: npt.DTypeLike = np.float32) -> npt.NDA
         return affine.dequantize(weight, dtype)
     if isinstance(weight, Fp8):
         return fp8.dequantize(weight, dtype)
+    if isinstance(weight, W4a8):
+        return w4a8.dequantize(weight, dtype)
     return mx.dequantize(weight, dtype) if isinstance(weight, Mx) else nvfp4.dequantize(weight, dtype)
 
 
@@ -103,6 +110,9 @@ def split(weight: HostWeight) -> Parts:
     if isinstance(weight, Nvfp4):
         whole = weight.global_scale.reshape(-1)
         return Parts("nvfp4", weight.codes, weight.scales, None, whole, nvfp4.GROUP_SIZE)
+    if isinstance(weight, W4a8):
+        size, channels = weight.group_size, weight.channel_scales
+        return Parts("w4a8", weight.codes, weight.scales, None, None, size, channels)
     block, n = weight.block, weight.codes.shape[-1]
     if block.k not in find_format("fp8").group_sizes:
         raise WeightError(f"fp8 weights are packed with scales for all or 128 of k (got blocks of {block})")
@@ -118,17 +128,20 @@ def join(parts: Parts) -> HostWeight:
     Codes that are words are read.
 
     Raises:
-        WeightError: No such format, zero points or global scales that it lacks or has too many, or what the
-            value refuses: dtypes, shapes, codes out of range, scales that are not finite.
+        WeightError: No such format, zero points or scales that it lacks or has too many, or what the value
+            refuses: dtypes, shapes, codes out of range, scales that are not finite.
     """
     held = find_format(parts.format)
     for name, extra, wanted in (
         ("zeros", parts.zeros, held.weight.zero_point),
         ("global_scales", parts.global_scales, held.global_scale),
+        ("channel_scales", parts.channel_scales, held.folded),
     ):
         if (extra is None) == wanted:
             raise WeightError(f"{held.name} weights {'need' if wanted else 'have no'} {name}")
     codes = parts.codes.read() if isinstance(parts.codes, Words) else parts.codes
+    if parts.channel_scales is not None:
+        return W4a8(codes, parts.scales, parts.channel_scales, parts.group_size)
     if held.weight in affine.ELEMENTS:
         return Affine(held.weight, codes, parts.scales, parts.zeros, parts.group_size)
     if parts.global_scales is not None:
@@ -144,13 +157,33 @@ def join(parts: Parts) -> HostWeight:
     return Fp8(codes, parts.scales.astype(np.float32), Block(parts.group_size))
 
 
+def fold(weight: HostWeight | Parts) -> Parts:
+    """Return a weight of symmetric 4-bit codes as one of w4a8: its scales change, its codes do not.
+
+    Args:
+        weight: A u4b8 weight.
+
+    Raises:
+        WeightError: It is of another format or group size, or a scale is not finite.
+    """
+    parts, folded = weight if isinstance(weight, Parts) else split(weight), find_format("w4a8")
+    if parts.format != "u4b8" or parts.group_size not in folded.group_sizes:
+        raise WeightError(
+            f"scales are folded of u4b8 weights (4 bits, symmetric), group_size "
+            f"{' or '.join(map(str, folded.group_sizes))} (got {parts.format}, group_size "
+            f"{parts.group_size}); leave these as they are"
+        )
+    scales, channels = w4a8.fold(parts.scales)
+    return parts._replace(format=folded.name, scales=scales, channel_scales=channels)
+
+
 def scale_type(parts: Parts, activations: DType | None) -> DType:
     """Return the type of activations to pack for: as asked, else that of 16-bit scales, else bf16.
 
     Raises:
         WeightError: The format is not multiplied by such activations, or has other scales.
     """
-    allowed = find_format(parts.format).activations
+    allowed = find_format(parts.format).outputs
     own = find_element(parts.scales.dtype)
     if own is None and not find_format(parts.format).scale:
         raise WeightError(f"scales must be float16, bfloat16 or float32 (got {parts.scales.dtype})")
@@ -179,11 +212,13 @@ def pack(weight: HostWeight | Parts, activations: DType | None = None) -> Packed
     parts = split(value)
     held, kind = find_format(parts.format), numpy_dtype(scale_type(parts, activations))
     *experts, k, n = value.codes.shape
+    tensor_shapes(held, n, k, parts.group_size, len(experts))  # refuses what is not packed
     scales = parts.scales if held.scale else round_scales(parts.scales, kind)
     zeros = None if parts.zeros is None else parts.zeros.astype(kind)
+    codes = order.order_folded(value.codes) if held.folded else value.codes
     return PackedArrays(
         format=held.name,
-        codes=order.pack_codes(value.codes, held.weight),
+        codes=order.pack_codes(codes, held.weight),
         scales=order.pack_scales(scales, k, parts.group_size),
         n=n,
         k=k,
@@ -191,6 +226,7 @@ def pack(weight: HostWeight | Parts, activations: DType | None = None) -> Packed
         num_experts=experts[0] if experts else 0,
         zeros=None if zeros is None else order.pack_scales(zeros, k, parts.group_size),
         global_scales=parts.global_scales,
+        channel_scales=parts.channel_scales,
     )
 
 
@@ -200,14 +236,16 @@ def unpack(packed: PackedArrays) -> HostWeight:
     fp8 scales come back for each column, in float32.
     """
     n, k, size = packed.n, packed.k, packed.group_size
+    codes = order.unpack_codes(packed.codes, k, n, packed.held.weight)
     return join(
         Parts(
             packed.format,
-            order.unpack_codes(packed.codes, k, n, packed.held.weight),
+            order.reorder_folded(codes) if packed.held.folded else codes,
             order.unpack_scales(packed.scales, k, n, size),
             None if packed.zeros is None else order.unpack_scales(packed.zeros, k, n, size).astype(np.uint8),
             packed.global_scales,
             size,
+            packed.channel_scales,
         )
     )
 

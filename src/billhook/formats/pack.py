@@ -134,6 +134,35 @@ def unpack_codes(packed: npt.NDArray[np.uint32], k: int, n: int, element: DType)
     return np.ascontiguousarray(parts.reshape(want[0] * STRIP, want[1] * STRIP)[:n, :k].T)
 
 
+def order_folded(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Return the codes of a folded weight in the order in which `pack_codes` is to take them.
+
+    They move within 16 x 16 of them, so that the word of a lane holds four neighbours along k of two rows.
+
+    Args:
+        codes: uint8 [.., k, n], both multiples of 16.
+    """
+    return _swap_bits(codes, (4, 2, 2))
+
+
+def reorder_folded(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Return the codes [.., k, n] that `order_folded` moved."""
+    return _swap_bits(codes, (2, 4, 2))
+
+
+def _swap_bits(codes: npt.NDArray[np.uint8], split: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
+    """Swap parts of n = 16 i + 8 h + g with parts of k = 16 j + 4 t + 2 b + d: h with d, and t with b.
+
+    Args:
+        codes: uint8 [.., k, n].
+        split: What 16 of k split into: (t, b, d) on the way in, (b, t, h) on the way back.
+    """
+    *experts, k, n = codes.shape
+    rows = codes.swapaxes(-1, -2).reshape(-1, 2, 8, k // 16, *split)  # i h g j t b d
+    swapped = rows.transpose(0, 6, 2, 3, 5, 4, 1).reshape(*experts, n, k)
+    return np.swapaxes(swapped, -1, -2)
+
+
 def pack_scales(scales: npt.NDArray[Any], k: int, group_size: int) -> npt.NDArray[Any]:
     """Pack scales, or what else is one for each group of a column, such as zero points.
 

@@ -42,12 +42,8 @@ def find_packed(types: GemmTypes) -> PackedFormat:
         WeightError: No format has such weights and scales beside such activations.
     """
     for one in FORMATS.values():
-        known = types.a == types.c or types.a in one.narrow_activations
-        if (
-            known
-            and types.c in one.activations
-            and (types.b, types.s) == (one.weight, one.scale_type(types.c))
-        ):
+        known = types.a in one.narrow_activations or (types.a == types.c and types.a in one.activations)
+        if known and types.c in one.outputs and (types.b, types.s) == (one.weight, one.scale_type(types.c)):
             return one
     raise WeightError(f"no packed weights have the types {types}")
 
@@ -92,6 +88,8 @@ def tensor_shapes(
         shapes["zeros"] = scales
     if held.global_scale:
         shapes["global_scales"] = (max(1, num_experts),)
+    if held.folded:
+        shapes["channel_scales"] = (*experts, n)
     return shapes
 
 
@@ -109,6 +107,7 @@ class PackedArrays:
         num_experts: 0 for a dense layer.
         zeros: Zero points in the scales' type (u4 and u8), else None.
         global_scales: f32 [max(1, num_experts)] (nvfp4), else None.
+        channel_scales: f32 [n], or [num_experts, n] (w4a8), else None.
 
     Raises:
         WeightError: A dtype or shape is another, or an array is missing or too many.
@@ -123,6 +122,7 @@ class PackedArrays:
     num_experts: int = 0
     zeros: npt.NDArray[Any] | None = None
     global_scales: npt.NDArray[np.float32] | None = None
+    channel_scales: npt.NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         held = find_format(self.format)
@@ -132,6 +132,7 @@ class PackedArrays:
             "scales": scales,
             "zeros": (self.scales.dtype,),
             "global_scales": (np.dtype(np.float32),),
+            "channel_scales": (np.dtype(np.float32),),
         }
         shapes = tensor_shapes(held, self.n, self.k, self.group_size, self.num_experts)
         for name, allowed in dtypes.items():
@@ -158,6 +159,7 @@ class PackedArrays:
             "scales": self.scales,
             "zeros": self.zeros,
             "global_scales": self.global_scales,
+            "channel_scales": self.channel_scales,
             "meta": self.meta,
         }
         return {f"{prefix}{name}": array for name, array in arrays.items() if array is not None}

@@ -56,7 +56,7 @@ def test_the_catalog_lists_every_format_of_weights() -> None:
         (GemmTypes(a, one.weight, one.scale_type(c), c), size)
         for one in weights.FORMATS.values()
         for a in one.narrow_activations
-        for c in one.activations
+        for c in one.outputs
         for size in one.group_sizes
     }
     assert listed == wide | narrow

@@ -60,6 +60,7 @@ def test_tensors_are_what_the_format_has(name: str) -> None:
     assert tensors["layer.scales"].shape == (3, 2, groups, 64)
     assert ("layer.zeros" in tensors) == (name in ("u4", "u8"))
     assert ("layer.global_scales" in tensors) == (name == "nvfp4")
+    assert ("layer.channel_scales" in tensors) == (name == "w4a8")
     assert read_number(held.number) == held
 
 
