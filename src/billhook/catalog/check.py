@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 
@@ -67,27 +67,26 @@ def wrong_order(catalog: Catalog) -> tuple[int, str] | None:
     A rule shadows later ones only where its tile is legal for every format that the target has, so a later
     rule may be the fallback of an earlier one.
     """
-    # A rule holds for a capability with and without the suffix `a`: only what needs no suffix shadows others,
-    # unless nothing exists without it.
-    archs: dict[Kind, Arch] = {}
+    # A rule holds for a capability with and without the suffix `a`: what exists without it must be served
+    # without it; what only the suffix adds makes kinds of its own.
     served: dict[Kind, list[_Format]] = {}
     for moe, bits, arch in itertools.product((False, True), _widths(catalog), _TARGETS):
-        kind = Kind(moe, bits, arch.capability)
-        found = [] if kind in archs else _served(catalog, kind, arch)
+        kind = Kind(moe, bits, arch.capability, arch.suffix)
+        found = _served(catalog, kind, served.get(kind._replace(suffix=""), ()))
         if found:
-            archs[kind], served[kind] = arch, found
+            served[kind] = found
 
     @cache
     def legal(name: str, kind: Kind) -> bool:
         shape = catalog.by_name[name]
-        return all(illegal(_kernel(shape, one, kind, archs[kind])) is None for one in served[kind])
+        return all(illegal(_kernel(shape, one, kind)) is None for one in served[kind])
 
-    dead = unreachable(catalog.rules, archs, legal)
+    dead = unreachable(catalog.rules, served, legal)
     if dead:
         return dead[
             0
         ], f"({_words(catalog.rules[dead[0]])}) never wins: rules before it always do; move or drop it"
-    gap = first_gap(catalog.rules, archs, legal)
+    gap = first_gap(catalog.rules, [kind for kind in served if not kind.suffix], legal)
     if gap:
         return len(catalog.rules) - 1, f"is the last, and no rule serves {gap}; add a rule for them"
     return None
@@ -105,8 +104,8 @@ def _words(rule: Rule) -> str:
 def _configs(catalog: Catalog, shape: Shape) -> Iterator[KernelConfig]:
     """Yield the shape as a kernel of every kind on every target."""
     for moe, bits, arch in itertools.product((False, True), _widths(catalog), _TARGETS):
-        kind = Kind(moe, bits, arch.capability)
-        yield from (_kernel(shape, one, kind, arch) for one in _formats(catalog, bits))
+        kind = Kind(moe, bits, arch.capability, arch.suffix)
+        yield from (_kernel(shape, one, kind) for one in _formats(catalog, bits))
 
 
 def _formats(catalog: Catalog, bits: int) -> Iterator[_Format]:
@@ -117,18 +116,19 @@ def _formats(catalog: Catalog, bits: int) -> Iterator[_Format]:
                 yield types, group_size
 
 
-def _served(catalog: Catalog, kind: Kind, arch: Arch) -> list[_Format]:
-    """Return the formats that some tile is legal for on a target."""
+def _served(catalog: Catalog, kind: Kind, elsewhere: Sequence[_Format]) -> list[_Format]:
+    """Return the formats that some tile is legal for on a target, but for those served elsewhere."""
     return [
         one
         for one in _formats(catalog, kind.activations)
-        if any(illegal(_kernel(shape, one, kind, arch)) is None for shape in catalog.shapes)
+        if one not in elsewhere
+        and any(illegal(_kernel(shape, one, kind)) is None for shape in catalog.shapes)
     ]
 
 
-def _kernel(shape: Shape, one: _Format, kind: Kind, arch: Arch) -> KernelConfig:
+def _kernel(shape: Shape, one: _Format, kind: Kind) -> KernelConfig:
     types, group_size = one
-    return _shallow(shape).kernel(types, group_size, kind.moe, arch)
+    return _shallow(shape).kernel(types, group_size, kind.moe, Arch(*kind.target, kind.suffix))
 
 
 @cache

@@ -26,14 +26,16 @@ class Kind(NamedTuple):
         moe: Whether the layer has experts.
         activations: Bits of the activations.
         target: Compute capability.
+        suffix: "a" for formats that only code for this very capability has.
     """
 
     moe: bool
     activations: int
     target: tuple[int, int]
+    suffix: str = ""
 
     def __str__(self) -> str:
-        layers = f"{'MoE' if self.moe else 'dense'} layers on {self.target[0]}.{self.target[1]}"
+        layers = f"{'MoE' if self.moe else 'dense'} layers on {self.target[0]}.{self.target[1]}{self.suffix}"
         return layers if self.activations == 16 else f"{layers}, {self.activations}-bit activations,"
 
 
@@ -89,7 +91,9 @@ def _cases(
     cases: dict[Case, Kind] = {}
     for kind in kinds:
         case = tuple(
-            (position, legal(rule.tile, kind)) for position, rule in enumerate(rules) if rule.applies(*kind)
+            (position, legal(rule.tile, kind))
+            for position, rule in enumerate(rules)
+            if rule.applies(kind.moe, kind.activations, kind.target)
         )
         cases.setdefault(case, kind)
     return cases
