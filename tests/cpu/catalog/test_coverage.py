@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from billhook.catalog.coverage import Kind, first_gap, unreachable
@@ -50,6 +50,7 @@ rules = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(rules)
 def test_agrees_with_trying_everything(found: list[Rule]) -> None:
     cells = [*VALUES, 9]  # one number of every interval between bounds
