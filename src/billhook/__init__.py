@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .ops import (
         PackedWeight,
         Routing,
+        fold_scales,
         gemm,
         grouped_gemm,
         import_compressed_tensors,
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 __all__ = [
     "PackedWeight",
     "Routing",
+    "fold_scales",
     "gemm",
     "grouped_gemm",
     "import_compressed_tensors",

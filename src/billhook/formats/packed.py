@@ -126,7 +126,7 @@ class PackedArrays:
 
     def __post_init__(self) -> None:
         held = find_format(self.format)
-        scales = (np.dtype(np.uint8),) if held.scale else tuple(map(numpy_dtype, held.activations))
+        scales = (np.dtype(np.uint8),) if held.scale else tuple(map(numpy_dtype, held.outputs))
         dtypes = {
             "codes": (np.dtype(np.uint32),),
             "scales": scales,

@@ -88,7 +88,8 @@ def error_bound(
 
     Args:
         k: Input features.
-        group_size: Weights along k that share one scale; -1 for channel scales.
+        group_size: Weights along k that share one scale; -1 for channel scales, and where scales are folded
+            into the weights.
         out: Type of the output.
         rounded_weights: Whether code times scale is rounded to the activations' type before the MMA; products
             of e2m1 codes never are: with scales of 8 bits they are exact.

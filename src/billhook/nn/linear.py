@@ -39,7 +39,7 @@ class QuantLinear(Packed):
         super().__init__(weight, activations, input_scale)
         if weight.num_experts:
             raise WeightError(f"the weight holds {weight.num_experts} experts; use QuantMoE")
-        if bias is not None and (tuple(bias.shape) != (weight.n,) or bias.dtype not in weight.dtypes):
+        if bias is not None and (tuple(bias.shape) != (weight.n,) or bias.dtype not in weight.outputs):
             raise WeightError(
                 f"bias must be {weight.dtype} [{weight.n}] (got {bias.dtype} {tuple(bias.shape)})"
             )
@@ -103,7 +103,9 @@ class QuantLinear(Packed):
         rows = x.reshape(-1, weight.k)
         rows = rows.contiguous() if self.input_order is None else rows.index_select(1, self.input_order)
         rows, scales = self.quantize_input(rows)
-        return gemm(rows, weight, self.bias, token_scales=scales).view(*x.shape[:-1], weight.n)
+        wanted = None if scales is None else x.dtype
+        out = gemm(rows, weight, self.bias, token_scales=scales, output_dtype=wanted)
+        return out.view(*x.shape[:-1], weight.n)
 
     def extra_repr(self) -> str:
         """Describe the layer, for `print(model)`."""

@@ -135,16 +135,15 @@ class QuantMoE(torch.nn.Module):  # type: ignore[misc]  # torch has no types her
         """Return one row per (token, slot)."""
         w13, w2 = self.w13.weight, self.w2.weight
         a, scales = self.w13.quantize_input(tokens)
+        wanted = None if scales is None else tokens.dtype
         if torch.compiler.is_compiling():  # the block size of a routing is no constant of a traced graph
-            gate_up = moe_gemm(a, w13, topk_ids, bias=self.w13_bias, token_scales=scales)
-            a, scales = self.w2.quantize_input(self.activation(gate_up))
-            ids = topk_ids.reshape(-1, 1)
-            return moe_gemm(a, w2, ids, factors, self.w2_bias, token_scales=scales)
-        block_m = moe_block_m(w13, max(1, len(tokens)), topk_ids.shape[1], a.dtype)
-        routing = route(topk_ids, self.num_experts, block_m, complete=self.complete)
-        gate_up = moe_gemm(a, w13, routing, bias=self.w13_bias, token_scales=scales)
+            routing, again = topk_ids, topk_ids.reshape(-1, 1)
+        else:
+            block_m = moe_block_m(w13, max(1, len(tokens)), topk_ids.shape[1], a.dtype, wanted)
+            routing = again = route(topk_ids, self.num_experts, block_m, complete=self.complete)
+        gate_up = moe_gemm(a, w13, routing, None, self.w13_bias, token_scales=scales, output_dtype=wanted)
         a, scales = self.w2.quantize_input(self.activation(gate_up))
-        return moe_gemm(a, w2, routing, factors, self.w2_bias, token_scales=scales)
+        return moe_gemm(a, w2, again, factors, self.w2_bias, token_scales=scales, output_dtype=wanted)
 
     def extra_repr(self) -> str:
         """Describe what the weights do not tell, for `print(model)`."""
@@ -164,13 +163,13 @@ def _check_pair(w13: PackedWeight, w2: PackedWeight) -> None:
         )
     if w13.device != w2.device or not set(w13.dtypes) & set(w2.dtypes):
         raise WeightError(
-            f"w13 and w2 must take the same activations on one device (got {w13.dtype} on {w13.device} and "
-            f"{w2.dtype} on {w2.device})"
+            f"w13 and w2 must take the same activations on one device (got {w13} on {w13.device} and "
+            f"{w2} on {w2.device})"
         )
 
 
 def _parameter(name: str, bias: torch.Tensor, weight: PackedWeight) -> torch.nn.Parameter:
-    if bias.shape != (weight.num_experts, weight.n) or bias.dtype not in weight.dtypes:
+    if bias.shape != (weight.num_experts, weight.n) or bias.dtype not in weight.outputs:
         raise WeightError(
             f"{name} must be {weight.dtype} [{weight.num_experts}, {weight.n}] "
             f"(got {bias.dtype} {tuple(bias.shape)})"

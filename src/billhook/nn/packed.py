@@ -10,7 +10,7 @@ import torch
 
 from ..errors import WeightError
 from ..ops import PackedWeight, quantize_activations
-from ..ops.kinds import KINDS
+from ..ops.kinds import find_kind
 
 
 class Packed(torch.nn.Module):  # type: ignore[misc]  # torch has no types here
@@ -21,7 +21,8 @@ class Packed(torch.nn.Module):  # type: ignore[misc]  # torch has no types here
 
     Args:
         weight: The packed weight; its memory is shared.
-        activations: float8_e4m3fn or int8, to which inputs are quantized; None for the weight's own type.
+        activations: float8_e4m3fn or int8, to which inputs are quantized; None to leave them in 16 bits where
+            the weight is multiplied by those.
         input_scale: A static scale for all of them, such as a checkpoint's; None to find one for each token.
 
     Raises:
@@ -47,7 +48,9 @@ class Packed(torch.nn.Module):  # type: ignore[misc]  # torch has no types here
         self._weight = weight
         for name, tensor in weight.state_dict().items():
             self.register_buffer(name, tensor)
-        if activations is not None and (weight.format, activations, weight.scales.dtype) not in KINDS:
+        if activations is None and weight.dtype not in weight.dtypes:
+            (activations,) = weight.dtypes
+        if activations is not None and find_kind(weight.format, activations, weight.scales.dtype) is None:
             raise WeightError(f"{weight} is not multiplied by {activations} activations")
         if input_scale is not None and activations is None:
             raise WeightError(f"an input scale is for 8-bit activations; name their type (got {input_scale})")
@@ -68,15 +71,16 @@ class Packed(torch.nn.Module):  # type: ignore[misc]  # torch has no types here
         """Return activations as they are multiplied, with the scales of tokens if those have 8 bits.
 
         Args:
-            x: [m, k] of one of the weight's types.
+            x: [m, k] of one of the types that the output may have.
 
         Raises:
             WeightError: Another type.
         """
         if self.activations is None:
             return x, None
-        if x.dtype not in self._weight.dtypes:
-            raise WeightError(f"the input must be {self._weight.dtype} (got {x.dtype})")
+        if x.dtype not in self._weight.outputs:
+            names = " or ".join(map(str, self._weight.outputs))
+            raise WeightError(f"the input must be {names} (got {x.dtype})")
         return quantize_activations(x, self.activations, self.input_scale)
 
     def extra_repr(self) -> str:

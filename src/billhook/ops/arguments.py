@@ -10,11 +10,14 @@ from typing import NamedTuple
 import torch
 
 
-def output_type(a: torch.Tensor, scales: torch.Tensor) -> torch.dtype:
-    """Return the type of D: that of 16-bit activations, else that of the scales (bfloat16 beside e8m0)."""
+def output_type(a: torch.dtype, scales: torch.dtype) -> torch.dtype:
+    """Return the type of D unless one is asked for: that of 16-bit activations, else of the scales.
+
+    Beside scales of 8 bits it is bfloat16.
+    """
     if a.itemsize == 2:
-        return a.dtype
-    return torch.bfloat16 if scales.dtype == torch.uint8 else scales.dtype
+        return a
+    return torch.bfloat16 if scales == torch.uint8 else scales
 
 
 class Gemm(NamedTuple):
@@ -33,11 +36,12 @@ class Gemm(NamedTuple):
     config: str = ""
     token_scales: torch.Tensor | None = None
     channel_scales: torch.Tensor | None = None
+    output_dtype: torch.dtype | None = None
 
     @property
     def output(self) -> torch.dtype:
         """Type of D."""
-        return output_type(self.a, self.scales)
+        return self.output_dtype or output_type(self.a.dtype, self.scales.dtype)
 
     @property
     def rows(self) -> int:
@@ -68,6 +72,7 @@ class MoeGemm(NamedTuple):
     config: str = ""
     token_scales: torch.Tensor | None = None
     channel_scales: torch.Tensor | None = None
+    output_dtype: torch.dtype | None = None
 
     @property
     def experts(self) -> int:
@@ -77,7 +82,7 @@ class MoeGemm(NamedTuple):
     @property
     def output(self) -> torch.dtype:
         """Type of D."""
-        return output_type(self.a, self.scales)
+        return self.output_dtype or output_type(self.a.dtype, self.scales.dtype)
 
     @property
     def rows(self) -> int:
@@ -103,6 +108,7 @@ class MoeGemmTopk(NamedTuple):
     config: str = ""
     token_scales: torch.Tensor | None = None
     channel_scales: torch.Tensor | None = None
+    output_dtype: torch.dtype | None = None
 
     @property
     def top_k(self) -> int:
@@ -112,7 +118,7 @@ class MoeGemmTopk(NamedTuple):
     @property
     def output(self) -> torch.dtype:
         """Type of D."""
-        return output_type(self.a, self.scales)
+        return self.output_dtype or output_type(self.a.dtype, self.scales.dtype)
 
     @property
     def rows(self) -> int:

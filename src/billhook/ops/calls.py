@@ -164,7 +164,7 @@ def request(p: Gemm | MoeGemm | MoeGemmTopk, experts: int = 0, top_k: int = 0, b
     """
     a = p.a
     m, k = a.shape
-    names = KINDS[p.format, a.dtype, p.scales.dtype].names
+    names = KINDS[p.format, a.dtype, p.scales.dtype, p.output].names
     return Request(a.get_device(), m, p.n, k, *names, p.group_size, experts, top_k, block_m)
 
 

@@ -82,7 +82,7 @@ def check_topk_ids(topk_ids: torch.Tensor, num_experts: int, block_m: int) -> No
 
 def _check_operands(p: Gemm | MoeGemm) -> None:
     a, scales = p.a, p.scales
-    kind = KINDS.get((p.format, a.dtype, scales.dtype))
+    kind = KINDS.get((p.format, a.dtype, scales.dtype, p.output))
     if kind is None:
         _refuse_types(p)
         return
@@ -104,6 +104,8 @@ def _check_operands(p: Gemm | MoeGemm) -> None:
         )
     if k % 16 or -(-k // 64) != p.codes.shape[kind.block_axis]:
         raise WeightError(f"activations have k={k}, the weight {p.codes.shape[kind.block_axis]} blocks of 64")
+    if kind.channel_scales and p.channel_scales is None:
+        raise WeightError(f"{p.format} weights need channel_scales; pass PackedWeight's")
     if kind.narrow:
         _check_narrow(p)
     elif p.token_scales is not None or p.channel_scales is not None:
@@ -132,12 +134,24 @@ def _check_narrow(p: Gemm | MoeGemm) -> None:
 
 
 def _refuse_types(p: Gemm | MoeGemm) -> None:
-    """Say which activations multiply the weight."""
+    """Say which activations multiply the weight, or which types D may have."""
     held = find_format(p.format)
+    known = [str(key[3]) for key in KINDS if key[:3] == (p.format, p.a.dtype, p.scales.dtype)]
+    if known:
+        raise WeightError(
+            f"{p.a.dtype} activations and {p.format} weights give {' or '.join(known)} "
+            f"(asked for {p.output_dtype})"
+        )
     narrow = next((one for one, dtype in NARROW_DTYPES.items() if dtype == p.a.dtype), None)
     if narrow is not None and narrow not in held.narrow_activations:
-        known = ", ".join(one.name for one in FORMATS.values() if narrow in one.narrow_activations)
-        raise WeightError(f"{p.a.dtype} activations multiply {known} weights (got {p.format})")
+        taking = ", ".join(one.name for one in FORMATS.values() if narrow in one.narrow_activations)
+        raise WeightError(f"{p.a.dtype} activations multiply {taking} weights (got {p.format})")
+    if held.folded:
+        names = " or ".join(str(NARROW_DTYPES[one]) for one in held.narrow_activations)
+        raise WeightError(
+            f"{p.format} weights, whose scales are folded, are multiplied by {names} activations alone (got "
+            f"{p.a.dtype}); quantize_activations makes them, and u4b8 weights take 16 bits"
+        )
     if held.scale is None:
         raise WeightError(f"activations must be {p.scales.dtype} like the weight's scales (got {p.a.dtype})")
     names = " or ".join(str(DTYPES[one]) for one in held.activations)

@@ -17,6 +17,8 @@ from .packing import pack_weight
 from .weight import PackedWeight
 
 _SIGN, _NAN = 0x80, 0x7F  # of e4m3
+_LARGEST = 448.0  # of e4m3
+_CHANNEL_BITS = 11  # channel scales of folded weights, whose numbers are up to 448, are about 2^-11
 _ONE_BITS = 6  # scales of integer codes are about 2^-6, so that sums of products stay in float16's range
 
 
@@ -31,6 +33,7 @@ class Drawn:
         zeros: uint8 [groups, n], or None.
         global_scales: float32 [1], or None.
         group_size: Weights along k that share one scale; -1 for channel scales.
+        channel_scales: float32 [n] of folded weights, or None.
     """
 
     held: PackedFormat
@@ -39,6 +42,7 @@ class Drawn:
     zeros: torch.Tensor | None
     global_scales: torch.Tensor | None
     group_size: int
+    channel_scales: torch.Tensor | None = None
 
     def pack(self) -> PackedWeight:
         """Return the packed weight."""
@@ -49,6 +53,7 @@ class Drawn:
             format=self.held.name,
             zeros=self.zeros,
             global_scales=self.global_scales,
+            channel_scales=self.channel_scales,
         )
 
     def exact(self, columns: torch.Tensor) -> torch.Tensor:
@@ -61,7 +66,11 @@ class Drawn:
         scales = self._decode_scales(self.scales[:, columns])
         if self.zeros is not None:
             numbers = numbers - self.zeros[:, columns].double()[self._group]
-        return numbers * scales[self._group]
+        if self.channel_scales is None:
+            return numbers * scales[self._group]
+        products = (numbers * scales[self._group]).float()  # exact: 8 bits
+        rounded = products.clamp(-_LARGEST, _LARGEST).to(torch.float8_e4m3fn)
+        return rounded.double() * self.channel_scales[columns].double()
 
     @cached_property
     def _group(self) -> torch.Tensor:
@@ -82,10 +91,11 @@ class Drawn:
     def _decode_scales(self, scales: torch.Tensor) -> torch.Tensor:
         if self.held.scale == E8M0FNU:
             return torch.ldexp(torch.ones_like(scales, dtype=torch.float64), scales.int() - SCALE_BIAS)
-        if self.held.scale is None or self.global_scales is None:
+        if self.held.scale is None:
             return scales.double()
         table = torch.from_numpy(decode(np.arange(256, dtype=np.uint8), self.held.scale)).to(scales.device)
-        return table[scales.int()] * self.global_scales.double()
+        numbers = table[scales.int()]
+        return numbers if self.global_scales is None else numbers * self.global_scales.double()
 
 
 def draw(
@@ -107,7 +117,7 @@ def draw(
         k: Input features.
         n: Output features.
         group_size: Weights along k that share one scale; -1 for channel scales.
-        dtype: Type of the activations, float16 or bfloat16.
+        dtype: Type of the output, float16 or bfloat16.
         generator: Source of random numbers.
     """
 
@@ -126,6 +136,8 @@ def draw(
         scales = integers(SCALE_BIAS - 8, SCALE_BIAS - 3, groups, n)
     elif held.scale == E4M3FN:
         scales = integers(0, _NAN, groups, n)
+        if held.folded:
+            scales |= integers(0, 2, groups, n) * _SIGN
     else:
         normal = torch.randn((groups, n), device=generator.device, generator=generator) / 2**_ONE_BITS
         scales = (normal.abs() if weight == E4M3FN else normal).to(dtype)
@@ -133,4 +145,7 @@ def draw(
     whole = None
     if held.global_scale:
         whole = torch.rand(1, device=generator.device, generator=generator) / 2**9 + 2.0**-10
-    return Drawn(held, codes, scales, zeros, whole, group_size)
+    channels = None
+    if held.folded:
+        channels = torch.randn(n, device=generator.device, generator=generator) / 2**_CHANNEL_BITS
+    return Drawn(held, codes, scales, zeros, whole, group_size, channels)

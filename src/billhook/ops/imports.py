@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ..formats import compressed_tensors, gptq
+from ..formats import compressed_tensors, gptq, host
 from ..formats.host import Parts
 from ..formats.named import Named
 from ..formats.order import refuse_order
@@ -39,7 +39,7 @@ def import_gptq(
         group_size: Weights along k that share one scale; -1 for one scale per output channel.
         version: 1 (`gptq`: zero points stored less one) or 2 (`gptq_v2`).
         dtype: Type of scales and activations; as in `pack_weight` by default.
-        format: u4b8 or u8b128 (symmetric), u4 or u8 (with zero points).
+        format: u4b8 or u8b128 (symmetric), u4 or u8 (with zero points), or w4a8: u4b8 with its scales folded.
 
     Raises:
         WeightError: A wrong dtype or shape, zero points that the format does not have, or act-order.
@@ -56,7 +56,7 @@ def import_gptq(
     )
     if groups is not None:
         refuse_order(groups, order, _NO_ORDER)
-    return _pack(value, qweight, dtype)
+    return _pack(_fold(value, format), qweight, dtype)
 
 
 def import_compressed_tensors(
@@ -78,7 +78,7 @@ def import_compressed_tensors(
         k: Input features (the checkpoint's `weight_shape[1]`).
         group_size: Weights along k that share one scale; -1 for one scale per output channel.
         dtype: Type of scales and activations; as in `pack_weight` by default.
-        format: u4b8 or u8b128 (symmetric), u4 or u8 (with zero points).
+        format: u4b8 or u8b128 (symmetric), u4 or u8 (with zero points), or w4a8: u4b8 with its scales folded.
 
     Raises:
         WeightError: A wrong dtype or shape, or zero points that the format does not have.
@@ -92,7 +92,7 @@ def import_compressed_tensors(
         k=k,
         group_size=group_size,
     )
-    return _pack(value, weight_packed, dtype)
+    return _pack(_fold(value, format), weight_packed, dtype)
 
 
 def _name_words(name: str, words: torch.Tensor) -> Named:
@@ -100,6 +100,11 @@ def _name_words(name: str, words: torch.Tensor) -> Named:
     if not words.is_cuda:
         return Named(name, to_numpy(words))
     return Named(name, np.broadcast_to(to_numpy(words.new_zeros(())), tuple(words.shape)))
+
+
+def _fold(value: Parts, format: str) -> Parts:  # noqa: A002 - as in pack_weight
+    """Return a layer in the format asked for, which folds its scales or leaves it as it is."""
+    return host.fold(value) if find_format(format).folded else value
 
 
 def _pack(value: Parts, words: torch.Tensor, dtype: torch.dtype | None) -> PackedWeight:

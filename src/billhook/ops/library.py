@@ -15,7 +15,7 @@ from .tensors import current_device, stands_alone
 _WEIGHT = "Tensor a, Tensor codes, Tensor scales, int n, int group_size, str format"
 _OPTIONS = (
     "Tensor? zeros=None, Tensor? global_scales=None, Tensor? bias=None, bool split_k=True, str config='', "
-    "Tensor? token_scales=None, Tensor? channel_scales=None"
+    "Tensor? token_scales=None, Tensor? channel_scales=None, ScalarType? output_dtype=None"
 )
 _GEMM = f"{_WEIGHT}, {_OPTIONS}"
 _MOE_GEMM = (

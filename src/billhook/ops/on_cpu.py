@@ -10,7 +10,7 @@ import torch
 
 from ..dispatch import routing
 from ..formats import host
-from ..formats.packed import PackedArrays
+from ..formats.packed import PackedArrays, find_format
 from . import checks
 from .arguments import Gemm, MoeGemm, MoeGemmTopk
 from .tensors import from_numpy, to_numpy
@@ -117,6 +117,8 @@ def _weight(p: Gemm | MoeGemm, expert: int | None = None) -> torch.Tensor:
         return to_numpy(tensor if expert is None else tensor[expert])
 
     whole = None if p.global_scales is None else to_numpy(p.global_scales)
+    channels = None if p.channel_scales is None else p.channel_scales.view(-1, p.n)[expert or 0]
+    folded = find_format(p.format).folded
     packed = PackedArrays(
         p.format,
         read(p.codes).view(np.uint32),
@@ -126,8 +128,7 @@ def _weight(p: Gemm | MoeGemm, expert: int | None = None) -> torch.Tensor:
         p.group_size,
         zeros=None if p.zeros is None else read(p.zeros),
         global_scales=whole if whole is None or expert is None else whole[expert : expert + 1],
+        channel_scales=None if channels is None or not folded else to_numpy(channels),
     )
     weight = from_numpy(host.dequantize(host.unpack(packed)))
-    if p.channel_scales is None:
-        return weight
-    return weight * p.channel_scales.view(-1, p.n)[expert or 0]
+    return weight if channels is None or folded else weight * channels

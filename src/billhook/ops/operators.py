@@ -19,7 +19,7 @@ from ..config import KernelConfig
 from ..dispatch.provider import Request, kernels
 from ..errors import InputError, UnsupportedError, WeightError
 from . import library
-from .kinds import KINDS, Kind
+from .kinds import Kind, find_kind
 from .weight import PackedWeight
 
 _HOST_BLOCK_M = 16  # where there is no kernel to choose: any is right on the CPU
@@ -57,6 +57,7 @@ def gemm(
     *,
     token_scales: torch.Tensor | None = None,
     channel_scales: torch.Tensor | None = None,
+    output_dtype: torch.dtype | None = None,
     config: KernelConfig | str | None = None,
     split_k: bool = True,
     out: torch.Tensor | None = None,
@@ -65,20 +66,23 @@ def gemm(
 
     Args:
         a: [m, k] of one of the weight's `dtypes`; rows dense, 16-byte aligned. Also int8 for u4b8, u4
-            and u8b128 weights, and float8_e4m3fn for u4b8, u4, fp8 and mxfp4 ones, as
+            and u8b128 weights, and float8_e4m3fn for u4b8, u4, fp8, mxfp4 and w4a8 ones, as
             `quantize_activations` gives them.
         weight: A dense packed weight.
         bias: [n] of D's type, or None.
         token_scales: float32 [m], [m, 1] or a single one, of 8-bit activations; else None.
         channel_scales: float32 [n], multiplied into the columns of A @ W besides the weight's own, with 8-bit
-            activations; or None.
+            activations; or None. w4a8 weights have theirs, and take no others.
+        output_dtype: Type of D where the weight leaves it open (w4a8), float16 or bfloat16; that of `out` or
+            `weight.dtype` if None.
         config: A kernel or its name; chosen for the problem if None.
         split_k: Whether several CTAs may share an output tile. With False and a fixed `config`, a row's
             result does not depend, to the bit, on the other rows given with it.
         out: Where D goes, [m, n] of D's type, rows dense; a new tensor if None.
 
     Returns:
-        D [m, n], float32 sums rounded once, of a's type; of `weight.dtype` for 8-bit activations.
+        D [m, n], float32 sums rounded once, of a's type; of `weight.dtype` for 8-bit activations unless
+        another is asked for.
 
     Raises:
         WeightError: A tensor does not fit: dtype, device, shape, strides, alignment or packing.
@@ -86,7 +90,8 @@ def gemm(
     """
     _check_operands(a, weight, moe=False)
     scales = (None if token_scales is None else _token_scales(token_scales, a), channel_scales)
-    arguments = (*_weight(a, weight), *_options(weight, bias, split_k, config, scales))
+    wanted = _output_type(weight, output_dtype, out)
+    arguments = (*_weight(a, weight), *_options(weight, bias, split_k, config, scales, output_dtype=wanted))
     if out is None:
         return library.gemm(*arguments)
     library.gemm_out(out, *arguments)
@@ -102,6 +107,7 @@ def moe_gemm(
     *,
     token_scales: torch.Tensor | None = None,
     channel_scales: torch.Tensor | None = None,
+    output_dtype: torch.dtype | None = None,
     config: KernelConfig | str | None = None,
     split_k: bool = True,
     out: torch.Tensor | None = None,
@@ -119,6 +125,7 @@ def moe_gemm(
         bias: [num_experts, n] of D's type, or None.
         token_scales: float32, one for each row of 8-bit activations, or a single one; else None.
         channel_scales: float32 [num_experts, n], as in `gemm`; or None.
+        output_dtype: As in `gemm`.
         config: A kernel or its name; its tile_m must be the routing's block_m.
         split_k: As in `gemm`.
         out: Where D goes, with a `Routing` only; a new tensor if None.
@@ -134,7 +141,8 @@ def moe_gemm(
     """
     _check_operands(a, weight, moe=True)
     scales = (None if token_scales is None else _token_scales(token_scales, a), channel_scales)
-    head, options = _weight(a, weight), _options(weight, bias, split_k, config, scales)
+    wanted = _output_type(weight, output_dtype, out)
+    head, options = _weight(a, weight), _options(weight, bias, split_k, config, scales, output_dtype=wanted)
     if not isinstance(routing, Routing):
         if out is not None:
             raise InputError("out needs a Routing; call billhook.route first")
@@ -172,23 +180,32 @@ def route(topk_ids: torch.Tensor, num_experts: int, block_m: int, *, complete: b
     return Routing(ids, experts, length, topk_ids.numel(), topk_ids.shape[1], num_experts, block_m, complete)
 
 
-def moe_block_m(weight: PackedWeight, tokens: int, top_k: int, dtype: torch.dtype | None = None) -> int:
+def moe_block_m(
+    weight: PackedWeight,
+    tokens: int,
+    top_k: int,
+    dtype: torch.dtype | None = None,
+    output_dtype: torch.dtype | None = None,
+) -> int:
     """Return the `block_m` that suits `moe_gemm` of this weight best.
 
     Args:
         weight: A packed MoE weight.
         tokens: Number of tokens, at least 1.
         top_k: Experts that each token visits.
-        dtype: Type of the activations; `weight.dtype` if None.
+        dtype: Type of the activations; if None, `weight.dtype` or what the weight is multiplied by instead.
+        output_dtype: As in `gemm`.
 
     Raises:
         UnsupportedError: No kernel serves the problem on the weight's GPU.
         WeightError: The weight is not multiplied by such activations.
     """
-    kind = KINDS.get((weight.format, dtype or weight.dtype, weight.scales.dtype))
+    usual = weight.dtype if weight.dtype in weight.dtypes else weight.dtypes[0]
+    kind = find_kind(weight.format, dtype or usual, weight.scales.dtype, output_dtype)
     if kind is None:
         raise WeightError(
-            f"activations of {weight} must be {' or '.join(map(str, weight.dtypes))} (got {dtype})"
+            f"activations of {weight} must be {' or '.join(map(str, weight.dtypes))} (got {dtype}, for D of "
+            f"{output_dtype or 'the usual type'})"
         )
     if weight.device.type != "cuda":
         return _HOST_BLOCK_M
@@ -202,7 +219,7 @@ def why_unserved(weight: PackedWeight, dtype: torch.dtype) -> str | None:
         weight: A packed weight.
         dtype: Type of the activations.
     """
-    kind = KINDS.get((weight.format, dtype, weight.scales.dtype))
+    kind = find_kind(weight.format, dtype, weight.scales.dtype)
     if kind is None:
         return f"{weight.format} weights are not multiplied by {dtype}"
     if weight.device.type != "cuda":
@@ -254,12 +271,21 @@ def _token_scales(scales: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
     return scales.reshape(1).expand(a.shape[0]).contiguous()
 
 
+def _output_type(
+    weight: PackedWeight, asked: torch.dtype | None, out: torch.Tensor | None
+) -> torch.dtype | None:
+    """Return the type of D as it is asked for, by a name or by where it goes; None if it is not."""
+    return out.dtype if asked is None and out is not None and weight.channel_scales is not None else asked
+
+
 def _options(
     weight: PackedWeight,
     bias: torch.Tensor | None,
     split_k: bool,
     config: KernelConfig | str | None,
     scales: tuple[torch.Tensor | None, torch.Tensor | None],
+    *,
+    output_dtype: torch.dtype | None,
 ) -> tuple[Any, ...]:
     """Return the arguments that every operator takes last, but for defaults at their end.
 
@@ -269,12 +295,24 @@ def _options(
         split_k: See `gemm`.
         config: See `gemm`.
         scales: Those of tokens, one for each row of A, and those of channels.
+        output_dtype: Type of D; None for the usual one.
+
+    Raises:
+        WeightError: Channel scales beside the weight's own.
     """
     zeros, global_scales = weight.zeros, weight.global_scales
     for_tokens, for_channels = scales
-    if for_tokens is not None or for_channels is not None or not split_k or config is not None:
+    if weight.channel_scales is not None:
+        if for_channels is not None:
+            raise WeightError(
+                f"{weight.format} weights have channel_scales of their own; "
+                "multiply those by others before the weight is packed"
+            )
+        for_channels = weight.channel_scales
+    asked = () if output_dtype is None else (output_dtype,)
+    if for_tokens is not None or for_channels is not None or not split_k or config is not None or asked:
         name = config.name if isinstance(config, KernelConfig) else config or ""
-        return (zeros, global_scales, bias, split_k, name, *scales)
+        return (zeros, global_scales, bias, split_k, name, for_tokens, for_channels, *asked)
     if zeros is None and global_scales is None and bias is None:
         return ()
     return (zeros, global_scales, bias)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 from typing import NoReturn
 
 import torch
@@ -20,6 +21,7 @@ from .weight import PackedWeight
 _ALIGNMENT = 16  # bytes that a kernel loads at a time
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 _LARGEST_SCALE = {E8M0FNU: 0xFE, E4M3FN: 0x7E}  # above are NaN, and negative numbers
+_SIGNLESS = 0x7F  # of e4m3
 
 
 def pack(
@@ -27,6 +29,7 @@ def pack(
     scales: torch.Tensor,
     zeros: torch.Tensor | None,
     global_scales: torch.Tensor | None,
+    channel_scales: torch.Tensor | None,
     *,
     group_size: int,
     kind: PackedFormat,
@@ -46,11 +49,13 @@ def pack(
     dtype = _check_scales(kind, scales, groups, activations)
     _check_zeros(kind, zeros, groups)
     _check_global_scales(kind, global_scales, math.prod(experts))
+    _check_channel_scales(kind, channel_scales, (*experts, n))
     with torch.cuda.device(device):
         size = (math.prod(experts), k, n)
         words, refused = pack_codes(codes, kind, stored, size, shapes["codes"], order=order)
         factors = pack_groups(scales.to(device, dtype), shapes["scales"])
         offsets = None if zeros is None else pack_groups(zeros.to(device, dtype), shapes["scales"])
+        words = order_folded(words) if kind.folded else words
         if refused.item():  # waits until everything is packed
             _refuse_codes(codes, kind)
     return PackedWeight(
@@ -63,6 +68,7 @@ def pack(
         kind.name,
         offsets,
         None if global_scales is None else global_scales.reshape(-1).to(device).contiguous(),
+        None if channel_scales is None else channel_scales.to(device).contiguous(),
     )
 
 
@@ -94,12 +100,14 @@ def _check_scales(
     if scales.dtype not in allowed or tuple(scales.shape) != want:
         names = " or ".join(map(str, allowed))
         raise WeightError(f"scales must be {names} {want} (got {scales.dtype} {tuple(scales.shape)})")
-    if activations is not None and activations not in held.activations:
-        names = " or ".join(map(str, held.activations))
+    if activations is not None and activations not in held.outputs:
+        names = " or ".join(map(str, held.outputs))
         raise WeightError(f"{held.name} weights are multiplied by {names} (got {activations})")
     if held.scale:
-        if bool((scales > _LARGEST_SCALE[held.scale]).any()):
-            raise WeightError(f"{held.scale} scales must not be NaN or negative")
+        signless = scales & _SIGNLESS if held.folded else scales
+        if bool((signless > _LARGEST_SCALE[held.scale]).any()):
+            also = "" if held.folded else " or negative"
+            raise WeightError(f"{held.scale} scales must not be NaN{also}")
         return torch.uint8
     kind = scales.dtype if scales.dtype in ELEMENTS else torch.bfloat16
     kind = kind if activations is None else DTYPES[activations]
@@ -133,6 +141,17 @@ def _check_global_scales(held: PackedFormat, scales: torch.Tensor | None, count:
         )
     if not bool((torch.isfinite(scales) & (scales > 0)).all()):
         raise WeightError(f"global_scales must be finite and positive (got {scales.tolist()})")
+
+
+def _check_channel_scales(held: PackedFormat, scales: torch.Tensor | None, want: tuple[int, ...]) -> None:
+    if (scales is not None) != held.folded:
+        raise WeightError(f"{held.name} weights {'need' if held.folded else 'have no'} channel_scales")
+    if scales is None:
+        return
+    if scales.dtype != torch.float32 or tuple(scales.shape) != want:
+        raise WeightError(f"channel_scales must be float32 {want} (got {scales.dtype} {tuple(scales.shape)})")
+    if not bool(torch.isfinite(scales).all()):
+        raise WeightError("channel_scales must be finite; found NaN or infinity")
 
 
 def pack_codes(
@@ -184,6 +203,24 @@ def pack_codes(
         refuse_nan=kind.weight == E4M3FN,
     )
     return words, refused
+
+
+def order_folded(words: torch.Tensor) -> torch.Tensor:
+    """Return packed codes of 4 bits in the order of folded weights, as `formats.pack.order_folded` has it.
+
+    Args:
+        words: int32 [.., 32, 4], the words of lanes 4 g + t.
+    """
+    lanes = words.unflatten(-2, (8, 4))
+    ordered = torch.zeros_like(lanes)
+    for t, b in product(
+        range(4), range(2)
+    ):  # nibble 4 h + 2 b + d is nibble 4 d + 2 q + h of lane 4 g + from
+        q, source = divmod(2 * t + b, 4)
+        four = lanes[..., source, :] >> 8 * q
+        same, up, down = four & 0x00F0000F, four & 0x000000F0, four & 0x000F0000
+        ordered[..., t, :] |= (same | up << 12 | down >> 12) << 8 * b
+    return ordered.flatten(-3, -2)
 
 
 def _refuse_codes(codes: torch.Tensor, kind: PackedFormat) -> NoReturn:

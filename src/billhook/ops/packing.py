@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from ..errors import WeightError
-from ..formats import host
+from ..formats import host, w4a8
 from ..formats import stored as stored_forms
 from ..formats.host import HostWeight, Parts
 from ..formats.packed import find_format
@@ -29,6 +29,7 @@ def pack_weight(
     format: str = "u4b8",  # noqa: A002 - as in formats.host
     zeros: torch.Tensor | None = None,
     global_scales: torch.Tensor | None = None,
+    channel_scales: torch.Tensor | None = None,
     stored: str = "codes",
     input_order: torch.Tensor | None = None,
     dtype: torch.dtype | None = None,
@@ -42,11 +43,12 @@ def pack_weight(
         codes: uint8 [.., k, n], one code each, or float8_e4m3fn; either order in memory (`.mT` of [n, k] is
             as good). With `stored`, the words of a checkpoint, as `formats.stored` has them.
         scales: [.., groups, n]: float16, bfloat16 or float32, or the codes of e8m0 (mxfp4, mxfp8) or
-            e4m3 (nvfp4) scales as uint8 or float8.
+            e4m3 (nvfp4, w4a8) scales as uint8 or float8.
         group_size: Weights along k that share one scale; -1 for one scale per output channel.
         format: A name of `weights.FORMATS`; "u4b8" stands for (code - 8) * scale.
         zeros: Zero points, uint8 [.., groups, n]; for u4 and u8.
         global_scales: float32, one for each expert or one; for nvfp4.
+        channel_scales: float32 [.., n]; for w4a8. `fold_scales` makes them of other scales.
         stored: "codes", or how words hold them: "gptq", "awq" or "compressed_tensors".
         input_order: int32 or int64 [k] on any device, each input feature once: row i of the packed weight is
             row `input_order[i]` of `codes` (act-order); None if they are in order. Scales are those of the
@@ -70,6 +72,7 @@ def pack_weight(
             factors,
             zeros,
             global_scales,
+            channel_scales,
             group_size=group_size,
             kind=kind,
             stored=stored,
@@ -88,6 +91,7 @@ def pack_weight(
         None if zeros is None else to_numpy(zeros),
         None if global_scales is None else to_numpy(global_scales),
         group_size,
+        None if channel_scales is None else to_numpy(channel_scales),
     )
     return from_arrays(host.pack(host.join(parts), element))
 
@@ -146,6 +150,7 @@ def send(weight: HostWeight | Parts, device: torch.device) -> dict[str, Any]:
         "format": parts.format,
         "zeros": move(parts.zeros),
         "global_scales": move(parts.global_scales),
+        "channel_scales": move(parts.channel_scales),
         "stored": stored,
         "input_order": move(order),
     }
@@ -154,6 +159,26 @@ def send(weight: HostWeight | Parts, device: torch.device) -> dict[str, Any]:
 def unpack_weight(weight: PackedWeight) -> HostWeight:
     """Return a packed weight's codes, scales and zero points in the order of the GEMM, on the host."""
     return host.unpack(to_arrays(weight))
+
+
+def fold_scales(scales: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the scales of a u4b8 weight as those of a w4a8 one, for `pack_weight` beside the same codes.
+
+    A weight is then its code times an e4m3 scale, rounded to e4m3, times a float32 scale of its channel:
+    less exact than u4b8, and what tensor cores multiply by e4m3 activations without a stop at each group.
+
+    Args:
+        scales: float16, bfloat16 or float32 [.., groups, n], finite.
+
+    Returns:
+        float8_e4m3fn [.., groups, n] and float32 [.., n], where `scales` lie.
+
+    Raises:
+        WeightError: A scale is not finite.
+    """
+    folded, channels = w4a8.fold(to_numpy(scales))
+    codes = from_numpy(folded).to(scales.device).view(torch.float8_e4m3fn)
+    return codes, from_numpy(channels).to(scales.device)
 
 
 def quantize_weight(

@@ -179,6 +179,7 @@ class _Case:
     def __init__(self, entry: Dispatch, generator: torch.Generator) -> None:
         self.entry, self.generator, self.device = entry, generator, generator.device
         self.types = parse_types(entry.types)
+        self.held = find_packed(self.types)
         self.dtype = DTYPES[self.types.c]
         strips = torch.arange(0, entry.n, STRIP, device=self.device)
         offsets = torch.randint(0, STRIP, strips.shape, device=self.device, generator=generator)
@@ -186,7 +187,7 @@ class _Case:
         packed, exact = [], []
         for _ in range(max(1, entry.num_experts)):
             drawn = draw(
-                find_packed(self.types),
+                self.held,
                 entry.k,
                 entry.n,
                 entry.group_size,
@@ -211,9 +212,8 @@ class _Case:
         Raises:
             CudaError: The kernel crashed.
         """
-        bound = error_bound(
-            self.entry.k, self.entry.group_size, self.types.c, rounds_weights(config), self.types.a
-        )
+        size = -1 if self.held.folded else self.entry.group_size
+        bound = error_bound(self.entry.k, size, self.types.c, rounds_weights(config), self.types.a)
         a, token_scales = self._normal(m, self.entry.k), None
         if self.types.a != self.types.c:
             a, token_scales = quantize_activations(a, NARROW_DTYPES[self.types.a])

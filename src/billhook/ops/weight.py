@@ -12,9 +12,9 @@ import torch
 from ..dtypes import DType
 from ..errors import WeightError
 from ..formats.packed import PackedArrays, check_array, find_format, read_number, tensor_shapes
-from .tensors import DTYPES, ELEMENTS, from_numpy, to_numpy
+from .tensors import DTYPES, ELEMENTS, NARROW_DTYPES, from_numpy, to_numpy
 
-_TENSORS = ("codes", "scales", "zeros", "global_scales")
+_TENSORS = ("codes", "scales", "zeros", "global_scales", "channel_scales")
 _META = 5  # format number, n, k, group size, experts
 
 
@@ -30,9 +30,10 @@ class PackedWeight:
         k: Input features.
         group_size: Weights along k that share one scale; -1 for one scale per output channel.
         num_experts: 0 for a dense layer.
-        format: A name of `weights.FORMATS`: u4b8, u4, u8b128, u8, fp8, mxfp8, mxfp4 or nvfp4.
+        format: A name of `weights.FORMATS`: u4b8, u4, u8b128, u8, fp8, mxfp8, mxfp4, nvfp4 or w4a8.
         zeros: Zero points in the scales' type and shape (u4 and u8), else None.
         global_scales: float32, one for each expert or one (nvfp4), else None.
+        channel_scales: float32 [n], with a leading axis of experts for MoE (w4a8), else None.
 
     Raises:
         WeightError: No such format or group size, or a tensor of another dtype, shape or device.
@@ -47,14 +48,16 @@ class PackedWeight:
     format: str = "u4b8"
     zeros: torch.Tensor | None = None
     global_scales: torch.Tensor | None = None
+    channel_scales: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         held = find_format(self.format)
         dtypes = {
             "codes": (torch.int32,),
-            "scales": (torch.uint8,) if held.scale else tuple(DTYPES[one] for one in held.activations),
+            "scales": (torch.uint8,) if held.scale else tuple(DTYPES[one] for one in held.outputs),
             "zeros": (self.scales.dtype,),
             "global_scales": (torch.float32,),
+            "channel_scales": (torch.float32,),
         }
         shapes = tensor_shapes(held, self.n, self.k, self.group_size, self.num_experts)
         for name, tensor in self._named():
@@ -81,13 +84,21 @@ class PackedWeight:
 
     @property
     def dtypes(self) -> tuple[torch.dtype, ...]:
-        """The types of activations that it may be multiplied by."""
+        """The types of activations that multiply it; those of 8 bits only if no others do."""
         held = find_format(self.format)
-        return tuple(DTYPES[one] for one in held.activations) if held.scale else (self.scales.dtype,)
+        if held.folded:
+            return tuple(NARROW_DTYPES[one] for one in held.narrow_activations)
+        return self.outputs
+
+    @property
+    def outputs(self) -> tuple[torch.dtype, ...]:
+        """The types that D may have."""
+        held = find_format(self.format)
+        return tuple(DTYPES[one] for one in held.outputs) if held.scale else (self.scales.dtype,)
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of activations that it is meant for, and of the output: the scales', else bfloat16."""
+        """The type of 16-bit activations that it is meant for, and of D: the scales', else bfloat16."""
         return torch.bfloat16 if find_format(self.format).scale else self.scales.dtype
 
     @property
@@ -152,6 +163,7 @@ class PackedWeight:
             format=read_number(number).name,
             zeros=found["zeros"],
             global_scales=found["global_scales"],
+            channel_scales=found["channel_scales"],
         )
 
     def _named(self) -> tuple[tuple[str, torch.Tensor | None], ...]:
@@ -186,6 +198,7 @@ def stack_weights(weights: Sequence[PackedWeight]) -> PackedWeight:
 
 def from_arrays(packed: PackedArrays, device: torch.device | str = "cpu") -> PackedWeight:
     """Return numpy arrays of a packed weight as tensors; on the CPU they share memory."""
+    others = (getattr(packed, name) for name in _TENSORS[2:])
     return PackedWeight(
         from_numpy(packed.codes).to(device),
         from_numpy(packed.scales).to(device),
@@ -194,13 +207,13 @@ def from_arrays(packed: PackedArrays, device: torch.device | str = "cpu") -> Pac
         packed.group_size,
         packed.num_experts,
         packed.format,
-        None if packed.zeros is None else from_numpy(packed.zeros).to(device),
-        None if packed.global_scales is None else from_numpy(packed.global_scales).to(device),
+        *(None if one is None else from_numpy(one).to(device) for one in others),
     )
 
 
 def to_arrays(weight: PackedWeight) -> PackedArrays:
     """Return a packed weight as numpy arrays on the host; a CPU weight's memory is shared."""
+    others = (getattr(weight, name) for name in _TENSORS[2:])
     return PackedArrays(
         weight.format,
         to_numpy(weight.codes).view(np.uint32),
@@ -209,6 +222,5 @@ def to_arrays(weight: PackedWeight) -> PackedArrays:
         weight.k,
         weight.group_size,
         weight.num_experts,
-        None if weight.zeros is None else to_numpy(weight.zeros),
-        None if weight.global_scales is None else to_numpy(weight.global_scales),
+        *(None if one is None else to_numpy(one) for one in others),
     )

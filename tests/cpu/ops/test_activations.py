@@ -154,6 +154,69 @@ def test_experts_take_the_scale_of_the_row_s_token(dtype: Any) -> None:
     assert torch.equal(billhook.moe_gemm(rows, weight, routing, factors, bias, token_scales=row_scales), got)
 
 
+@pytest.mark.parametrize("out", [None, torch.float16, torch.bfloat16])
+@settings(max_examples=10, deadline=None)
+@given(m=st.integers(0, 9), k=st.integers(1, 20), n=st.integers(1, 9), extras=st.booleans())
+def test_folded_weights_give_either_output(*, out: Any, m: int, k: int, n: int, extras: bool) -> None:
+    one = drawn(16 * k, 16 * n, group=128, name="w4a8", seed=m)
+    codes, scales = billhook.quantize_activations(torch.randn(m, 16 * k))
+    given = out or torch.bfloat16
+    bias = torch.randn(16 * n, dtype=given) if extras else None
+    got = billhook.gemm(codes, one.pack(), bias, token_scales=scales, output_dtype=out)
+    assert (got.dtype, got.shape) == (given, (m, 16 * n))
+    ref = reference.gemm(numbers(codes, scales), exact(one), None if bias is None else bias.double())
+    check(got, ref, 16 * k, E4M3FN)
+    into = torch.full_like(got, torch.nan)
+    billhook.gemm(codes, one.pack(), bias, token_scales=scales, out=into)
+    assert torch.equal(into, got)
+
+
+@pytest.mark.parametrize("out", [torch.float16, torch.bfloat16])
+def test_experts_have_channel_scales_of_their_own(out: Any) -> None:
+    k, n = 144, 48
+    parts = [drawn(k, n, group=128, name="w4a8", seed=expert) for expert in range(3)]
+    weight, right = stack_weights([one.pack() for one in parts]), np.stack([exact(one) for one in parts])
+    assert weight.channel_scales.shape == (3, n)
+    codes, scales = billhook.quantize_activations(torch.randn(7, k))
+    ids, factors, bias = torch.randint(-1, 3, (7, 2)), torch.rand(7, 2), torch.randn(3, n).to(out)
+    block_m = billhook.moe_block_m(weight, 7, 2, output_dtype=out)
+    assert block_m == billhook.moe_block_m(weight, 7, 2, torch.float8_e4m3fn)
+    given = {"token_scales": scales, "output_dtype": out}
+    got = billhook.moe_gemm(codes, weight, billhook.route(ids, 3, block_m), factors, bias, **given)
+    check(got, reference.moe_gemm(numbers(codes, scales), right, ids, factors, bias.double()), k, E4M3FN)
+    assert torch.equal(billhook.moe_gemm(codes, weight, ids, factors, bias, **given), got)
+
+
+def test_a_function_of_folded_weights_is_one_graph() -> None:
+    weight = drawn(128, N, group=128, name="w4a8").pack()
+    codes, scales = billhook.quantize_activations(torch.randn(3, 128))
+
+    def layer(a: Any, scales: Any) -> Any:
+        return billhook.gemm(a, weight, token_scales=scales, output_dtype=torch.float16)
+
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    got = compiled(codes, scales)
+    assert got.dtype == torch.float16 and torch.equal(got, layer(codes, scales))
+
+
+def test_folded_weights_refuse_what_they_are_not_multiplied_by() -> None:
+    weight = drawn(group=128, name="w4a8").pack()
+    for a, options, words in (
+        (WIDE, {}, r"float8_e4m3fn activations alone .got torch.bfloat16.*u4b8 weights take 16 bits"),
+        (CODES.to(torch.int8), {"token_scales": SCALES}, "u4b8, u4, u8b128 weights .got w4a8"),
+        (CODES, {}, "need token_scales"),
+        (CODES, {"token_scales": SCALES, "channel_scales": torch.ones(N)}, "channel_scales of their own"),
+        (CODES, {"token_scales": SCALES, "output_dtype": torch.float32}, "float16 or torch.bfloat16"),
+    ):
+        with pytest.raises(WeightError, match=words):
+            billhook.gemm(a, weight, **options)
+    with pytest.raises(WeightError, match=r"give torch.bfloat16 .asked for torch.float16"):
+        billhook.gemm(CODES, drawn().pack(), token_scales=SCALES, output_dtype=torch.float16)
+    arguments = (CODES, weight.codes, weight.scales, N, 128, "w4a8", None, None, None, True, "", SCALES)
+    with pytest.raises(WeightError, match="w4a8 weights need channel_scales"):
+        torch.ops.billhook.gemm(*arguments)
+
+
 @each_type
 def test_the_operators_pass_torch_s_own_checks(dtype: Any) -> None:
     weight = drawn().pack()

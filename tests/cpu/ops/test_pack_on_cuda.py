@@ -119,6 +119,47 @@ def test_act_order_is_packed_as_on_the_host(
     same(pack_weight(**arguments), want)
 
 
+@pytest.mark.parametrize("experts", [0, 3])
+@pytest.mark.parametrize(("k", "n"), [(128, 64), (208, 80)])
+def test_folded_weights_are_packed_as_on_the_host(
+    experts: int, k: int, n: int, launched: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = (experts, k, n) if experts else (k, n)
+    value = host.quantize(np.random.default_rng(k).standard_normal(shape), "w4a8")
+    got = pack_there(value, monkeypatch)
+    assert launched == ["pack_bytes_kn_4", "pack_scales_8"]
+    same(got, from_arrays(host.pack(value)))
+
+
+@pytest.mark.parametrize("form", ["gptq", "compressed_tensors"])
+def test_words_of_folded_weights_are_packed_as_on_the_host(
+    form: str, launched: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    words = rng.integers(-(2**31), 2**31, (16, 96) if form == "gptq" else (96, 16)).astype(np.int32)
+    held = stored.Words(words, form, 4, rng.permutation(128).astype(np.int32))
+    folded = host.fold(host.Parts("u4b8", held, rng.standard_normal((1, 96)), None, None, 128))
+    got = pack_there(folded, monkeypatch)
+    assert launched[0].startswith("pack_") and "ordered" in launched[0]
+    same(got, from_arrays(host.pack(folded)))
+
+
+def test_folded_scales_that_do_not_fit_are_refused_there_too(
+    launched: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = host.split(host.quantize(np.ones((128, 32)), "w4a8"))
+    for change, words in (
+        ({"scales": parts.scales | 0x7F}, "must not be NaN$"),
+        ({"channel_scales": None}, "w4a8 weights need channel_scales"),
+        ({"channel_scales": parts.channel_scales[:16]}, r"float32 \(32,\)"),
+        ({"channel_scales": parts.channel_scales * np.float32(np.inf)}, "finite"),
+    ):
+        with pytest.raises(WeightError, match=words):
+            pack_there(parts._replace(**change), monkeypatch)
+    negative = parts._replace(scales=parts.scales | 0x80)
+    same(pack_there(negative, monkeypatch), from_arrays(host.pack(negative)))
+
+
 def test_orders_that_are_none_are_refused() -> None:
     arguments = {
         "codes": torch.zeros(32, 16, dtype=torch.uint8),

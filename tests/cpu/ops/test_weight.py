@@ -84,6 +84,26 @@ def test_gptq_and_compressed_tensors_layers_are_packed_alike(name: str) -> None:
     assert converted.dtype == torch.bfloat16
 
 
+def test_layers_of_checkpoints_are_folded_on_the_way() -> None:
+    codes, scales = torch.randint(0, 16, (256, 32), dtype=torch.uint8), torch.randn(2, 32).half()
+    folded, channels = billhook.fold_scales(scales)
+    want = billhook.pack_weight(codes, folded, 128, format="w4a8", channel_scales=channels)
+    assert (want.dtypes, want.outputs) == ((torch.float8_e4m3fn,), (torch.float16, torch.bfloat16))
+    words = join(codes.t(), 4)
+    for got in (
+        billhook.import_gptq(words.t(), scales, group_size=128, format="w4a8"),
+        billhook.import_compressed_tensors(words, scales.t(), k=256, group_size=128, format="w4a8"),
+    ):
+        for mine, theirs in zip(got.state_dict().values(), want.state_dict().values(), strict=True):
+            assert torch.equal(mine, theirs)
+    with pytest.raises(WeightError, match=r"group_size 128 .got u4b8, group_size 64"):
+        billhook.import_compressed_tensors(
+            words, torch.ones(32, 4).half(), k=256, group_size=64, format="w4a8"
+        )
+    with pytest.raises(WeightError, match="need channel_scales"):
+        billhook.pack_weight(codes, folded, 128, format="w4a8")
+
+
 def test_importing_act_order_is_refused_in_words() -> None:
     qweight, scales = torch.zeros(8, 16, dtype=torch.int32), torch.ones(2, 16, dtype=torch.float16)
     g_idx = torch.arange(64, dtype=torch.int32) // 32
@@ -130,7 +150,7 @@ def test_every_format_survives_a_state_dict_a_copy_and_a_stack(name: str) -> Non
     ):
         assert (back.format, back.n, back.k, back.num_experts) == (name, 48, 128, 3)
         assert (back.weight, back.scale) == (held.weight, held.scale or BF16)
-        assert back.dtype == torch.bfloat16 in back.dtypes
+        assert back.dtype == torch.bfloat16 in back.outputs
         assert back.nbytes == weight.nbytes == sum(array.nbytes for array in arrays.tensors().values()) - 40
         for mine, theirs in zip(back.state_dict().values(), weight.state_dict().values(), strict=True):
             assert torch.equal(mine, theirs)
