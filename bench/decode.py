@@ -273,12 +273,13 @@ def dequantize(value: HostWeight, device: torch.device) -> torch.Tensor:
         device: Where to compute it; on the host that takes as long as quantizing.
     """
     parts = split(value)
-    codes, scales, zeros, whole = (
+    codes, scales, zeros, whole, channels = (
         None if one is None else from_numpy(one).to(device)
-        for one in (parts.codes, parts.scales, parts.zeros, parts.global_scales)
+        for one in (parts.codes, parts.scales, parts.zeros, parts.global_scales, parts.channel_scales)
     )
     held = FORMATS[parts.format]
-    weight = Drawn(held, codes, scales if held.scale else scales.bfloat16(), zeros, whole, parts.group_size)
+    scales = scales if held.scale else scales.bfloat16()
+    weight = Drawn(held, codes, scales, zeros, whole, parts.group_size, channels)
     columns = torch.arange(codes.shape[1], device=device).split(COLUMNS)
     return torch.cat([weight.exact(some).T.float() for some in columns])
 

@@ -37,6 +37,7 @@ class Weights:
         scales: `[max(1, num_experts), groups, n]`, f16 or bf16; uint8 codes of e8m0 and e4m3 scales.
         zeros: Zero points, uint8 `[max(1, num_experts), groups, n]`, or None.
         global_scales: float32 `[max(1, num_experts)]`, or None.
+        channel_scales: float32 `[max(1, num_experts), n]`, beside scales that are folded, or None.
     """
 
     workload: Workload
@@ -44,6 +45,7 @@ class Weights:
     scales: torch.Tensor
     zeros: torch.Tensor | None = None
     global_scales: torch.Tensor | None = None
+    channel_scales: torch.Tensor | None = None
 
     @property
     def experts(self) -> int:
@@ -73,6 +75,18 @@ class Weights:
 
     def dequantize(self, expert: int = 0) -> torch.Tensor:
         """Return one weight matrix, float32 `[k, n]`, exactly."""
+        if self.channel_scales is not None:
+            return self.fold(expert).float() * self.channel_scales[expert]
+        return self._multiply(expert)
+
+    def fold(self, expert: int = 0) -> torch.Tensor:
+        """Return one weight matrix without channel scales: codes times scales, rounded to float8_e4m3fn."""
+        import torch
+
+        largest = torch.finfo(torch.float8_e4m3fn).max
+        return self._multiply(expert).clamp(-largest, largest).to(torch.float8_e4m3fn)
+
+    def _multiply(self, expert: int) -> torch.Tensor:
         k, factors = self.workload.k, self.factors(expert)
         if self.global_scales is not None:
             factors = factors * self.global_scales[expert]
@@ -173,10 +187,13 @@ def make_weights(workload: Workload, seed: int, device: torch.device) -> Weights
     zeros = integers(0, 2**weight.bits, groups) if weight.zero_point else None
     deviation = float(np.nanstd(numbers_of(weight))) * (math.sqrt(2) if weight.zero_point else 1)
     usual = 1 / (deviation * math.sqrt(k))
-    global_scales = None
+    global_scales = channel_scales = None
     if held.scale == E8M0FNU:
         exponent = SCALE_BIAS + round(math.log2(usual))
         scales = integers(exponent - 1, exponent + 1, groups)
+    elif held.folded:
+        scales = integers(HALF, TWO, groups)
+        channel_scales = (torch.rand((experts, n), device=device, generator=generator) + 0.5) * usual
     elif held.scale == E4M3FN:
         scales = integers(HALF, TWO, groups)
         spread = torch.rand(experts, device=device, generator=generator) + 0.5
@@ -186,7 +203,7 @@ def make_weights(workload: Workload, seed: int, device: torch.device) -> Weights
         if workload.types.a.bits == 8 and workload.group_size != -1:
             spread, usual = (spread > 1) * 0.5 + 0.5, 2.0 ** round(math.log2(usual))
         scales = (spread * usual).to(torch_dtype(workload.types.s))
-    return Weights(workload, codes, scales, zeros, global_scales)
+    return Weights(workload, codes, scales, zeros, global_scales, channel_scales)
 
 
 def make_inputs(workload: Workload, tokens: int, seed: int, l2_bytes: int, device: torch.device) -> Inputs:

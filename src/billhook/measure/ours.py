@@ -51,8 +51,8 @@ def pack(weights: Weights) -> PackedWeight:
     from ..ops import pack_weight
 
     layer = weights.workload
-    parts = (weights.codes, weights.scales, weights.zeros)
-    codes, scales, zeros = parts if layer.moe else (None if part is None else part[0] for part in parts)
+    parts = (weights.codes, weights.scales, weights.zeros, weights.channel_scales)
+    codes, scales, zeros, channels = (one if layer.moe or one is None else one[0] for one in parts)
     return pack_weight(
         codes,
         scales,
@@ -60,6 +60,7 @@ def pack(weights: Weights) -> PackedWeight:
         format=layer.held.name,
         zeros=zeros,
         global_scales=weights.global_scales,
+        channel_scales=channels,
     )
 
 

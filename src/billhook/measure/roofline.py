@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..config import Problem
+from ..dtypes import F32
 from ..errors import InputError
+from ..formats.packed import find_packed
 
 TOKEN_SCALE_BYTES = 4  # float32, one for each row of 8-bit activations
 
@@ -63,6 +65,8 @@ def peak_of(gpu: str, bandwidth: float | None = None, flops: float | None = None
 def weight_bytes(problem: Problem, experts_hit: int | None = None) -> int:
     """Return the bytes of codes, scales and zero points (as wide as codes) that must be read.
 
+    Scales of channels beside those of groups are among them.
+
     Args:
         problem: The GEMM.
         experts_hit: Experts that have at least one row; all if None. Ignored for dense layers.
@@ -70,7 +74,8 @@ def weight_bytes(problem: Problem, experts_hit: int | None = None) -> int:
     groups = 1 if problem.group_size == -1 else -(-problem.k // problem.group_size)
     types = problem.types
     per_group = types.s.bits + (types.b.bits if types.b.zero_point else 0)
-    matrix = problem.n * (problem.k * types.b.bits + groups * per_group) // 8
+    channel = F32.bits if find_packed(types).folded else 0
+    matrix = problem.n * (problem.k * types.b.bits + groups * per_group + channel) // 8
     if not problem.moe:
         return matrix
     return matrix * (problem.num_experts if experts_hit is None else experts_hit)

@@ -52,13 +52,14 @@ def test_words_hold_codes_along_k(name: str, per_word: int) -> None:
 @pytest.mark.parametrize("name", FORMATS)
 def test_weights_of_every_format_are_those_that_are_packed(layer: Workload, name: str) -> None:
     held = FORMATS[name]
-    types = gemm_types("bf16", name)
+    types = gemm_types("bf16" if held.activations else "e4m3fn", name)
     weights = inputs.make_weights(replace(layer, types=types, group_size=held.group_sizes[0]), 0, CPU)
     numbers = torch.isfinite(weights.numbers).nonzero().flatten().tolist()
     assert weights.codes.unique().tolist() == numbers  # all of them, and no NaN
     exact = torch.from_numpy(dequantize(unpack_weight(pack(weights)), np.float32))
     for expert in range(weights.experts):
         assert torch.equal(weights.dequantize(expert), exact[expert] if layer.moe else exact)
+    assert (weights.channel_scales is not None) == (name == "w4a8")
     assert 0.5 < float((torch.randn(200, 256) @ weights.dequantize()).std()) < 2
 
 

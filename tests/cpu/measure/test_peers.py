@@ -83,6 +83,7 @@ def test_scales_are_permuted_as_marlin_reads_them() -> None:
         (machete.Machete(), ("bf16", "mxfp4"), "u4, u4b8, u8, u8b128 only"),
         (machete.Machete(), ("s8", "u4b8"), "16-bit activations"),
         (torch_matmul.TorchMatmul(), ("s8", "u4b8"), "no product of s8"),
+        (humming.Humming(), ("e4m3fn", "w4a8"), "scales are folded"),
     ],
 )
 def test_types_that_a_peer_does_not_serve_are_told(
@@ -90,6 +91,7 @@ def test_types_that_a_peer_does_not_serve_are_told(
 ) -> None:
     for module in (marlin, machete):
         monkeypatch.setattr(module, "load", lambda name: None)
+    monkeypatch.setattr(humming.Humming, "version", lambda self: "")
     weights, cases = draw(*types)
     with pytest.raises(UnsupportedError, match=words) as refused:
         peer.prepare(weights, cases)
@@ -133,9 +135,10 @@ def test_torch_multiplies_float8_by_float8(monkeypatch: pytest.MonkeyPatch) -> N
         return (scale_a * (a.float() @ b.float()) * scale_b).to(out_dtype)
 
     monkeypatch.setattr(torch, "_scaled_mm", multiply)
-    weights, cases = draw("e4m3fn", "u4b8")
-    got = torch_matmul.TorchMatmul().prepare(weights, cases)(cases[0]).call(0).float()
-    want = reference(weights, cases[0])
-    assert float((got - want).norm() / want.norm()) < 0.003
+    for name in ("u4b8", "w4a8"):
+        weights, cases = draw("e4m3fn", name)
+        got = torch_matmul.TorchMatmul().prepare(weights, cases)(cases[0]).call(0).float()
+        want = reference(weights, cases[0])
+        assert float((got - want).norm() / want.norm()) < 0.003
     with pytest.raises(UnsupportedError, match="channel scales"):
         torch_matmul.TorchMatmul().prepare(*draw("e4m3fn", "u4b8", 128))

@@ -39,6 +39,11 @@ def test_bytes_are_counted_one_by_one() -> None:
     assert weight_bytes(dense(3, 64, 256, group_size=-1)) == 64 * 256 // 2 + 64 * 2
 
 
+def test_channel_scales_beside_those_of_groups_are_read_too() -> None:
+    problem = Problem(3, 64, 256, gemm_types("e4m3fn", "w4a8"), 128)
+    assert weight_bytes(problem) == 64 * 256 // 2 + 2 * 64 + 4 * 64
+
+
 def test_only_experts_that_are_hit_are_read() -> None:
     problem = Problem(4, 64, 256, TYPES, 128, 16, 2)
     assert weight_bytes(problem, 3) * 16 == weight_bytes(problem) * 3

@@ -55,6 +55,8 @@ class Humming:
     def prepare(self, weights: Weights, cases: Sequence[Inputs]) -> Bind:
         """Transform the weights into its layout and compile the kernels that the cases need."""
         self.version()
+        if weights.workload.held.folded:
+            raise UnsupportedError("no weights whose scales are folded, rounded to e4m3 (w4a8)")
         import torch
         from humming.kernel.humming import HummingKernel
         from humming.schema import HummingInputSchema, HummingWeightSchema

@@ -52,13 +52,12 @@ def _bind_scaled(weights: Weights, count: int) -> Bind:
     import torch
 
     layer = weights.workload
-    numbers = weights.numbers.to(torch.float8_e4m3fn)
-    exact = torch.equal(numbers.float().nan_to_num(), weights.numbers.nan_to_num())
-    if not exact or weights.zeros is not None or layer.group_size != -1:
-        raise UnsupportedError("float8 products need channel scales and weights that float8 holds")
-    first = numbers.view(torch.uint8)[weights.codes[0].int()].t().contiguous().view(torch.float8_e4m3fn)
+    if weights.channel_scales is None:
+        codes, channel_scales = _find_numbers(weights), weights.scales[0].float()
+    else:
+        codes, channel_scales = weights.fold().view(torch.uint8), weights.channel_scales[0]
+    first = codes.t().contiguous().view(torch.float8_e4m3fn)
     packed = [first, *(first.clone() for _ in range(count - 1))]
-    channel_scales = weights.scales[0].float()
 
     def bind(inputs: Inputs) -> Launch:
         def call(copy: int) -> torch.Tensor:
@@ -74,3 +73,18 @@ def _bind_scaled(weights: Weights, count: int) -> Bind:
         return Launch(call, "torch._scaled_mm")
 
     return bind
+
+
+def _find_numbers(weights: Weights) -> torch.Tensor:
+    """Return the numbers of the weights' codes as bytes of float8, `[k, n]`.
+
+    Raises:
+        UnsupportedError: float8 does not hold them, or scales are not those of channels.
+    """
+    import torch
+
+    numbers = weights.numbers.to(torch.float8_e4m3fn)
+    exact = torch.equal(numbers.float().nan_to_num(), weights.numbers.nan_to_num())
+    if not exact or weights.zeros is not None or weights.workload.group_size != -1:
+        raise UnsupportedError("float8 products need channel scales and weights that float8 holds")
+    return numbers.view(torch.uint8)[weights.codes[0].int()]
