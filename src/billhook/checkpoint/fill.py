@@ -60,9 +60,9 @@ def plan_tensors(contents: Contents, act: DType) -> Iterator[Planned]:
 def plan_module(fused: Fused, act: DType) -> Iterator[Planned]:
     """Yield the tensors of a packed weight, and of what belongs to it."""
     scale = "U8" if fused.stored.scale else NAMES[act]
-    dtypes = {"codes": "I32", "scales": scale, "zeros": NAMES[act], "global_scales": "F32"}
+    dtypes = {"codes": "I32", "scales": scale, "zeros": NAMES[act]}
     for name, shape in fused.shapes.items():
-        yield Planned(f"{fused.name}.{name}", dtypes[name], shape)
+        yield Planned(f"{fused.name}.{name}", dtypes.get(name, "F32"), shape)
     yield Planned(f"{fused.name}.meta", "I64", (5,))
     if fused.bias:
         experts = (fused.num_experts,) if fused.num_experts else ()

@@ -46,6 +46,7 @@ def stack(experts: Sequence[Weight]) -> Weight:
         scales=np.stack(_of_one_type([one.scales for one in parts])),
         zeros=_stack_optional([one.zeros for one in parts]),
         global_scales=np.concatenate(whole) if whole else None,
+        channel_scales=_stack_optional([one.channel_scales for one in parts]),
     )
     bias, scales = (_stack_optional(list(arrays)) for arrays in zip(*rest, strict=True))
     return Weight(stacked, bias, experts[0].input_order, scales)

@@ -27,12 +27,14 @@ class Request:
         activations: Type of the activations.
         config: sha256 of the checkpoint's config.json.
         files: Fingerprint of each of its safetensors files, by name.
+        fold: Whether scales of groups are folded into weights.
     """
 
     layout: int
     activations: str
     config: str
     files: dict[str, str]
+    fold: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Manifest:
     done: dict[str, str] = field(default_factory=dict)
 
 
-def make_request(source: Source, activations: str) -> Request:
+def make_request(source: Source, activations: str, *, fold: bool) -> Request:
     """Return what packing a checkpoint asks for.
 
     Raises:
@@ -56,7 +58,7 @@ def make_request(source: Source, activations: str) -> Request:
     """
     files = {file.name: _fingerprint(file) for file in source.checkpoint.files}
     config = hashlib.sha256(source.checkpoint.config.file.read_bytes()).hexdigest()
-    return Request(LAYOUT, activations, config, files)
+    return Request(LAYOUT, activations, config, files, fold)
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -93,6 +95,8 @@ def check_same(folder: Path, had: Request, asked: Request) -> None:
         return
     if had.activations != asked.activations:
         what = f"for {had.activations} activations, not {asked.activations}"
+    elif had.fold != asked.fold:
+        what = "with scales folded" if had.fold else "without folding scales"
     elif had.layout != asked.layout:
         what = f"in layout {had.layout}, not {asked.layout}"
     else:

@@ -141,7 +141,7 @@ def fold(linears: Iterable[Linear], gemms: Mapping[str, str], quantization: Quan
 
 
 def count_inputs(linears: Iterable[Linear], quantization: Quantization | None) -> dict[str, int]:
-    """Return for each type of 8-bit activations how many layers the config asks it for.
+    """Return for each type of 8-bit activations how many layers take it if that is asked for, by the config.
 
     Args:
         linears: The layers.
@@ -150,7 +150,7 @@ def count_inputs(linears: Iterable[Linear], quantization: Quantization | None) -
     found: Counter[str] = Counter()
     for one in linears:
         wanted = _find_format(one, quantization)
-        if wanted is not None and wanted.activations is not None:
+        if wanted is not None and wanted.activations is not None and not wanted.packed.folded:
             found[str(wanted.activations)] += 1
     return dict(found)
 

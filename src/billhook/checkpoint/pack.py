@@ -19,7 +19,7 @@ from ..formats.elements import numpy_dtype
 from ..models import MODELOPT_FILE, activations_type, read_dtype
 from .fill import Contents, Pack, Report, fill, group_files, list_files, plan_tensors
 from .folder import CONFIG, INDEX, MANIFEST
-from .manifest import Manifest, check_same, make_request, read_manifest, write_manifest
+from .manifest import Manifest, Request, check_same, make_request, read_manifest, write_manifest
 from .packed import write_section
 from .source import Source, open_checkpoint
 from .write import checksum, open_shard, write_durable
@@ -55,6 +55,7 @@ def pack_checkpoint(
     out: Path,
     activations: DType | None = None,
     *,
+    fold: bool = False,
     pack: Pack = host.pack,
     jobs: int = 1,
     progress: Callable[[int], Report] | None = None,
@@ -65,6 +66,7 @@ def pack_checkpoint(
         folder: The checkpoint.
         out: Where to write; new or empty, or begun by the same request.
         activations: f16 or bf16; what the config says if None.
+        fold: Whether to fold scales of groups into weights (w4a8) where the config asks for e4m3 activations.
         pack: Packs one weight.
         jobs: Layers that are packed at a time.
         progress: Called with the bytes to be read; what it returns is called with those dealt with.
@@ -72,16 +74,17 @@ def pack_checkpoint(
     Raises:
         ConfigError: A config that makes no sense, or `out` holds something else.
         WeightError: A tensor is missing, extra, damaged or does not fit.
-        UnsupportedError: A format that is not built, or that the activations are not multiplied by.
+        UnsupportedError: A format that is not built, or that the activations are not multiplied by, or scales
+            that cannot be folded.
         StorageError: `out` cannot be written.
     """
-    source = open_checkpoint(folder)
+    source = open_checkpoint(folder, fold=fold)
     act = _find_activations(source, activations)
     files = group_files(source)
     report = progress(sum(contents.bytes for contents in files.values())) if progress else _ignore
     written = 0
     try:
-        manifest = _begin(source, out, act)
+        manifest = _begin(source, out, make_request(source, str(act), fold=fold))
         for name, contents in files.items():
             if _is_done(out / name, manifest):
                 report(contents.bytes)
@@ -106,7 +109,7 @@ def _find_activations(source: Source, activations: DType | None) -> DType:
     config = source.checkpoint.config
     act = activations or activations_type(config.file, read_dtype(config))
     for fused in source.modules.values():
-        allowed = fused.held.activations
+        allowed = fused.held.outputs
         if act not in allowed:
             raise UnsupportedError(
                 f"{fused.name}: {fused.format} weights are multiplied by {' or '.join(map(str, allowed))} "
@@ -115,7 +118,7 @@ def _find_activations(source: Source, activations: DType | None) -> DType:
     return act
 
 
-def _begin(source: Source, out: Path, act: DType) -> Manifest:
+def _begin(source: Source, out: Path, request: Request) -> Manifest:
     """Return the manifest of the folder, made if it is new.
 
     Raises:
@@ -125,7 +128,6 @@ def _begin(source: Source, out: Path, act: DType) -> Manifest:
     if out.resolve() == source.checkpoint.folder.resolve():
         raise ConfigError(f"{out} is the checkpoint itself; give another folder to write to")
     out.mkdir(parents=True, exist_ok=True)
-    request = make_request(source, str(act))
     manifest = read_manifest(out)
     if manifest is None:
         if any(not other.name.startswith(f".{MANIFEST}") for other in out.iterdir()):

@@ -23,7 +23,8 @@ from .modules import Linear, natural_order
 from .stored import Stored
 
 VERSION = 1  # of the section of config.json
-_TENSORS = ("codes", "scales", "zeros", "global_scales", "meta", "bias", "input_order", "input_scales")
+_ARRAYS = ("codes", "scales", "zeros", "global_scales", "channel_scales", "meta")  # of the packed weight
+_TENSORS = (*_ARRAYS, "bias", "input_order", "input_scales")
 _ACTIVATIONS = {one.name: one for one in (F16, BF16)}
 
 
@@ -95,6 +96,7 @@ class PackedFolder:
             fused.num_experts,
             found.get("zeros"),
             found.get("global_scales"),
+            found.get("channel_scales"),
         )
         return PackedModule(weight, found.get("bias"), found.get("input_order"), found.get("input_scales"))
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 
 from ..errors import ConfigError, UnsupportedError
+from ..formats import host
 from .data import read_array
 from .declared import Declared, read_declared
+from .fold_scales import fold_modules
 from .folder import PACKED_METHOD, Checkpoint, read_checkpoint
 from .fuse import Fused, fuse
 from .header import Tensor
@@ -71,10 +73,9 @@ class Source:
         for start in range(0, len(fused.linears), step):
             members = fused.linears[start : start + step]
             weights = [read_weight(one, fused.stored, fused.static) for one in members]
-            if members[0].stored.num_experts:
-                yield from take_experts(weights[0])
-            else:
-                yield join(weights)
+            stacked = members[0].stored.num_experts
+            for one in take_experts(weights[0]) if stacked else (join(weights),):
+                yield replace(one, parts=host.fold(one.parts)) if fused.held.folded else one
 
     def array(self, name: str) -> npt.NDArray[Any]:
         """Read a tensor that is no part of a GEMM.
@@ -88,16 +89,18 @@ class Source:
         return read_array(self.plain[name])
 
 
-def open_checkpoint(folder: Path) -> Source:
+def open_checkpoint(folder: Path, *, fold: bool = False) -> Source:
     """Read a quantized checkpoint's headers and config, and what tells which modules are one GEMM.
 
     Args:
         folder: Holds config.json and safetensors files, as Hugging Face has them.
+        fold: Whether to fold the scales of groups into weights (w4a8) where the config asks for e4m3
+            activations; by default they are kept as they are, which is more exact.
 
     Raises:
         ConfigError: A file that cannot be read, or a field of the config that makes no sense.
         WeightError: A tensor is missing, extra, of a wrong dtype or shape, or not what the config says.
-        UnsupportedError: A format that is not built, or nothing is quantized.
+        UnsupportedError: A format that is not built, nothing is quantized, or scales cannot be folded.
     """
     checkpoint = read_checkpoint(folder)
     declared = read_declared(checkpoint.config)
@@ -115,6 +118,8 @@ def open_checkpoint(folder: Path) -> Source:
     if declared.quantization is None:
         raise UnsupportedError(f"{declared.file}: {declared.why}")
     modules, notes = fuse(quantized, declared.quantization)
+    if fold:
+        modules = fold_modules(declared.file, modules)
     used = {part.name for one in quantized for name, part in one.parts.items() if name not in _KEPT}
     found = sum(tensor.name.endswith(_LEFT_OUT) for tensor in checkpoint.tensors.values())
     kept = sum(len(one.linears) for one in modules if one.static)

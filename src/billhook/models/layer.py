@@ -165,11 +165,18 @@ def _suffixes(stored: WeightFormat) -> tuple[tuple[int, str], ...]:
         (stored.weight.bits, f"{stored.weight}"),
         (stored.group_size, f"g{stored.group_size}"),
         (int(stored.ordered), "ordered" if stored.ordered else "plain"),
+        (int(stored.packed.folded), "folded" if stored.packed.folded else "exact"),
     )
 
 
 def gemm_types(act: DType, stored: WeightFormat, output: DType) -> GemmTypes:
-    """Return the types of the GEMM of activations of type `act` and a weight."""
+    """Return the types of the GEMM of activations of type `act` and a weight.
+
+    Folded weights are not multiplied by activations of 16 bits, but by those quantized to 8.
+    """
+    held = stored.packed
+    if held.folded and act.bits == 16:
+        (act,) = held.narrow_activations
     return GemmTypes(act, stored.weight, stored.scale or output, output)
 
 

@@ -129,12 +129,19 @@ class Placer:
         self._model.set_submodule(self._own(name), experts)
 
     def _choose_activations(self, layer: Layer) -> torch.dtype | None:
-        """Return the type that a layer's inputs are quantized to; None for none."""
-        if not self._narrow or layer.activations is None:
+        """Return the type that a layer's inputs are quantized to; None for none.
+
+        Raises:
+            UnsupportedError: No kernel serves a weight that is multiplied by such inputs alone.
+        """
+        alone = layer.weight.dtype not in layer.weight.dtypes
+        if layer.activations is None or not (self._narrow or alone):
             return None
         why = why_unserved(layer.weight, layer.activations)
         if why is None:
             return layer.activations
+        if alone:
+            raise UnsupportedError(why)
         self.kept_wide[why] += 1
         return None
 

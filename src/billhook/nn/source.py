@@ -57,13 +57,16 @@ class Source:
     array: Callable[[str], npt.NDArray[Any]]
 
 
-def open_source(folder: Path, device: torch.device, dtype: torch.dtype | None) -> Source:
+def open_source(
+    folder: Path, device: torch.device, dtype: torch.dtype | None, *, fold: bool = False
+) -> Source:
     """Open a quantized checkpoint; reads headers only.
 
     Args:
         folder: The folder.
         device: Where to put what is read.
         dtype: Type of the activations; None if the config does not say.
+        fold: Whether to fold scales of groups into weights where the config asks for e4m3 activations.
 
     Raises:
         ConfigError: A config that makes no sense.
@@ -75,7 +78,7 @@ def open_source(folder: Path, device: torch.device, dtype: torch.dtype | None) -
             f"{folder}: activations are float16 or bfloat16 (got {dtype}, by its config); "
             "name one with dtype=torch.bfloat16"
         )
-    checkpoint = open_checkpoint(folder)
+    checkpoint = open_checkpoint(folder, fold=fold)
 
     def read(name: str) -> Layer:
         found = checkpoint.read(name)
@@ -152,6 +155,7 @@ def take_outputs(weight: PackedWeight, start: int, stop: int) -> PackedWeight:
     """
     if (start, stop) == (0, weight.n):
         return weight
+    channels = weight.channel_scales
     if start % STRIP == 0 and (stop % STRIP == 0 or stop == weight.n):
         strips = slice(start // STRIP, -(-stop // STRIP))
         return replace(
@@ -159,6 +163,7 @@ def take_outputs(weight: PackedWeight, start: int, stop: int) -> PackedWeight:
             codes=weight.codes[strips].clone(),
             scales=weight.scales[strips].clone(),
             zeros=None if weight.zeros is None else weight.zeros[strips].clone(),
+            channel_scales=None if channels is None else channels[start:stop].clone(),
             n=stop - start,
         )
     value = unpack_weight(weight)  # a strip is shared: pack both sides anew
@@ -167,5 +172,6 @@ def take_outputs(weight: PackedWeight, start: int, stop: int) -> PackedWeight:
         codes=value.codes[columns],
         scales=parts.scales[columns],
         zeros=None if parts.zeros is None else parts.zeros[columns],
+        channel_scales=None if parts.channel_scales is None else parts.channel_scales[start:stop],
     )
     return pack_quantized(taken, weight.device, weight.dtype)

@@ -9,12 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from cpu.checkpoint.encoded import Written, gptq, gptq_config, write_model
+from cpu.checkpoint.encoded import Written, compressed, gptq, gptq_config, packed, write_model
 from cpu.checkpoint.written import LLAMA, MOE
 
 from billhook.checkpoint import open_packed
 from billhook.cli import main
 from billhook.dtypes import F16
+
+W4A8 = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 128}
+W4A8_INPUTS = {"num_bits": 8, "type": "float", "dynamic": True, "strategy": "token"}
 
 
 @pytest.fixture
@@ -49,6 +52,22 @@ def test_says_what_stays_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str
     write_model(tmp_path / "in", config, section, encode)  # type: ignore[arg-type]
     assert main(["pack", str(tmp_path / "in"), "-o", str(tmp_path / "out")]) == 0
     assert "note: model.layers.0.self_attn.qkv_proj stays apart" in capsys.readouterr().out
+
+
+def test_folds_scales_where_that_is_asked_for(
+    checkpoint: Written, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folded, section = tmp_path / "w4a8", compressed("pack-quantized", W4A8_INPUTS, **W4A8)
+    folded.mkdir()
+    write_model(folded, LLAMA | {"num_hidden_layers": 1}, section, packed(group=128))
+    assert main(["pack", str(folded), "-o", str(tmp_path / "out"), "--fold"]) == 0
+    assert {one.format for one in open_packed(tmp_path / "out").modules.values()} == {"w4a8"}
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "out"), "--arch", "8.9"]) == 0
+    text = capsys.readouterr().out
+    assert "w4a8" in text and "marlin does not fold scales" in text and "where that is asked for" not in text
+    assert main(["pack", str(checkpoint.folder), "-o", str(tmp_path / "other"), "--fold"]) == 2
+    assert "there are no scales to fold" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
