@@ -66,8 +66,9 @@ def illegal(config: KernelConfig) -> str | None:
     tile = config.tile
     if (config.arch.capability, config.arch.suffix) != ((9, 0), "a"):
         return f"needs the target 9.0a, where wgmma is (got {config.arch})"
-    promotes = config.types.a.bits == 8 and config.group_size == _PROMOTED_GROUP
-    why = base.wrong_types(config, narrow_groups=promotes) or base.wrong_tile(
+    folds = base.folds(config.types)
+    promotes = config.types.a.bits == 8 and config.group_size == _PROMOTED_GROUP and not folds
+    why = base.wrong_types(config, narrow_groups=promotes or folds) or base.wrong_tile(
         config, largest_m=256, fewest_stages=FEWEST_STAGES
     )
     if why is not None:
@@ -104,7 +105,7 @@ def rounds_weights(config: KernelConfig) -> bool:
     """Return whether a weight's product with its scale is rounded to 16 bits before the MMA.
 
     So for all group scales, but a product of e2m1 and a scale of 8 bits is exact, and under 8-bit
-    activations scales multiply sums.
+    activations scales multiply sums, or the rounded product is what the format says a weight is.
     """
     return config.group_size != -1 and config.types.b != E2M1F and config.types.a.bits == 16
 

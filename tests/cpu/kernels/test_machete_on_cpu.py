@@ -63,6 +63,16 @@ CASES = [
     Case("s8_u4b8_bf16_bf16_g128_m32n128k256s3_grouped", 40, 272, 400, grid=3, experts=3),
     Case("s8_u4b8_bf16_bf16_gch_m32n128k128s4c2_grouped", 40, 272, 144, grid=4, experts=3),
     Case("s8_u4b8_f16_f16_gch_m16n128k128s4_grouped", 6, 128, 1040, grid=12, experts=3, shared=True),
+    # Of 8 bits, with group scales that are part of the weights.
+    Case("e4m3fn_u4b8_e4m3fn_bf16_g128_m16n128k128s4_dense", 19, 272, 400, grid=3),
+    Case("e4m3fn_u4b8_e4m3fn_f16_g128_m32n128k256s3_dense", 40, 272, 336, grid=2),
+    Case("e4m3fn_u4b8_e4m3fn_bf16_g128_m32n128k256s3c2_dense", 40, 272, 400, grid=2),
+    Case("e4m3fn_u4b8_e4m3fn_bf16_g128_m256n128k128s4_dense", 300, 144, 208, grid=2),
+    Case("e4m3fn_u4b8_e4m3fn_bf16_g128_m128n256k128s4_dense", 70, 272, 208, grid=2),
+    Case("e4m3fn_u4b8_e4m3fn_bf16_g128_m32n192k128s3p_dense", 40, 400, 208, grid=1),
+    Case("e4m3fn_u4b8_e4m3fn_f16_g128_m16n128k128s4_dense", 16, 144, 1040, grid=5, shared=True),
+    Case("e4m3fn_u4b8_e4m3fn_bf16_g128_m32n256k128s3_grouped", 40, 272, 400, grid=3, experts=3),
+    Case("e4m3fn_u4b8_e4m3fn_f16_g128_m16n128k256s3_grouped", 6, 128, 1040, grid=12, experts=3, shared=True),
 ]
 
 # Warpgroups that take tiles in turns: many, few, an odd number, one; of 1 to 4 strips; whole and shared ones.

@@ -21,9 +21,10 @@ import numpy.typing as npt
 from billhook.arch import parse
 from billhook.build.headers import included_headers
 from billhook.build.nvrtc import compile_text
+from billhook.dtypes import E4M3FN
+from billhook.formats import minifloat
 
 Words = npt.NDArray[np.uint32]
-_ARCH = replace(parse("8.0"), ptx=True)
 _STEP = re.compile(r"^\s*([a-z][\w.]*)\s+([^;]*);", re.MULTILINE)
 _PLACE = re.compile(r"\[(%\w+)(?:\+(\d+))?\]")
 # type -> bits of precision, exponent of the smallest subnormal, numpy type
@@ -34,14 +35,15 @@ _FLOATS: dict[str, tuple[int, int, Any]] = {
 
 
 @cache
-def compile_body(body: str) -> str:
+def compile_body(body: str, arch: str = "8.0") -> str:
     """Return the PTX of a kernel `(const u32* in, u32* out)` with this body."""
     text = (
-        '#include "billhook/numeric/minifloat.cuh"\n#include "billhook/numeric/narrow.cuh"\n'
+        '#include "billhook/numeric/folded.cuh"\n#include "billhook/numeric/minifloat.cuh"\n'
+        '#include "billhook/numeric/narrow.cuh"\n'
         "using namespace billhook;\n"
         f'extern "C" __global__ void probe(const u32* in, u32* out) {{\n{body}\n}}\n'
     )
-    return compile_text("probe.cu", text, included_headers(text), _ARCH).ptx
+    return compile_text("probe.cu", text, included_headers(text), replace(parse(arch), ptx=True)).ptx
 
 
 def run(ptx: str, inputs: npt.ArrayLike) -> Words:
@@ -59,8 +61,9 @@ def run(ptx: str, inputs: npt.ArrayLike) -> Words:
     written: dict[int, Words] = {}
 
     def value(text: str) -> Any:
-        if text.startswith("%"):
-            return registers[text]
+        name = text.strip("{}")
+        if name in registers:
+            return registers[name]
         return np.uint32(int(text, 0) & 0xFFFFFFFF)
 
     for name, arguments in _STEP.findall(ptx[ptx.index("{") :]):
@@ -123,13 +126,23 @@ def _lop3(a: Words, b: Words, c: Words, table: Any) -> Words:
 
 def _prmt(a: Words, b: Words, selector: Any) -> Words:
     parts = [(word >> np.uint32(8 * i)) & np.uint32(0xFF) for word in (a, b) for i in range(4)]
-    found = np.zeros(np.broadcast_shapes(np.shape(a), np.shape(b)), np.uint32)
+    found = np.zeros(np.broadcast_shapes(np.shape(a), np.shape(b), np.shape(selector)), np.uint32)
     for at in range(4):
-        choice = int(selector) >> 4 * at & 0xF
-        if choice & 8:
+        choice = np.asarray(selector, np.uint32) >> np.uint32(4 * at) & np.uint32(0xF)
+        if np.any(choice & 8):
             raise NotImplementedError("no model of prmt that repeats a sign")
-        found |= parts[choice] << np.uint32(8 * at)
+        found |= np.choose(choice, parts) << np.uint32(8 * at)
     return found
+
+
+def _to_e4m3(a: Words) -> Words:
+    codes = minifloat.encode(values(a, "f16x2"), E4M3FN).astype(np.uint32)
+    return np.asarray(codes[..., 0] | codes[..., 1] << 8)
+
+
+def _from_e4m3(a: Words) -> Words:
+    codes = np.stack([a & 0xFF, a >> 8 & 0xFF], axis=-1).astype(np.uint8)
+    return bits(minifloat.decode(codes, E4M3FN).astype(np.float64), "f16x2")
 
 
 _INSTRUCTIONS: dict[str, Callable[..., Any]] = {
@@ -149,4 +162,8 @@ _INSTRUCTIONS: dict[str, Callable[..., Any]] = {
     "fma.rn.f16x2": _fma("f16x2"),
     "fma.rn.bf16x2": _fma("bf16x2"),
     "max.bf16x2": _max,
+    "mov.b32": lambda low, high: low | high << 16,
+    "cvt.u16.u32": lambda a: a & 0xFFFF,
+    "cvt.rn.f16x2.e4m3x2": _from_e4m3,
+    "cvt.rn.satfinite.e4m3x2.f16x2": _to_e4m3,
 }

@@ -62,6 +62,16 @@ struct e4m3 {
     const double v = std::ldexp(exponent ? 8 + mantissa : mantissa, std::max(exponent, 1) - 10);
     return bits >> 7 ? -v : v;
   }
+  // Saturated at 448.
+  static u32 bits(double v) {
+    const u32 sign = std::signbit(v) ? 0x80 : 0;
+    const double size = std::min(std::fabs(round_to(v, 4, -9)), 448.0);
+    if (std::isnan(v)) return 0x7f;
+    if (size < std::ldexp(1, -6)) return sign | static_cast<u32>(std::ldexp(size, 9));
+    int exponent;
+    const double fraction = std::frexp(size, &exponent);
+    return sign | (static_cast<u32>(std::ldexp(fraction, 4)) + (exponent + 5 << 3));
+  }
 };
 
 struct s8 {
@@ -89,6 +99,11 @@ inline void cvt_rn_bf16x2_f32(u32& d, float high, float low) { d = bf16::bits(lo
 inline void cvt_rn_bf16_f32(u16& d, float a) { d = bf16::bits(a); }
 inline void cvt_rn_f16_f32(u16& d, float a) { d = f16::bits(a); }
 inline void cvt_f32_f16(float& d, u16 a) { d = static_cast<float>(f16::value(a)); }
+inline void cvt_rn_f16x2_e4m3x2(u32& d, u16 a) { d = f16::bits(e4m3::value(a & 0xff)) | f16::bits(e4m3::value(a >> 8)) << 16; }
+inline void cvt_rn_satfinite_e4m3x2_f16x2(u16& d, u32 a) {
+  d = e4m3::bits(f16::value(a & 0xffff)) | e4m3::bits(f16::value(a >> 16)) << 8;
+}
+inline void cvt_u16_u32(u16& d, u32 a) { d = a; }
 inline void max_bf16x2(u32& d, u32 a, u32 b) {
   const auto one = [](u32 a, u32 b) { return bf16::value(a) > bf16::value(b) ? a : b; };
   d = one(a & 0xffff, b & 0xffff) | one(a >> 16, b >> 16) << 16;
@@ -98,6 +113,14 @@ inline void mov_b32(u32& d, std::array<u16*, 2> halves) { d = *halves[0] | u32(*
 inline void and_b32(u32& d, u32 a, u32 b) { d = a & b; }
 inline void setp_ne_s32(bool& d, i32 a, i32 b) { d = a != b; }
 inline void setp_ne_u32(bool& d, u32 a, u32 b) { d = a != b; }
+inline void prmt_b32(u32& d, u32 a, u32 b, u32 selectors) {
+  const u64 bytes = a | u64(b) << 32;
+  d = 0;
+  for (int i = 0; i < 4; ++i) {
+    const u32 byte = bytes >> 8 * (selectors >> 4 * i & 7) & 0xff;
+    d |= (selectors >> 4 * i & 8 ? byte >> 7 ? 0xff : 0 : byte) << 8 * i;
+  }
+}
 inline void lop3_b32(u32& d, u32 a, u32 b, u32 c, int table) {
   d = 0;
   for (int row = 0; row < 8; ++row)

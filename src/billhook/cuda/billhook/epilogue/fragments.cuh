@@ -63,8 +63,38 @@ struct FragmentEpilogue {
     }
   };
 
+  // What multiplies and is added to this thread's two features of a strip, rows g and g + 8 of its warp.
+  struct Features {
+    float upper = 1, lower = 1, add_upper = 0, add_lower = 0;
+
+    Features() = default;
+    __device__ __forceinline__ Features(const FragmentEpilogue& e, const Segment& at, i32 expert, i32 s) {
+      const GemmParams& p = e.p;
+      const i32 strip = e.strip_of(at, s), g = e.lane / 4, feature = strip * kStrip + e.warp * 16 + g;
+      upper = lower = C::factor * (p.global_scales && expert >= 0 ? p.global_scales[expert] : 1);
+      if (expert < 0 || feature - g >= p.n) return;  // n is a multiple of 16: a warp has all of its rows, or none
+      if constexpr (C::channel_scales) {  // row 16 i + 8 h + g of a strip lies at 8 g + 2 i + h
+        const i64 pairs = (static_cast<i64>(expert) * p.strips + strip) * (kStrip / 2);
+        const u32 pair = static_cast<const u32*>(p.scales)[pairs + g * 4 + e.warp];
+        upper *= T::low(pair), lower *= T::high(pair);
+      }
+      const i64 at_feature = static_cast<i64>(expert) * p.n + feature;
+      if (p.channel_scales) upper *= p.channel_scales[at_feature], lower *= p.channel_scales[at_feature + 8];
+      if (p.bias) {
+        const u16* bias = static_cast<const u16*>(p.bias) + at_feature;
+        add_upper = T::low(bias[0]), add_lower = T::low(bias[8]);
+      }
+    }
+  };
+  // Those of the first strip, asked for before the last unit is done where they are always needed.
+  static constexpr bool kFeaturesAhead = C::narrow && !C::promotes;
+  __device__ __forceinline__ Features first_features(const Segment& at, const Ahead& ahead) const {
+    return kFeaturesAhead && at.stage == 0 ? Features(*this, at, ahead.expert, 0) : Features();
+  }
+
   // Takes the sums of a segment.
-  __device__ __forceinline__ void store(const Sums& sums, const Segment& at, const Ahead& ahead, const Factors& factors) const {
+  __device__ __forceinline__ void store(const Sums& sums, const Segment& at, const Ahead& ahead, const Factors& factors,
+                                        const Features& first_features) const {
     if (at.stage > 0) {
       hand_over(sums);
       return;
@@ -76,17 +106,21 @@ struct FragmentEpilogue {
       ptx::sync_some<128>(1 + warpgroup);
     }
     if (last > waves.worker) {
-      finish<true, false>(sums, at, ahead.expert, last);
+      finish<true, false>(sums, at, ahead.expert, last, first_features);
     } else if (ahead.expert >= 0) {
       if (kMayBePlain && !p.global_scales && !p.channel_scales && !p.bias && !p.topk_weights)
-        finish<false, true>(sums, at, ahead.expert, last);
+        finish<false, true>(sums, at, ahead.expert, last, first_features);
       else
-        finish<false, false>(sums, at, ahead.expert, last);
+        finish<false, false>(sums, at, ahead.expert, last, first_features);
     }
   }
 
  private:
   static constexpr bool kMayBePlain = !C::channel_scales && !C::token_scales && C::factor == 1;  // nothing but rounding is left
+
+  __device__ __forceinline__ i32 strip_of(const Segment& at, i32 s) const {
+    return (at.tile_n * C::cluster + rank) * C::strips + first_strip + s;
+  }
 
   static __device__ __forceinline__ Accumulator to_float(const Sum& sum) {
     return {static_cast<float>(sum.v[0]), static_cast<float>(sum.v[1]), static_cast<float>(sum.v[2]),
@@ -154,40 +188,17 @@ struct FragmentEpilogue {
     }
   }
 
-  // What multiplies and is added to this thread's two features of a strip, rows g and g + 8 of its warp.
-  struct Features {
-    float upper = 1, lower = 1, add_upper = 0, add_lower = 0;
-
-    Features() = default;
-    __device__ __forceinline__ Features(const FragmentEpilogue& e, i32 expert, i32 strip) {
-      const GemmParams& p = e.p;
-      const i32 g = e.lane / 4, feature = strip * kStrip + e.warp * 16 + g;
-      upper = lower = C::factor * (p.global_scales && expert >= 0 ? p.global_scales[expert] : 1);
-      if (expert < 0 || feature - g >= p.n) return;  // n is a multiple of 16: a warp has all of its rows, or none
-      if constexpr (C::channel_scales) {  // row 16 i + 8 h + g of a strip lies at 8 g + 2 i + h
-        const i64 pairs = (static_cast<i64>(expert) * p.strips + strip) * (kStrip / 2);
-        const u32 pair = static_cast<const u32*>(p.scales)[pairs + g * 4 + e.warp];
-        upper *= T::low(pair), lower *= T::high(pair);
-      }
-      const i64 at = static_cast<i64>(expert) * p.n + feature;
-      if (p.channel_scales) upper *= p.channel_scales[at], lower *= p.channel_scales[at + 8];
-      if (p.bias) {
-        const u16* bias = static_cast<const u16*>(p.bias) + at;
-        add_upper = T::low(bias[0]), add_lower = T::low(bias[8]);
-      }
-    }
-  };
-
   // Finishes a tile: with the parts of others up to worker `last` if it is shared, by rounding alone if it is plain.
   template <bool is_shared, bool is_plain>
-  __device__ __forceinline__ void finish(const Sums& sums, const Segment& at, i32 expert, i32 last) const {
+  __device__ __forceinline__ void finish(const Sums& sums, const Segment& at, i32 expert, i32 last,
+                                         const Features& first_features) const {
     const u32 scratch = shared + C::scratch_at + warpgroup * C::scratch_bytes;
     u32x4 part[kBatch];
     if constexpr (is_shared) request(part, waves.worker + 1, 0);
 #pragma unroll
     for (i32 s = 0; s < strips; ++s) {
-      const i32 strip = (at.tile_n * C::cluster + rank) * C::strips + first_strip + s;
-      const Features features = is_plain ? Features() : Features(*this, expert, strip);
+      const i32 strip = strip_of(at, s);
+      const Features features = is_plain ? Features() : kFeaturesAhead && s == 0 ? first_features : Features(*this, at, expert, s);
 #pragma unroll
       for (i32 first = 0; first < C::tile_m; first += kTokens) {
         if (s + first > 0) ptx::sync_some<128>(1 + warpgroup);  // the scratch has been read

@@ -34,20 +34,21 @@ struct Choose<false, A, B> {
   using Type = B;
 };
 
-template <class Activation, class Weight>
+// 8-bit activations: what the sums lack, since weights are multiplied as numbers times a unit; unless scales are part of them.
+template <class Activation, class Weight, bool folds>
 constexpr __host__ __device__ float weight_factor() {
-  if constexpr (bits<Activation> == 8) return 1 / Narrow<Activation, Weight>::unit;
+  if constexpr (bits<Activation> == 8 && !folds) return 1 / Narrow<Activation, Weight>::unit;
   return 1;
 }
 
-template <class Activation_, class Weight_, class Scale_, i32 tile_m_, i32 tile_n_, i32 tile_k_, i32 stages_,
+template <class Activation_, class Weight_, class Scale_, class Output_, i32 tile_m_, i32 tile_n_, i32 tile_k_, i32 stages_,
           i32 cluster_, bool pingpong_, i32 group_size_, bool indexed_, bool grouped_>
 struct Config {
   using Activation = Activation_;
   using Weight = Weight_;
-  using Scale = Scale_;  // 16-bit: the type of the output; or of 8 bits
+  using Scale = Scale_;  // the type of the output, or of 8 bits
+  using Output = Output_;
   static constexpr bool narrow = bits<Activation> == 8;
-  using Output = typename Choose<narrow, Scale, Activation>::Type;
   static constexpr i32 tile_m = tile_m_, tile_n = tile_n_, tile_k = tile_k_, stages = stages_;
   static constexpr i32 cluster = cluster_;        // CTAs along n that share activations
   static constexpr bool pingpong = pingpong_;     // consumers take whole tiles in turns: one stores while the other multiplies
@@ -66,10 +67,11 @@ struct Config {
   static constexpr i32 columns = tile_m / 8;  // 8-token columns of the MMA
   static constexpr bool channel_scales = group_size == -1;
   static constexpr bool scale_sums = false;    // group scales multiply the weights, rounded once to 16 bits
-  static constexpr bool promotes = narrow && !channel_scales;  // or, of 8-bit activations, the sums of a group
+  static constexpr bool folds = narrow && bits<Scale> == 8;               // or are part of weights of 8 bits (w4a8)
+  static constexpr bool promotes = narrow && !channel_scales && !folds;  // or, of 8-bit activations, multiply the sums of a group
   using Sum = typename Choose<promotes, Accumulator, typename SumOf<Activation>::Type>::Type;
   static constexpr bool token_scales = narrow;
-  static constexpr float factor = weight_factor<Activation, Weight>();  // of the sums, for what weights are multiplied as
+  static constexpr float factor = weight_factor<Activation, Weight, folds>();  // of the sums, for what weights are multiplied as
   static constexpr i32 groups_per_stage = channel_scales ? 0 : tile_k > group_size ? tile_k / group_size : 1;
   static constexpr i32 zero_groups = !has_zeros<Weight> ? 0 : channel_scales ? 1 : groups_per_stage;
 
@@ -119,13 +121,15 @@ struct Config {
   static_assert(tile_k % chunk == 0, "tile_k");
   static_assert(!narrow || !gathers, "8-bit rows are not gathered");
   static_assert(!promotes || (group_size == 128 && tile_n == 128 && sums <= 48), "groups are as deep as a block of 8-bit activations");
+  static_assert(!folds || (group_size > 0 && group_size % kStrip == 0), "a block has the scales of one group");
   static_assert(indexed || !grouped, "only the rows of MoE are grouped");
 };
 
 #if __CUDA_ARCH_FEAT_SM90_ALL
 template <class C>
 __device__ __forceinline__ void consume(const GemmParams& p, const Waves& waves, u32 shared, i32 rank) {
-  using Narrow = typename Choose<C::promotes, PromotingConsumer<C>, NarrowConsumer<C>>::Type;
+  using Weights = typename Choose<C::folds, FoldedWeights<C>, NarrowWeights<C>>::Type;
+  using Narrow = typename Choose<C::promotes, PromotingConsumer<C>, NarrowConsumer<C, Weights>>::Type;
   typename Choose<C::narrow, Narrow, Consumer<C>>::Type consumer;
   const FragmentEpilogue<C> epilogue{p, waves, shared, rank};
   Walk walk{waves};
@@ -170,11 +174,12 @@ __device__ __forceinline__ void consume(const GemmParams& p, const Waves& waves,
     const Segment done = at;
     const typename FragmentEpilogue<C>::Ahead known = ahead;
     const typename FragmentEpilogue<C>::Factors factors(p, known);
+    const typename FragmentEpilogue<C>::Features features = epilogue.first_features(done, known);
     if constexpr (C::pingpong) leave_to_other();
     more = walk.next(at);
     ahead = typename FragmentEpilogue<C>::Ahead(p, at);
     if constexpr (!C::promotes) consumer.finish(last);
-    epilogue.store(consumer.sums, done, known, factors);
+    epilogue.store(consumer.sums, done, known, factors, features);
   }
 }
 
