@@ -94,12 +94,14 @@ class Gemm {
       const test::Place place(n % 64, k % 64);
       const size_t block = (strip * p_.blocks + k / 64) * 64 * 64 * bits(16) / 8;
       const uint8_t* const codes = reinterpret_cast<const uint8_t*>(p_.codes) + block;
-      const uint32_t code =
-          bits(16) == 8 ? codes[place.byte()] : codes[place.nibble() / 2] >> place.nibble() % 2 * 4 & 15;
+      const bool folds = test::folds(type(16), type(8));
+      const int nibble = folds ? place.folded_nibble() : place.nibble();
+      const uint32_t code = bits(16) == 8 ? codes[place.byte()] : codes[nibble / 2] >> nibble % 2 * 4 & 15;
       const int group = kernel_.group_size == -1 ? 0 : k / kernel_.group_size;
       const size_t at = (strip * p_.groups + group) * 64 + 8 * of_scale.g + 2 * of_scale.i + of_scale.h;
       const double zero = p_.zeros ? test::value_of(type(0), element(p_.zeros, at, bits(0))) : 0;
       column[k] = (test::value_of(type(16), code) - zero) * test::value_of(type(8), element(p_.scales, at, bits(8)));
+      if (folds) column[k] = test::round_to_e4m3(column[k]);
     }
     return column;
   }

@@ -236,6 +236,7 @@ FORMATS = [
     (BF16, E4M3FN, E8M0FNU, 32, 80, 80),
     (BF16, E2M1F, E8M0FNU, 32, 16, 64),
     (F16, E2M1F, E4M3FN, 16, 80, 80),
+    (F16, U4B8, E4M3FN, 128, 80, 336),
 ]
 
 
@@ -250,9 +251,9 @@ def test_the_test_program_packs_as_python_does(
     codes = got["codes"].astype(np.uint8).reshape(experts, k, n)
     wide = s.bits == 16
     bits = got["scales"].astype(np.uint16 if wide else np.uint8).reshape(experts, groups, n)
-    assert np.array_equal(
-        got["packed_codes"].astype(np.uint8), pack.pack_codes(codes, b).view(np.uint8).ravel()
-    )
+    folds = (b, s) == (U4B8, E4M3FN)
+    packed = pack.pack_codes(pack.order_folded(codes) if folds else codes, b)
+    assert np.array_equal(got["packed_codes"].astype(np.uint8), packed.view(np.uint8).ravel())
     assert np.array_equal(
         got["packed_scales"].astype(np.uint8), pack.pack_scales(bits, k, group).view(np.uint8).ravel()
     )
@@ -268,6 +269,8 @@ def test_the_test_program_packs_as_python_does(
     else:
         numbers = codes.view(FLOATS[b]).astype(np.float64)
     want = (numbers - zeros[:, spread]) * scales[:, spread]
+    if folds:
+        want = want.astype(np.float32).astype(FLOATS[E4M3FN]).astype(np.float64)
     assert np.array_equal(got["values"].reshape(want.shape), want)
 
 
@@ -281,6 +284,14 @@ def test_the_test_program_bounds_errors_as_python_does(host: Host, out: DType, g
         floor, *factors, rms = got[f"{a}_{name}"]
         want = [bound.allowed(*sums) for sums in ((-1, 0, 0), (0, 1, 0), (0, 0, 1))]
         assert np.allclose([floor, *factors, rms], [bound.floor, *want, bound.rms], rtol=1e-12, atol=0)
+
+
+@needs_gxx
+def test_sums_of_folded_weights_are_bounded_as_whole_ones(host: Host) -> None:
+    got = host.pack(code(U4B8), code(E4M3FN), code(BF16), 16, 336, 128, 1)
+    bound = reference.error_bound(336, -1, BF16, False, E4M3FN)
+    assert np.allclose(got["e4m3fn_bound"][[0, -1]], [bound.floor, bound.rms], rtol=1e-12, atol=0)
+    assert np.isclose(got["e4m3fn_bound"][2], bound.allowed(0, 1, 0), rtol=1e-12, atol=0)
 
 
 def test_the_interface_lists_every_type_in_the_order_of_the_tables() -> None:
@@ -363,6 +374,9 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, experts in product(("e4m3fn_u4b8_bf16_bf16", "s8_u4b8_f16_f16"), (0, 2)):
         one = problem(16, 80, group=-1, experts=experts, top_k=experts)
         shapes.append(replace(one, types=parse_types(name)))
+    for experts in (0, 2):
+        one = problem(16, 144, experts=experts, top_k=experts)
+        shapes.append(replace(one, types=parse_types("e4m3fn_u4b8_e4m3fn_bf16")))
     plan = plan_problems(shapes, [arch.parse("9.0a")], 420)
     grouped = {one.config.types.a.bits for one in plan.kernels if one.config.grouped}
     assert grouped == {8, 16}
@@ -384,7 +398,15 @@ def test_the_test_program_finds_right_kernels_right(program: Path) -> None:
     assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr
     assert ran.stdout.endswith("all within bounds\n")
     assert "FAIL" not in ran.stdout
-    for word in ("grouped", "channel_scales", "topk_weights", "e4m3fn_", "s8_", "whole_tiles"):
+    for word in (
+        "grouped",
+        "channel_scales",
+        "topk_weights",
+        "e4m3fn_",
+        "u4b8_e4m3fn_",
+        "s8_",
+        "whole_tiles",
+    ):
         assert word in ran.stdout
 
 

@@ -55,9 +55,10 @@ typedef struct BillhookGemm {
   const void* codes;           /* packed weights; this and the next two aligned to 16 bytes */
   const void* scales;          /* packed scales */
   const void* zeros;           /* packed zero points; for u4 and u8 weights, null for all others */
-  const float* channel_scales; /* [n], aligned to 16 bytes; for 8-bit activations, optional; null for all others */
+  const float* channel_scales; /* [n], aligned to 16 bytes; for 8-bit activations, optional unless u4b8 weights have e4m3fn
+                                  scales; null for all others */
   const float* token_scales;   /* [m]; for 8-bit activations, null for all others */
-  const float* global_scales;  /* [1]; for e4m3fn scales, optional; null for all others */
+  const float* global_scales;  /* [1]; for e2m1f weights with e4m3fn scales, optional; null for all others */
   const void* bias;            /* [n] in D's type, aligned to 8 bytes; optional */
   void* d;                     /* output: rows of ldd elements, each beginning at a multiple of 16 bytes */
   int32_t m, n, k;             /* m >= 1; n and k multiples of 16 */

@@ -22,6 +22,8 @@ struct Call {
 };
 
 bool is_eight_bit_activation(BillhookType type) { return type == BILLHOOK_S8 || type == BILLHOOK_E4M3FN; }
+// Whether weights are codes times scales, rounded to e4m3, and channels have one more scale each: W4A8.
+bool folds(const BillhookGemm& p) { return p.b_type == BILLHOOK_U4B8 && p.s_type == BILLHOOK_E4M3FN; }
 bool has_zeros(BillhookType type) { return type == BILLHOOK_U4 || type == BILLHOOK_U8; }
 
 int32_t element_bytes(BillhookType type) {
@@ -59,8 +61,9 @@ BillhookStatus check_pointers(const BillhookGemm& p, const BillhookMoeGemm* moe)
   const bool zeros = has_zeros(p.b_type), eight_bit = is_eight_bit_activation(p.a_type);
   if (!p.a || !p.codes || !p.scales || !p.d || (zeros && !p.zeros) || (eight_bit && !p.token_scales))
     return BILLHOOK_NULL_POINTER;
+  if (folds(p) && !p.channel_scales) return BILLHOOK_NULL_POINTER;
   if ((!zeros && p.zeros) || (!eight_bit && (p.token_scales || p.channel_scales))) return BILLHOOK_UNEXPECTED_POINTER;
-  if (p.global_scales && p.s_type != BILLHOOK_E4M3FN) return BILLHOOK_UNEXPECTED_POINTER;
+  if (p.global_scales && (p.s_type != BILLHOOK_E4M3FN || folds(p))) return BILLHOOK_UNEXPECTED_POINTER;
   if (moe && (!moe->sorted_token_ids || !moe->expert_ids || !moe->num_tokens_padded)) return BILLHOOK_NULL_POINTER;
   const void* const vectors[] = {p.a, p.codes, p.scales, p.zeros, p.channel_scales, p.d};
   for (const void* pointer : vectors)
@@ -197,7 +200,7 @@ const char* billhook_status_string(BillhookStatus status) {
     case BILLHOOK_NULL_POINTER: return "a pointer that these types need is null";
     case BILLHOOK_UNEXPECTED_POINTER:
       return "a pointer is given that these types have no use for: pass null (zeros are for u4 and u8 weights, "
-             "token_scales and channel_scales for 8-bit activations, global_scales for e4m3fn scales)";
+             "token_scales and channel_scales for 8-bit activations, global_scales for e2m1f weights with e4m3fn scales)";
     case BILLHOOK_INVALID_SIZE:
       return "m, num_experts and top_k must be at least 1, n and k positive multiples of 16, group_size positive or -1, "
              "num_experts at most 1024";

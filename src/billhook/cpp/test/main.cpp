@@ -39,7 +39,7 @@ struct Layer {
       : of(one), moe(one.num_experts > 0), a(type_at(one, 24)), b(type_at(one, 16)), s(type_at(one, 8)), d(type_at(one, 0)),
         weight(b, s, d, one.n, one.k, one.group_size, std::max(one.num_experts, 1), random),
         codes(pack_codes(weight)), scales(pack_scales(weight)), zeros(pack_zeros(weight)),
-        global(s == BILLHOOK_E4M3FN ? weight.experts : 0, 0.5f), global_scales(global) {}
+        global(s == BILLHOOK_E4M3FN && !weight.folded() ? weight.experts : 0, 0.5f), global_scales(global) {}
 };
 
 std::vector<uint16_t> draw(size_t count, BillhookType type, Random& random) {
@@ -86,7 +86,8 @@ struct Problem {
     if (random.below(2)) bias = draw(static_cast<size_t>(of.weight.experts) * of.of.n, of.d, random);
     if (is_eight_bit_activation(of.a)) {
       token_scales = draw_scales(m, 1.0f / 64, random);
-      if (random.below(2)) channel_scales = draw_scales(static_cast<size_t>(of.weight.experts) * of.of.n, 0.5f, random);
+      if (of.weight.folded() || random.below(2))
+        channel_scales = draw_scales(static_cast<size_t>(of.weight.experts) * of.of.n, 0.5f, random);
     }
     if (!of.moe) return;
     for (int row = 0; row < rows; ++row) experts.push_back(random.below(of.of.num_experts));
@@ -226,6 +227,7 @@ bool check_refusals(const Layer& layer) {
   good.gemm.a = good.gemm.codes = good.gemm.scales = good.gemm.d = memory.data();
   good.gemm.zeros = has_zeros(layer.b) ? memory.data() : nullptr;
   good.gemm.token_scales = is_eight_bit_activation(layer.a) ? reinterpret_cast<const float*>(memory.data()) : nullptr;
+  good.gemm.channel_scales = folds(layer.b, layer.s) ? good.gemm.token_scales : nullptr;
   good.gemm.m = billhook::kRanges[of.first_range + of.ranges - 1].last;
   good.gemm.n = of.n, good.gemm.k = of.k, good.gemm.group_size = of.group_size;
   good.gemm.a_type = layer.a, good.gemm.b_type = layer.b, good.gemm.s_type = layer.s, good.gemm.d_type = layer.d;
@@ -262,6 +264,8 @@ bool check_refusals(const Layer& layer) {
   else
     expect("token scales", BILLHOOK_UNEXPECTED_POINTER,
            [&](BillhookMoeGemm& p) { p.gemm.token_scales = reinterpret_cast<const float*>(memory.data()); });
+  if (good.gemm.channel_scales)
+    expect("no channel scales", BILLHOOK_NULL_POINTER, [](BillhookMoeGemm& p) { p.gemm.channel_scales = nullptr; });
   expect("codes not aligned", BILLHOOK_MISALIGNED, [&](BillhookMoeGemm& p) { p.gemm.codes = shift(p.gemm.codes); });
   expect("no workspace", BILLHOOK_WORKSPACE_TOO_SMALL, [](BillhookMoeGemm&) {});
   if (layer.moe) expect("block_m of no kernel", BILLHOOK_INVALID_BLOCK_M, [](BillhookMoeGemm& p) { p.block_m = 3; });

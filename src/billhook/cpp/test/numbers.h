@@ -1,5 +1,6 @@
 // Element types on the host: their values, and random ones.
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -47,6 +48,9 @@ inline bool has_zeros(BillhookType type) { return type == BILLHOOK_U4 || type ==
 inline bool is_eight_bit_activation(BillhookType type) { return type == BILLHOOK_S8 || type == BILLHOOK_E4M3FN; }
 inline bool is_integer(BillhookType type) { return has_zeros(type) || bias_of(type) > 0; }
 
+// Whether weights are codes times scales, rounded to e4m3: W4A8.
+inline bool folds(BillhookType codes, BillhookType scales) { return codes == BILLHOOK_U4B8 && scales == BILLHOOK_E4M3FN; }
+
 inline double value_of(BillhookType type, uint32_t bits) {
   if (is_integer(type)) return static_cast<double>(bits) - bias_of(type);
   if (type == BILLHOOK_S8) return static_cast<int8_t>(bits);
@@ -60,6 +64,14 @@ inline double value_of(BillhookType type, uint32_t bits) {
   if (type == BILLHOOK_E4M3FN && exponent == top && mantissa == 7) return std::numeric_limits<double>::quiet_NaN();
   const double fraction = std::ldexp(mantissa, -f.mantissa_bits) + (exponent > 0);
   return sign * std::ldexp(fraction, (exponent > 0 ? exponent : 1) - f.bias());
+}
+
+// The e4m3 number nearest to a value, of two the even one, at most 448.
+inline double round_to_e4m3(double value) {
+  const Float f = float_of(BILLHOOK_E4M3FN);
+  const int exponent = value == 0 ? 1 - f.bias() : std::max(std::ilogb(value), 1 - f.bias());
+  const double step = std::ldexp(1, exponent - f.mantissa_bits), rounded = std::nearbyint(value / step) * step;
+  return std::min(std::max(rounded, -448.0), 448.0);
 }
 
 class Random {

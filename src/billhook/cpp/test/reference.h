@@ -51,8 +51,9 @@ class Bound {
     const Float f = float_of(d_type);
     unit_ = std::ldexp(1, -f.mantissa_bits - 1);
     floor_ = std::ldexp(1, -f.bias() - f.mantissa_bits);  // half the smallest subnormal
-    const int blocks = divide_up(weight.k, kStrip), group = weight.group_size == -1 ? weight.k : weight.group_size;
-    const int scaled = weight.group_size == -1 ? 0 : divide_up(weight.k, std::min(group, kStrip));
+    const bool whole = weight.group_size == -1 || weight.folded();  // no scale of a group multiplies sums
+    const int blocks = divide_up(weight.k, kStrip), group = whole ? weight.k : weight.group_size;
+    const int scaled = whole ? 0 : divide_up(weight.k, std::min(group, kStrip));
     const double steps = is_eight_bit_activation(a_type)
                              ? scaled + 2 * blocks + 6
                              : 18 * divide_up(weight.k, 16) + 2 * weight.groups() + blocks + 20;

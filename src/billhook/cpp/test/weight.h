@@ -24,7 +24,7 @@ struct Weight {
     codes.resize(static_cast<size_t>(experts) * k * n);
     for (uint8_t& code : codes) code = random.code(b);
     scales.resize(static_cast<size_t>(experts) * groups() * n);
-    const bool positive = s == BILLHOOK_E4M3FN || b == BILLHOOK_E4M3FN;  // these formats have no other scales
+    const bool positive = (s == BILLHOOK_E4M3FN && !folded()) || b == BILLHOOK_E4M3FN;  // these formats have no other scales
     for (uint16_t& scale : scales) scale = static_cast<uint16_t>(random.number(s, positive));
     if (has_zeros(b)) {
       zeros.resize(scales.size());
@@ -32,6 +32,7 @@ struct Weight {
     }
   }
 
+  bool folded() const { return folds(b, s); }
   int groups() const { return group_size == -1 ? 1 : divide_up(k, group_size); }
   int packed_groups() const { return group_size == -1 ? 1 : divide_up(divide_up(k, kStrip) * kStrip, group_size); }
 
@@ -39,7 +40,8 @@ struct Weight {
     const int group = group_size == -1 ? 0 : row / group_size;
     const size_t at = (static_cast<size_t>(expert) * groups() + group) * n + column;
     const double code = value_of(b, codes[(static_cast<size_t>(expert) * k + row) * n + column]);
-    return (zeros.empty() ? code : code - zeros[at]) * value_of(s, scales[at]);
+    const double product = (zeros.empty() ? code : code - zeros[at]) * value_of(s, scales[at]);
+    return folded() ? round_to_e4m3(product) : product;
   }
 };
 
@@ -53,6 +55,8 @@ struct Place {
 
   int lane() const { return 4 * g + t; }
   int nibble() const { return ((i * 32 + lane()) * 4 + j) * 8 + 4 * o + 2 * q + h; }                       // 4-bit codes
+  // Those of folded weights: a lane has four neighbours along k of two rows.
+  int folded_nibble() const { return ((i * 32 + 4 * g + 2 * q + t / 2) * 4 + j) * 8 + 4 * h + 2 * (t % 2) + o; }
   int byte() const { return (((i * 2 + j / 2) * 32 + lane()) * 4 + 2 * (j % 2) + h) * 4 + 2 * o + q; }  // 8-bit codes
 };
 
@@ -72,8 +76,9 @@ inline std::vector<uint8_t> pack_codes(const Weight& w) {
           to[place.byte()] = code;
           continue;
         }
-        uint8_t& pair = to[place.nibble() / 2];
-        const int shift = place.nibble() % 2 * 4;
+        const int nibble = w.folded() ? place.folded_nibble() : place.nibble();
+        uint8_t& pair = to[nibble / 2];
+        const int shift = nibble % 2 * 4;
         pair = static_cast<uint8_t>((pair & ~(15 << shift)) | code << shift);
       }
   return packed;
