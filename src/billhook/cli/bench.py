@@ -66,6 +66,13 @@ CONTESTANTS = ("read", "ours", "torch", "marlin", "machete", "humming")
 )
 @click.option("--all-tiles", is_flag=True, help="Also measure every legal tile: what --tune learns from.")
 @click.option("--rounds", default=15, show_default=True, type=click.IntRange(min=3), help="Timed rounds.")
+@click.option(
+    "--rest",
+    default=3.0,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="Idle before a contestant, in times of the one before; 0 shows a GPU at its power limit.",
+)
 @click.option("--seed", default=0, show_default=True, help="Of weights, activations and routing.")
 @click.option("--bandwidth", type=click.FloatRange(min=0, min_open=True), help="TB/s of the floor.")
 @click.option("--tflops", type=click.FloatRange(min=0, min_open=True), help="TFLOP/s of the floor.")
@@ -89,6 +96,7 @@ def command(
     tiles: tuple[str, ...],
     all_tiles: bool,
     rounds: int,
+    rest: float,
     seed: int,
     bandwidth: float | None,
     tflops: float | None,
@@ -133,7 +141,7 @@ def command(
     fixed = _contestants(names, arch)
     described = machine.describe(device, fixed)
     peak = peak_of(described.gpu, bandwidth and bandwidth * 1e12, tflops and tflops * 1e12)
-    session = run.begin(device, described, peak, rounds, seed)
+    session = run.begin(device, described, peak, rounds, rest, seed)
     packing = ours.Packing()
     mine: list[Ours] = [ours.Ours(arch, packing)] if "ours" in names else []
     own = [

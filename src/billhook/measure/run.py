@@ -33,6 +33,7 @@ class Run:
         machine: Its description.
         peak: What it sustains.
         rounds: Graph launches timed per contestant and problem.
+        rest: How long the GPU idles before a contestant, as `timing.interleave` has it.
         seed: Of weights, activations and routing.
         started: ISO 8601, UTC; names the run.
     """
@@ -42,11 +43,12 @@ class Run:
     machine: Machine
     peak: Peak
     rounds: int
+    rest: float
     seed: int
     started: str
 
 
-def begin(device: torch.device, machine: Machine, peak: Peak, rounds: int, seed: int) -> Run:
+def begin(device: torch.device, machine: Machine, peak: Peak, rounds: int, rest: float, seed: int) -> Run:
     """Begin a run now.
 
     Args:
@@ -54,11 +56,12 @@ def begin(device: torch.device, machine: Machine, peak: Peak, rounds: int, seed:
         machine: Its description.
         peak: What it sustains.
         rounds: Graph launches timed per contestant and problem.
+        rest: How long the GPU idles before a contestant, as `timing.interleave` has it.
         seed: Of weights, activations and routing.
     """
     import torch
 
-    return Run(device, torch.cuda.Stream(device), machine, peak, rounds, seed, utc_now())
+    return Run(device, torch.cuda.Stream(device), machine, peak, rounds, rest, seed, utc_now())
 
 
 def utc_now() -> str:
@@ -115,7 +118,7 @@ def _measure_case(
         if not errors[name] <= MOST_ERROR:  # NaN is wrong too
             skipped[name] = f"wrong: relative error {errors[name]:.3g} is above {MOST_ERROR}"
             del captured[name]
-    samples = dict(zip(captured, interleave(list(captured.values()), run.rounds), strict=True))
+    samples = dict(zip(captured, interleave(list(captured.values()), run.rounds, run.rest), strict=True))
     clock = sm_clock_mhz(run.device)
     case = _describe(workload, inputs)
     return [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,11 +15,15 @@ from .record import Times
 if TYPE_CHECKING:
     import torch
 
-LEAST_CALLS = 20
+FEWEST_CALLS = 4
+LEAST_CALLS = 20  # unless they take too long
 MOST_CALLS = 96
 KEPT_BYTES = 512 << 20  # of outputs, per contestant
 # Short calls are repeated until a graph takes about this long, so that its edges do not show.
 GRAPH_US = 500.0
+# A GPU at its power limit lowers its clock some 50 ms after the load began (docs/decisions/machete-kernel.md, "Power"): two
+# replays of a graph end before, and who had rested begins with the same clock as others.
+LONGEST_GRAPH_US = 10_000.0
 
 
 @dataclass(frozen=True)
@@ -39,13 +44,14 @@ class Captured:
 
 
 def calls_for(expected_us: float, copies: int) -> int:
-    """Return how many calls to put into a graph: a multiple of `copies`, 20 at least.
+    """Return how many calls to put into a graph: a multiple of `copies`, 20 at least unless they are long.
 
     Args:
         expected_us: A lower bound of the time of one call.
         copies: Copies of the weights.
     """
-    wanted = min(MOST_CALLS, max(LEAST_CALLS, math.ceil(GRAPH_US / expected_us)))
+    least = min(LEAST_CALLS, max(FEWEST_CALLS, math.ceil(LONGEST_GRAPH_US / expected_us)))
+    wanted = min(MOST_CALLS, max(least, math.ceil(GRAPH_US / expected_us)))
     return -(-wanted // copies) * copies
 
 
@@ -107,8 +113,6 @@ def worst_error(captured: Captured, expected: torch.Tensor) -> float:
 def balanced_order(count: int, step: int) -> list[int]:
     """Return the order of contestants in a round: over the rounds each follows each other equally often.
 
-    A GPU at its power limit runs faster for a while behind a contestant that needed little.
-
     Args:
         count: Contestants.
         step: The round, from 0 on; 2 * count rounds are balanced (count if that is even).
@@ -121,11 +125,16 @@ def balanced_order(count: int, step: int) -> list[int]:
     return order[::-1] if step // count % 2 else order
 
 
-def interleave(graphs: Sequence[Captured], rounds: int) -> list[list[float]]:
+def interleave(graphs: Sequence[Captured], rounds: int, rest: float) -> list[list[float]]:
     """Time every graph once per round, in a balanced order.
 
     Each graph is replayed twice and the second replay timed: the GPU is then busy when it
     begins, so that no launch latency of the host is counted.
+
+    Args:
+        graphs: One for each contestant.
+        rounds: How often each is timed.
+        rest: How long the GPU idles before a contestant, as a multiple of the time that the one before took.
 
     Returns:
         For each graph, microseconds per call by round.
@@ -133,15 +142,19 @@ def interleave(graphs: Sequence[Captured], rounds: int) -> list[list[float]]:
     import torch
 
     samples: list[list[float]] = [[] for _ in graphs]
+    worked = 0.0  # seconds
     for step in range(rounds):
         for index in balanced_order(len(graphs), step):
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            time.sleep(rest * worked)
+            begun = time.perf_counter()
             graphs[index].graph.replay()
             start.record()
             graphs[index].graph.replay()
             end.record()
             end.synchronize()
             samples[index].append(1000.0 * start.elapsed_time(end) / graphs[index].calls)
+            worked = time.perf_counter() - begun
     return samples
 
 
