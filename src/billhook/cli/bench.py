@@ -141,7 +141,7 @@ def command(
     fixed = _contestants(names, arch)
     described = machine.describe(device, fixed)
     peak = peak_of(described.gpu, bandwidth and bandwidth * 1e12, tflops and tflops * 1e12)
-    session = run.begin(device, described, peak, rounds, rest, seed)
+    session = run.begin(device, described, peak, rounds=rounds, rest=rest, seed=seed)
     packing = ours.Packing()
     mine: list[Ours] = [ours.Ours(arch, packing)] if "ours" in names else []
     own = [

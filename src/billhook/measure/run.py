@@ -48,7 +48,7 @@ class Run:
     started: str
 
 
-def begin(device: torch.device, machine: Machine, peak: Peak, rounds: int, rest: float, seed: int) -> Run:
+def begin(device: torch.device, machine: Machine, peak: Peak, *, rounds: int, rest: float, seed: int) -> Run:
     """Begin a run now.
 
     Args:

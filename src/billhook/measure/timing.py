@@ -21,8 +21,8 @@ MOST_CALLS = 96
 KEPT_BYTES = 512 << 20  # of outputs, per contestant
 # Short calls are repeated until a graph takes about this long, so that its edges do not show.
 GRAPH_US = 500.0
-# A GPU at its power limit lowers its clock some 50 ms after the load began (docs/decisions/machete-kernel.md, "Power"): two
-# replays of a graph end before, and who had rested begins with the same clock as others.
+# A GPU at its power limit lowers its clock some 50 ms after the load began (docs/decisions/machete-kernel.md,
+# "Power"): two replays of a graph end before, and who had rested begins with the same clock as others.
 LONGEST_GRAPH_US = 10_000.0
 
 

@@ -37,7 +37,7 @@ def test_quantiles_interpolate() -> None:
     assert math.isclose(quantile([0.0, 10.0], 0.1), 1.0)
 
 
-@pytest.mark.parametrize(("expected", "calls"), [(1.0, 96), (25.0, 20), (500.0, 20), (1e3, 10), (1e4, 4), (10.0, 50)])
+@pytest.mark.parametrize(("expected", "calls"), [(1.0, 96), (10.0, 50), (25.0, 20), (1e3, 10), (1e4, 4)])
 def test_short_calls_are_repeated_more(expected: float, calls: int) -> None:
     assert calls_for(expected, 1) == calls
 

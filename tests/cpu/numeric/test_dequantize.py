@@ -182,7 +182,9 @@ UNITS = {
 
 def test_every_format_has_its_8_bit_elements() -> None:
     formats = FORMATS.values()
-    assert set(UNITS) == {(a, one.weight) for one in formats for a in one.narrow_activations if not one.folded}
+    assert set(UNITS) == {
+        (a, one.weight) for one in formats for a in one.narrow_activations if not one.folded
+    }
 
 
 @pytest.mark.parametrize(("activations", "weight"), UNITS, ids=str)
@@ -218,7 +220,11 @@ def test_every_code_times_every_scale_is_rounded_once() -> None:
     nibbles = codes.reshape(-1, 2, 8).astype(np.uint32)  # word, then columns of row g, columns of row g + 8
     words = (nibbles << (4 * np.arange(8, dtype=np.uint32))).sum(axis=-1, dtype=np.uint32)
     pair = scales[:, 0].astype(np.uint32) | scales[:, 1].astype(np.uint32) << np.uint32(8) | 0xABCD0000
-    got = ptx.run(ptx.compile_body(body, "9.0"), np.column_stack([pair, words])).view(np.uint8).reshape(-1, 4, 4)
+    got = (
+        ptx.run(ptx.compile_body(body, "9.0"), np.column_stack([pair, words]))
+        .view(np.uint8)
+        .reshape(-1, 4, 4)
+    )
     by_row = codes.reshape(-1, 4, 4)  # registers: row g, g + 8, twice
     numbers = by_row.astype(np.float64) - 8
     of_register = minifloat.decode(scales, E4M3FN).astype(np.float64)[:, [0, 1, 0, 1], None]
