@@ -86,7 +86,7 @@ def wrong_order(catalog: Catalog) -> tuple[int, str] | None:
         return dead[
             0
         ], f"({_words(catalog.rules[dead[0]])}) never wins: rules before it always do; move or drop it"
-    gap = first_gap(catalog.rules, [kind for kind in served if not kind.suffix], legal)
+    gap = first_gap(catalog.rules, served, legal)
     if gap:
         return len(catalog.rules) - 1, f"is the last, and no rule serves {gap}; add a rule for them"
     return None

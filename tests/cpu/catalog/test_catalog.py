@@ -249,13 +249,18 @@ def test_a_rule_after_one_whose_tile_is_not_legal_everywhere_is_its_fallback(tmp
 EXACT = '[[formats]]\nweight = "u4b8"\nactivations = ["e4m3fn"]\ngroup_sizes = [128]\noutputs = ["bf16"]\n'
 FOLDED = EXACT + 'scales = "e4m3fn"\n'
 NARROW = '[[tiles]]\nfamily = "machete"\nm = [64]\nn = 128\nk = 128\nstages = 4\n'
+NARROW += NARROW + "grouped = true\n"
 
 
 def test_rules_for_what_only_9_0a_has_come_after_those_of_others(tmp_path: Path) -> None:
-    rules = '[[rules]]\ntile = "m64n128k128"\n[[rules]]\nmoe = false\ntile = "machete-m64n128k128"\n'
-    with_it, without = (tmp_path / name for name in ("with", "without"))
-    with_it.mkdir(), without.mkdir()
+    first = '[[rules]]\ntile = "m64n128k128"\n'
+    dense = '[[rules]]\nmoe = false\ntile = "machete-m64n128k128"\n'
+    rules = first + dense + '[[rules]]\nmoe = true\ntile = "machete-grouped-m64n128k128"\n'
+    with_it, without, gap = (tmp_path / name for name in ("with", "without", "gap"))
+    with_it.mkdir(), without.mkdir(), gap.mkdir()
     load(folder_with(with_it, kernels=EXACT + FOLDED + TILES + NARROW, rules=rules))
+    with pytest.raises(ConfigError, match=r"no rule serves MoE layers on 9\.0a, 8-bit"):
+        load(folder_with(gap, kernels=EXACT + FOLDED + TILES + NARROW, rules=first + dense))
     with pytest.raises(ConfigError, match=r"rule 2 .* never wins"):
         load(folder_with(without, kernels=EXACT + TILES + NARROW, rules=rules))
 
