@@ -39,10 +39,8 @@ each_format = pytest.mark.parametrize(
         for group in held.group_sizes
     ],
 )
-on_sm90 = pytest.mark.skipif(
-    not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0),
-    reason="Machete needs wgmma, on GPUs of 9.0",
-)
+ON_SM90 = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
+on_sm90 = pytest.mark.skipif(not ON_SM90, reason="Machete needs wgmma, on GPUs of 9.0")
 SOME = {"m8n128k256", "m24n128k256", "m32n64k256", "m48n256k128", "m64n128k256"}  # tiles: from small to large
 FEWEST_FOR_RMS = 256  # elements below which a mean square says little
 
@@ -54,6 +52,8 @@ def served(request: pytest.FixtureRequest) -> None:
     dtype = None if callspec is None else callspec.params.get("dtype")
     if dtype == torch.float8_e4m3fn and torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("e4m3 activations need a GPU of 8.9 or later")
+    if callspec is not None and callspec.params.get("name") == "w4a8" and not ON_SM90:
+        pytest.skip("scales are folded on GPUs of 9.0")
 
 
 @pytest.fixture(autouse=True)
@@ -65,10 +65,10 @@ def seed() -> None:
 def compiled(
     element: DType, out: DType, indexed: bool, name: str = "u4b8", group: int = -1
 ) -> list[KernelConfig]:
-    """Return tiles that are legal for 8-bit activations, compiled into the cache: all for u4b8, else some."""
+    """Return tiles that are legal for 8-bit activations, compiled into the cache: all for codes of u4b8."""
     arch, held = native_arch(torch.cuda.get_device_capability()), find_format(name)
     types = GemmTypes(element, held.weight, held.scale_type(out), out)
-    shapes = [one for one in load().shapes if name == "u4b8" or one.name in SOME]
+    shapes = [one for one in load().shapes if name in ("u4b8", "w4a8") or one.name in SOME]
     found = [deepest(shape.kernel(types, group, indexed, arch)) for shape in shapes]
     configs = [config for config, why_not in found if why_not is None]
     assert configs
@@ -79,6 +79,11 @@ def compiled(
 def drawn(k: int, n: int, out: Any, *, seed: int = 0, name: str = "u4b8", group: int = -1) -> Drawn:
     generator = torch.Generator("cuda").manual_seed(seed)
     return draw(find_format(name), k, n, group, dtype=out, generator=generator)
+
+
+def summed_group(name: str, group: int) -> int:
+    """Return the group size of the bound: folded scales interrupt no sum, as those of channels."""
+    return -1 if find_format(name).folded else group
 
 
 def exact(one: Drawn) -> np.ndarray:
@@ -115,12 +120,14 @@ def check_dense(
         for m, split_k in itertools.product(counts, (True, False)):
             a, scales = billhook.quantize_activations(torch.randn(m, k, device="cuda"), dtype)
             extra, columns = (bias, channels) if m % 2 else (None, None)
+            columns = None if weight.channel_scales is not None else columns
             d = torch.full((m, n), torch.nan, dtype=out, device="cuda")
             given = {"token_scales": scales, "channel_scales": columns, "split_k": split_k}
             billhook.gemm(a, weight, extra, config=config, out=d, **given)
             times = 1 if columns is None else host(columns)
             ref = reference.gemm(numbers(a, scales), right * times, host(extra))
-            check(d, ref, k, element, what=f"{config} m={m} n={n} k={k} split_k={split_k}", group=group)
+            what = f"{config} m={m} n={n} k={k} split_k={split_k}"
+            check(d, ref, k, element, what=what, group=summed_group(name, group))
 
 
 def check_experts(
@@ -138,14 +145,17 @@ def check_experts(
             factors = torch.rand(tokens, top_k, device="cuda") if tokens > 1 else None
             extra = bias if tokens != 130 else None
             routing = billhook.route(ids, experts, config.tile.tile_m, complete=True)
-            d = billhook.moe_gemm(a, weight, routing, factors, extra, token_scales=scales, config=config)
+            d = torch.full((tokens * top_k, n), torch.nan, dtype=out, device="cuda")
+            given = {"token_scales": scales, "config": config, "out": d}
+            billhook.moe_gemm(a, weight, routing, factors, extra, **given)
             ref = reference.moe_gemm(numbers(a, scales), right, ids.cpu(), host(factors), host(extra))
-            check(d, ref, k, element, what=f"{config} tokens={tokens}", group=group)
+            what = f"{config} tokens={tokens}"
+            check(d, ref, k, element, what=what, group=summed_group(name, group))
 
 
 def output_of(name: str) -> Any:
     """Return an output that a format has: float16, unless its scales have bfloat16's range."""
-    return torch.float16 if F16 in find_format(name).activations else torch.bfloat16
+    return torch.float16 if F16 in find_format(name).outputs else torch.bfloat16
 
 
 @each_type
@@ -177,11 +187,52 @@ def test_the_identity_gives_back_every_weight_to_the_bit(dtype: Any, name: str, 
     """A sum could hide a weight in a wrong place."""
     k, n, out = 352, 208, torch.bfloat16
     one = drawn(k, n, out, name=name, group=group)
+    if one.channel_scales is not None:  # powers of two: nothing is rounded before the output
+        one.channel_scales.copy_(2.0 ** -(torch.arange(n) % 12))
     eye, scales = torch.eye(k, device="cuda").to(dtype), torch.ones(1, device="cuda")
     want = torch.from_numpy(exact(one)).to(out)
     for config in compiled(DTYPES[dtype], ELEMENTS[out], False, name, group):
         got = billhook.gemm(eye, one.pack(), token_scales=scales, config=config).cpu()
         assert torch.equal(got, want), config
+
+
+@on_sm90
+@each_output
+def test_every_code_under_every_scale_is_rounded_to_e4m3_once(out: Any) -> None:
+    """Multiplied by the identity: subnormal scales, those under which products saturate, and both signs."""
+    scales = torch.tensor([code for code in range(256) if code & 0x7F != 0x7F], dtype=torch.uint8)
+    k, n = 144, 256  # two columns more than scales; the second group is short
+    one = drawn(k, n, out, name="w4a8", group=128)
+    one.scales[0, :254], one.scales[1, 2:] = scales.cuda(), scales.flip(0).cuda()
+    one.codes.copy_((torch.arange(k)[:, None] % 16).to(torch.uint8).expand(k, n))
+    one.channel_scales.copy_(2.0 ** -(torch.arange(n) % 3))
+    eye, whole = torch.eye(k, device="cuda").to(torch.float8_e4m3fn), torch.ones(1, device="cuda")
+    want = torch.from_numpy(exact(one)).to(out)
+    assert float(want.abs().max()) == 448
+    for config in compiled(E4M3FN, ELEMENTS[out], False, "w4a8", 128):
+        got = billhook.gemm(eye, one.pack(), token_scales=whole, config=config, output_dtype=out).cpu()
+        assert torch.equal(got, want), config
+
+
+@on_sm90
+def test_folded_weights_give_bfloat16_too() -> None:
+    narrow, out = torch.float8_e4m3fn, torch.bfloat16
+    for n, k in ((208, 336), (528, 4096)):
+        check_dense(narrow, out, n, k, (1, 17, 130, 300), name="w4a8", group=128)
+    check_experts(narrow, out, 208, 336, (1, 17, 130), name="w4a8", group=128)
+
+
+@on_sm90
+@each_output
+def test_chosen_kernels_serve_folded_weights_of_every_row_count(out: Any) -> None:
+    k, n = 528, 256
+    one = drawn(k, n, out, name="w4a8", group=128)
+    weight, right = one.pack(), exact(one)
+    for m in (1, 16, 17, 64, 65, 513):
+        a, scales = billhook.quantize_activations(torch.randn(m, k, device="cuda"))
+        got = billhook.gemm(a, weight, token_scales=scales, output_dtype=out)
+        assert got.dtype == out
+        check(got, reference.gemm(numbers(a, scales), right), k, E4M3FN, what=f"m={m}")
 
 
 @pytest.mark.parametrize("m", [3, 70])

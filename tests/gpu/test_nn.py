@@ -11,10 +11,11 @@ torch = pytest.importorskip("torch")
 
 from billhook.formats.host import dequantize  # noqa: E402
 from billhook.nn import QuantLinear, QuantMoE, silu_and_mul, top_k_softmax  # noqa: E402
-from billhook.ops import PackedWeight, quantize_weight, unpack_weight  # noqa: E402
+from billhook.ops import PackedWeight, quantize_activations, quantize_weight, unpack_weight  # noqa: E402
 from billhook.weights import FORMATS  # noqa: E402
 
 BF16 = torch.bfloat16
+WIDE = [name for name, held in FORMATS.items() if held.activations]  # multiplied by 16-bit activations
 EXPERTS, TOP_K, HIDDEN, INNER = 8, 2, 256, 192
 
 
@@ -62,7 +63,7 @@ def answer(layer: QuantMoE, x: Any, ids: Any, factors: Any) -> Any:
     return torch.einsum("te,etn->tn", share, down)
 
 
-@pytest.mark.parametrize("format_", FORMATS)
+@pytest.mark.parametrize("format_", WIDE)
 def test_a_linear_layer_multiplies_by_its_dequantized_weight(format_: str) -> None:
     bias = torch.randn(208, device="cuda").to(BF16)
     layer = QuantLinear(pack(384, 208, format_=format_), bias)
@@ -72,13 +73,37 @@ def test_a_linear_layer_multiplies_by_its_dequantized_weight(format_: str) -> No
         close(layer(x), x.double() @ right + bias.double())
 
 
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0),
+    reason="scales are folded on GPUs of 9.0",
+)
+@pytest.mark.parametrize("dtype", [torch.float16, BF16])
+def test_layers_of_folded_weights_multiply_quantized_inputs(dtype: Any) -> None:
+    layer = QuantLinear(pack(384, 208, format_="w4a8"), torch.randn(208, device="cuda").to(dtype))
+    x = torch.randn(3, 70, 384, device="cuda").to(dtype)
+    codes, scales = quantize_activations(x.reshape(210, 384))
+    want = (codes.double() * scales.double()) @ dense(layer.weight) + layer.bias.double()
+    got = layer(x)
+    assert got.dtype == dtype
+    close(got.view(210, 208), want)
+    w13, w2 = (pack(EXPERTS, *size, format_="w4a8") for size in ((HIDDEN, 2 * INNER), (INNER, HIDDEN)))
+    for tokens in (1, 64, 300):
+        x, ids, factors = draw_tokens(tokens)
+        there, here = (
+            QuantMoE(one, two)(x.to(where, dtype), ids.to(where), factors.to(where))
+            for where, one, two in (("cuda", w13, w2), ("cpu", w13.to("cpu"), w2.to("cpu")))
+        )
+        assert there.dtype == dtype
+        assert (there.cpu().double() - here.double()).norm() <= 0.02 * here.double().norm()
+
+
 def test_inputs_are_taken_in_the_weight_s_order() -> None:
     weight, order = pack(384, 208), torch.randperm(384)
     layer, x = QuantLinear(weight, input_order=order), torch.randn(5, 384, device="cuda").to(BF16)
     assert torch.equal(layer(x), QuantLinear(weight)(x[:, order.cuda()]))
 
 
-@pytest.mark.parametrize("format_", FORMATS)
+@pytest.mark.parametrize("format_", WIDE)
 @pytest.mark.parametrize("complete", [False, True])
 def test_experts_answer_as_their_dequantized_weights_do(format_: str, complete: bool) -> None:
     layer = draw_experts(format_, complete=complete)

@@ -63,6 +63,8 @@ def draw(held: PackedFormat, k: int, n: int, group: int, *, dtype: Any, experts:
         arguments["zeros"] = torch.randint(0, 2**held.weight.bits, groups, dtype=torch.uint8)
     if held.global_scale:
         arguments["global_scales"] = torch.rand(max(1, experts)) + 0.5
+    if held.folded:
+        arguments["channel_scales"] = torch.randn(*head, n)
     return arguments
 
 
@@ -84,7 +86,7 @@ def test_every_format_and_shape_is_packed_as_on_the_host(name: str, experts: int
     held = FORMATS[name]
     for k, n in SHAPES:
         for group in held.group_sizes:
-            if held.scale and k % group:
+            if held.scale and not held.folded and k % group:
                 continue
             for dtype in (torch.float16, torch.bfloat16):
                 arguments = draw(held, k, n, group, dtype=dtype, experts=experts)
@@ -232,6 +234,19 @@ def test_act_order_is_packed_as_on_the_host(name: str) -> None:
         ):
             got = billhook.pack_weight(**on_gpu(arguments | {"codes": words, "stored": stored}))
             same(got, want, f"{name} k={k} n={n} {stored}")
+
+
+def test_layers_are_folded_where_they_are() -> None:
+    arguments = draw(FORMATS["u4b8"], 336, 208, 128, dtype=torch.float16)
+    rows, scales = join(arguments["codes"].mT.contiguous(), 4), arguments["scales"]
+    folded, channels = billhook.fold_scales(scales)
+    want = billhook.pack_weight(arguments["codes"], folded, 128, format="w4a8", channel_scales=channels)
+    gptq = billhook.import_gptq(rows.mT.contiguous().cuda(), scales.cuda(), group_size=128, format="w4a8")
+    same(gptq, want, "gptq")
+    packed = billhook.import_compressed_tensors(
+        rows.cuda(), scales.mT.contiguous().cuda(), k=336, group_size=128, format="w4a8"
+    )
+    same(packed, want, "compressed-tensors")
 
 
 def test_layers_are_imported_where_they_are() -> None:
