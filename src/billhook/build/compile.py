@@ -33,7 +33,7 @@ def kernel_unit(config: KernelConfig) -> Unit:
 
 
 def support_unit(part: str, arch: Arch) -> Unit:
-    """Return what must be compiled so that MoE layers can be routed, or weights packed, on `arch`.
+    """Return what must be compiled so that MoE layers can be routed, or weights packed, and the like, on `arch`.
 
     Args:
         part: A name of `emit.SUPPORT`.
@@ -58,7 +58,7 @@ def compile_kernel(config: KernelConfig, cache: Cache | None = None) -> Artifact
 
 
 def compile_support(part: str, arch: Arch, cache: Cache | None = None) -> Artifact:
-    """Compile the kernels that route MoE layers, or pack weights, for `arch`, or take them from the cache.
+    """Compile the kernels of a part that stands beside GEMMs for `arch`, or take them from the cache.
 
     Args:
         part: A name of `emit.SUPPORT`.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..arch import parse
+from ..config import parse_types
 from ..errors import CompileError
 from ..plan import Plan
 from .artifact import Artifact, Unit
@@ -32,12 +33,13 @@ class Outcome:
 
 
 def plan_units(plan: Plan) -> list[Unit]:
-    """Return what must be compiled for a plan: its kernels, what routes and groups MoE rows, what packs."""
+    """Return what must be compiled for a plan: its kernels, and what stands beside them."""
     kernels = [kernel_unit(kernel.config) for kernel in plan.kernels]
     routed = dict.fromkeys(entry.arch for entry in plan.dispatch if entry.num_experts)
     grouped = dict.fromkeys(kernel.arch for kernel in plan.kernels if kernel.config.grouped)
     packed = dict.fromkeys(entry.arch for entry in plan.dispatch)
-    needed = {"route": routed, "group": grouped, "pack": packed}
+    quantized = dict.fromkeys(entry.arch for entry in plan.dispatch if parse_types(entry.types).a.bits == 8)
+    needed = {"route": routed, "group": grouped, "pack": packed, "quantize": quantized}
     return kernels + [support_unit(part, parse(arch)) for part, archs in needed.items() for arch in archs]
 
 

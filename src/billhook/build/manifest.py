@@ -32,7 +32,7 @@ class BundledKernel:
 
     Args:
         name: `KernelConfig.name`, or the support module's name.
-        kind: "gemm" (one kernel called `name`) or "support" (kernels that route MoE layers or pack weights).
+        kind: "gemm" (one kernel called `name`) or "support" (kernels beside GEMMs).
         arch: The GPU target, such as `9.0a`.
         cubin: The machine code's path in the bundle.
         ptx: The PTX's path in the bundle; "" unless the target asked for it.

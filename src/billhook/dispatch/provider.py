@@ -20,6 +20,7 @@ from . import cuda
 from .launch import GROUP_THREADS, ROUTE_THREADS
 from .loader import GemmKernel, LoadedKernel, load_gemm, load_kernel
 from .packing import PACK_THREADS
+from .quantizing import QUANTIZE_THREADS
 from .source import BundleSource, Compiler, Source
 
 _MOST_CHOICES = 1 << 16
@@ -141,6 +142,17 @@ class Kernels:
         Raises: As `gemm`.
         """
         return self._load_support("pack", name, device, PACK_THREADS)
+
+    def quantize(self, name: str, device: int) -> LoadedKernel:
+        """Return a kernel that quantizes activations, loaded.
+
+        Args:
+            name: Its symbol, such as `quantize_bf16_s8`.
+            device: GPU number.
+
+        Raises: As `gemm`.
+        """
+        return self._load_support("quantize", name, device, QUANTIZE_THREADS)
 
     def _load_support(self, part: str, name: str, device: int, threads: int) -> LoadedKernel:
         found = self._support.get((device, name))

@@ -37,7 +37,7 @@ class Source(Protocol):
         """Return a kernel's machine code."""
 
     def support(self, part: str, capability: tuple[int, int]) -> tuple[Arch, bytes]:
-        """Return the machine code of kernels that route, group or pack, and its target.
+        """Return the machine code of kernels that route, group, pack or quantize, and its target.
 
         Args:
             part: A name of `emit.SUPPORT`.

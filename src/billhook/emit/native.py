@@ -11,7 +11,7 @@ from .environment import templates
 from .source import SourceFile
 
 # Modules beside GEMMs: name -> what they are for.
-SUPPORT = {"route": "MoE routing", "group": "MoE grouping", "pack": "packing"}
+SUPPORT = {"route": "MoE routing", "group": "MoE grouping", "pack": "packing", "quantize": "quantizing"}
 
 # Kernels that pack codes: symbol, source of kernel/pack.cuh, bits of a code there and when packed.
 _CODE_PACKERS = (

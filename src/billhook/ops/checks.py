@@ -13,6 +13,8 @@ from .arguments import Gemm, MoeGemm, MoeGemmTopk
 from .kinds import KINDS
 from .tensors import DTYPES, NARROW_DTYPES
 
+_SMALLEST_SCALE = 2.0**-149  # above 0 in float32
+
 
 def check_gemm(p: Gemm) -> None:
     """Check the tensors of a dense GEMM.
@@ -78,6 +80,35 @@ def check_topk_ids(topk_ids: torch.Tensor, num_experts: int, block_m: int) -> No
         raise InputError(f"num_experts must be 1 to {MAX_EXPERTS} (got {num_experts})")
     if block_m < 1:
         raise InputError(f"block_m must be at least 1 (got {block_m})")
+
+
+def check_quantization(
+    x: torch.Tensor, dtype: torch.dtype, scale: torch.Tensor | None, number: float | None
+) -> None:
+    """Check the arguments of quantizing activations.
+
+    Args:
+        x: Floating point [tokens, k].
+        dtype: float8_e4m3fn or int8.
+        scale: A static scale on the device of `x`.
+        number: A static scale, positive.
+
+    Raises:
+        WeightError: A wrong type, shape, device or number, or both scales.
+    """
+    if dtype not in NARROW_DTYPES.values():
+        known = " or ".join(map(str, NARROW_DTYPES.values()))
+        raise WeightError(f"activations are quantized to {known} (got {dtype})")
+    if x.dim() != 2 or x.shape[1] == 0 or not x.is_floating_point():
+        raise WeightError(f"x must be floating point [tokens, k] (got {x.dtype} {tuple(x.shape)})")
+    if scale is not None and number is not None:
+        raise WeightError(f"one static scale is enough (got a tensor, and {number})")
+    if scale is not None and (scale.numel() != 1 or scale.device != x.device):
+        raise WeightError(
+            f"a static scale must be one number on {x.device} (got {tuple(scale.shape)} on {scale.device})"
+        )
+    if number is not None and not _SMALLEST_SCALE <= number <= torch.finfo(torch.float32).max:
+        raise WeightError(f"a static scale must be positive and finite in float32 (got {number})")
 
 
 def _check_operands(p: Gemm | MoeGemm) -> None:

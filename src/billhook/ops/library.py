@@ -29,6 +29,8 @@ _SCHEMAS = (
     f"moe_gemm_out(Tensor(x!) out, {_MOE_GEMM}) -> ()",
     f"moe_gemm_topk({_WEIGHT}, Tensor topk_ids, Tensor? topk_weights=None, {_OPTIONS}) -> Tensor",
     "route(Tensor topk_ids, int num_experts, int block_m) -> (Tensor, Tensor, Tensor)",
+    "quantize_activations(Tensor x, ScalarType dtype, Tensor? scale=None, float? number=None) "
+    "-> (Tensor, Tensor)",
 )
 
 _library = torch.library.Library("billhook", "DEF")
@@ -68,6 +70,12 @@ def _empty_routing(topk_ids: torch.Tensor, num_experts: int, block_m: int) -> tu
     return ids, ids.new_empty(blocks), ids.new_empty(1)
 
 
+def _empty_codes(
+    x: torch.Tensor, dtype: torch.dtype, scale: torch.Tensor | None = None, number: float | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return x.new_empty(x.shape, dtype=dtype), x.new_empty((x.shape[0], 1), dtype=torch.float32)
+
+
 def _nothing(*arguments: Any) -> None:
     """Results are written into an argument."""
 
@@ -79,6 +87,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "moe_gemm_out": _nothing,
     "moe_gemm_topk": _empty_moe_gemm_topk,
     "route": _empty_routing,
+    "quantize_activations": _empty_codes,
 }
 
 
@@ -95,13 +104,19 @@ def _register() -> Any:
 operators = _register()
 
 
-def _shortened(name: str) -> Callable[..., Any]:
-    """Return an operator as a function that leaves torch's dispatcher out where it has nothing to do."""
+def _shortened(name: str, other: int = 1) -> Callable[..., Any]:
+    """Return an operator as a function that leaves torch's dispatcher out where it has nothing to do.
+
+    Args:
+        name: The operator; its first argument is a tensor.
+        other: The argument that is looked at besides: a tensor, or None.
+    """
     operator, function = getattr(operators, name).default, getattr(on_cuda, name)
 
     def call(*arguments: Any) -> Any:
-        first = arguments[0]
-        alone = first.is_cuda and stands_alone(first, arguments[1]) and first.get_device() == current_device()
+        first, second = arguments[0], arguments[other]
+        second = first if second is None else second
+        alone = first.is_cuda and stands_alone(first, second) and first.get_device() == current_device()
         return (function if alone else operator)(*arguments)
 
     return call
@@ -109,3 +124,4 @@ def _shortened(name: str) -> Callable[..., Any]:
 
 gemm, gemm_out = _shortened("gemm"), _shortened("gemm_out")
 moe_gemm, moe_gemm_out, moe_gemm_topk = map(_shortened, ("moe_gemm", "moe_gemm_out", "moe_gemm_topk"))
+quantize_activations = _shortened("quantize_activations", other=2)

@@ -1,4 +1,4 @@
-"""The operators on CPU tensors, computed in float32 and rounded once."""
+"""The operators on CPU tensors; GEMMs are computed in float32 and rounded once."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from ..formats.packed import PackedArrays, find_format
 from . import checks
 from .arguments import Gemm, MoeGemm, MoeGemmTopk
 from .tensors import from_numpy, to_numpy
+
+_LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
+_SMALLEST_EXPONENT, _FRACTION_BITS = -6, 3  # of e4m3's normal numbers
 
 
 def gemm(*arguments: Any) -> torch.Tensor:
@@ -72,6 +75,39 @@ def route(
     """
     checks.check_topk_ids(topk_ids, num_experts, block_m)
     return _route(topk_ids, num_experts, block_m)
+
+
+def quantize_activations(
+    x: torch.Tensor, dtype: torch.dtype, scale: torch.Tensor | None = None, number: float | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantize activations; what the GPU's kernel does, to the bit.
+
+    Args:
+        x: [tokens, k], floating point; taken as float32.
+        dtype: float8_e4m3fn or int8.
+        scale: A static scale.
+        number: A static scale.
+
+    Returns:
+        Codes and scales, as in `activations.quantize_activations`.
+    """
+    checks.check_quantization(x, dtype, scale, number)
+    values = x.contiguous().float()
+    if scale is not None:
+        scales = scale.float().reshape(1, 1).repeat(x.shape[0], 1)
+    elif number is not None:
+        scales = torch.full((x.shape[0], 1), number, dtype=torch.float32, device=x.device)
+    else:
+        largest = values.abs().amax(dim=1, keepdim=True).double()
+        scales = (largest / _LARGEST[dtype]).float()
+    # In float64 the quotient of two float32 numbers falls on no tie that is none.
+    steps = torch.where(scales == 0, 0.0, values.double() / scales.double())
+    if dtype == torch.int8:
+        return steps.round().clamp(-128, 127).to(dtype), scales
+    exponent = torch.frexp(steps).exponent - 1
+    spacing = torch.ldexp(torch.ones_like(steps), exponent.clamp(min=_SMALLEST_EXPONENT) - _FRACTION_BITS)
+    rounded = (steps / spacing).round() * spacing
+    return rounded.clamp(-_LARGEST[dtype], _LARGEST[dtype]).float().to(dtype), scales
 
 
 def _multiply(p: Gemm, out: torch.Tensor) -> None:

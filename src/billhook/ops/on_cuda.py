@@ -6,13 +6,17 @@ from typing import Any
 
 import torch
 
-from ..dispatch import launch
+from ..dispatch import launch, quantizing
 from ..dispatch.provider import kernels
 from ..dispatch.routing import capacity
+from ..dtypes import F32, DType
 from . import checks
 from .arguments import Gemm, MoeGemm, MoeGemmTopk
 from .calls import find_call, find_kernel, request
-from .tensors import current_stream
+from .tensors import ELEMENTS, NARROW_DTYPES, current_stream
+
+_QUANTIZED: dict[torch.dtype, DType] = {**ELEMENTS, torch.float32: F32}  # what kernels take
+_CODES: dict[torch.dtype, DType] = {dtype: element for element, dtype in NARROW_DTYPES.items()}
 
 
 def gemm(*arguments: Any) -> torch.Tensor:
@@ -67,6 +71,45 @@ def route(
     """
     checks.check_topk_ids(topk_ids, num_experts, block_m)
     return _route(topk_ids, num_experts, block_m)
+
+
+def quantize_activations(
+    x: torch.Tensor, dtype: torch.dtype, scale: torch.Tensor | None = None, number: float | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantize activations.
+
+    Args:
+        x: [tokens, k], floating point; taken as float32.
+        dtype: float8_e4m3fn or int8.
+        scale: A static scale on the GPU.
+        number: A static scale.
+
+    Returns:
+        Codes and scales, as in `activations.quantize_activations`.
+    """
+    checks.check_quantization(x, dtype, scale, number)
+    x = x if x.dtype in _QUANTIZED else x.float()
+    x = x if x.stride(1) == 1 else x.contiguous()
+    (rows, k), stride = x.shape, x.stride(0) * x.itemsize
+    codes, scales = x.new_empty((rows, k), dtype=dtype), x.new_empty((rows, 1), dtype=torch.float32)
+    if rows == 0:
+        return codes, scales
+    given = None if scale is None else scale.float()
+    device, address = x.get_device(), x.data_ptr()
+    quantizing.launch_quantize(
+        kernels().quantize(f"quantize_{_QUANTIZED[x.dtype]}_{_CODES[dtype]}", device),
+        current_stream(device),
+        x=address,
+        codes=codes.data_ptr(),
+        scales=scales.data_ptr(),
+        given=0 if given is None else given.data_ptr(),
+        stride_bytes=stride,
+        rows=rows,
+        k=k,
+        number=number or 0.0,
+        aligned=(address | stride | k * x.itemsize) % quantizing.CHUNK == 0,
+    )
+    return codes, scales
 
 
 def _route(

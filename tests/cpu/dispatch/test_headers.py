@@ -15,7 +15,7 @@ from billhook.build.headers import included_headers
 from billhook.build.nvrtc import compile_text
 from billhook.catalog import Shape, deepest, load
 from billhook.config import GemmTypes, KernelConfig, Tile
-from billhook.dispatch import launch, params
+from billhook.dispatch import launch, params, quantizing
 from billhook.dtypes import BF16, U4B8
 from billhook.errors import CompileError
 from billhook.families import machete, marlin
@@ -145,5 +145,18 @@ def test_the_grouping_kernel_is_launched_with_its_own_constants() -> None:
     ]
     names = ("a", "grouped", "sorted_token_ids", "num_tokens_padded", "rows", "chunks", "stride", "top_k")
     for name, at in zip(names, (0, 8, 16, 24, 32, 36, 40, 44), strict=True):
+        lines.append(f"static_assert(__builtin_offsetof(P, {name}) == {at});")
+    agree("\n".join(lines))
+
+
+def test_the_quantizing_kernels_are_launched_with_their_own_constants() -> None:
+    lines = [
+        '#include "billhook/kernel/quantize.cuh"',
+        "using P = billhook::quantize::Params;",
+        f"static_assert(billhook::quantize::kThreads == {quantizing.QUANTIZE_THREADS});",
+        f"static_assert(sizeof(P) == {quantizing.LAYOUT.size});",
+    ]
+    names = ("x", "codes", "scales", "given", "stride", "rows", "k", "number", "aligned")
+    for name, at in zip(names, (0, 8, 16, 24, 32, 40, 44, 48, 52), strict=True):
         lines.append(f"static_assert(__builtin_offsetof(P, {name}) == {at});")
     agree("\n".join(lines))
