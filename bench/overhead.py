@@ -71,19 +71,21 @@ def do_without_gpu() -> None:
     for module in (calls, on_cuda):
         module.current_stream = lambda device: 1
     torch.cuda.is_current_stream_capturing = lambda: False
-    for name in ("gemm", "gemm_out", "moe_gemm", "moe_gemm_out", "moe_gemm_topk", "route"):
+    names = ("gemm", "gemm_out", "moe_gemm", "moe_gemm_out", "moe_gemm_topk", "quantize_activations", "route")
+    for name in names:
         function = getattr(on_cuda, name)
         library._library.impl(name, library._guarded(function), "CPU", allow_override=True)
         if name != "route":
-            setattr(library, name, shortened(function))
+            setattr(library, name, shortened(function, 2 if name == "quantize_activations" else 1))
 
 
-def shortened(function: Callable[..., Any]) -> Callable[..., Any]:
+def shortened(function: Callable[..., Any], other: int) -> Callable[..., Any]:
     """As `library` does for CUDA tensors."""
 
     def call(*arguments: Any) -> Any:
-        first = arguments[0]
-        if first.is_cuda or first.get_device() >= 0 or not stands_alone(first, arguments[1]):
+        first, second = arguments[0], arguments[other]
+        second = first if second is None else second
+        if first.is_cuda or first.get_device() >= 0 or not stands_alone(first, second):
             raise SystemExit("run without gradients and modes")
         return function(*arguments)
 
@@ -123,6 +125,7 @@ def contestants(m: int, device: str) -> dict[str, Callable[[], Any]]:
         "billhook.gemm, out": lambda: billhook.gemm(a, dense, out=out),
         "torch.ops.billhook.gemm": lambda: torch.ops.billhook.gemm(*head),
         "billhook.moe_gemm": lambda: billhook.moe_gemm(a, experts, routing),
+        "quantize_activations": lambda: billhook.quantize_activations(a, torch.int8),
     }
 
 

@@ -33,7 +33,7 @@ def kernel_unit(config: KernelConfig) -> Unit:
 
 
 def support_unit(part: str, arch: Arch) -> Unit:
-    """Return what must be compiled so that MoE layers can be routed, or weights packed, and the like, on `arch`.
+    """Return what must be compiled so that MoE layers can be routed, weights packed and the like on `arch`.
 
     Args:
         part: A name of `emit.SUPPORT`.

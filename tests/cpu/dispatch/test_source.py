@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 from cpu.build.stand_in import artifacts, small_plan
 
+from billhook.arch import parse
 from billhook.build import Bundle, write_bundle
 from billhook.config import GemmTypes, Problem
 from billhook.dispatch import cuda, loader, provider
 from billhook.dispatch.loader import GemmKernel
 from billhook.dispatch.provider import Kernels, Request
 from billhook.dispatch.source import BundleSource, Compiler
-from billhook.dtypes import BF16, U4B8
+from billhook.dtypes import BF16, S8, U4B8
 from billhook.errors import ArchError, BundleError, UnsupportedError
+from billhook.plan import plan_problems
 from billhook.select import select
 
 PLAN = small_plan()
@@ -102,6 +104,18 @@ def test_a_bundle_holds_what_groups_rows_if_a_kernel_wants_them_grouped(
     assert large.support("group", H100)[1] == b"machine code of group_sm90a"
     with pytest.raises(BundleError, match="no MoE grouping kernel"):
         BundleSource(bundle).support("group", H100)
+
+
+def test_a_bundle_holds_what_quantizes_if_a_kernel_takes_8_bit_activations(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    narrow = plan_problems([Problem(1, 512, 512, GemmTypes(S8, U4B8, BF16, BF16), -1)], [parse("9.0a")], 40)
+    arch, cubin = BundleSource(write_bundle(tmp_path / "narrow", narrow, artifacts(narrow))).support(
+        "quantize", H100
+    )
+    assert (arch.sm, cubin) == ("sm90a", b"machine code of quantize_sm90a")
+    with pytest.raises(BundleError, match="no quantizing kernel"):
+        BundleSource(bundle).support("quantize", H100)
 
 
 def test_the_environment_names_the_bundle(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,4 +28,5 @@ def test_every_kind_of_call_is_measured() -> None:
     lines = ran.stdout.splitlines()[1:]
     assert {line.split()[0] for line in lines} == {"m=1", "m=300"}
     assert len([line for line in lines if "billhook.gemm" in line]) == 2 * 4
+    assert len([line for line in lines if "quantize_activations" in line]) == 2
     assert all(float(line.split()[-1]) > 0 for line in lines)

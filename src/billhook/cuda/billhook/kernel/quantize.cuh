@@ -1,9 +1,9 @@
 // Activations to 8 bits: codes and a float32 scale for each token, found from it or given for all. SM75+.
 // `formats/activations.py` does the same, to the bit.
 //
-// A CTA takes a token at a time. Its threads hold kHeld pieces of 16 bytes each, 16384 numbers of 16 bits in all: a token is read
-// once if it is no longer; of a longer one the last part is still there when the scale is known, and the others are read
-// again, from a cache. Tokens that are not aligned to 16 bytes are read number by number.
+// A CTA takes a token at a time. Its threads hold kHeld pieces of 16 bytes each, 16384 numbers of 16 bits in all: a token that
+// is no longer is read once. Of a longer one the last part is still there when the scale is known; the others are read again,
+// from a cache. Tokens that are not aligned to 16 bytes are read number by number.
 #pragma once
 #include "billhook/numeric/encode.cuh"
 #include "billhook/numeric/float16.cuh"
@@ -15,7 +15,7 @@ namespace billhook::quantize {
 constexpr i32 kThreads = 256;
 constexpr i32 kWarps = kThreads / 32;
 constexpr i32 kHeld = 8;
-constexpr i32 kCtasPerSm = 4;
+constexpr i32 kCtasPerSm = 4;  // while some wait for memory, others compute; 64 registers are enough
 
 struct Params {
   const char* x;       // [rows, k]

@@ -1,16 +1,17 @@
-// Floats to 8-bit codes, rounded to nearest, ties to even, and quotients that are rounded so as if they were exact. SM75+.
+// Floats to 8-bit codes, rounded to nearest, ties to even, and quotients that round as the exact ones do. SM75+.
 //
-// x / s is x times the reciprocal of s, off by at most two units in the last place: less than 2^-23 for both roundings, where
-// such a unit is 2^-24 at least. That matters where a tie lies between it and the exact quotient. Ties of both types have at
-// most eight significant bits (e4m3 five, s8 eight: 127.5), so that the lower 16 bits of a float tell: where they are not
-// within two units of 0, no tie is near. Else the number of eight bits that is near, times s, is compared with x.
+// x / s is computed as x times the reciprocal of s. Two roundings put it at most 2^-23 of itself off, which is less than two
+// units in its last place, or two of the smaller units below a power of two. That matters where a tie lies between it and the
+// exact quotient. Ties have at most eight significant bits (e4m3 five; s8 eight: 127.5), so that the lower 16 bits of a float
+// are 0: if they are not within two units of that, no tie is near. Else the number of eight bits that is near, times s, is
+// compared with x, exactly.
 #pragma once
 #include "billhook/numeric/elements.cuh"
 
 namespace billhook {
 
-// What divides the numbers of one token. Numbers and scale are multiplied by a power of two first where the scale is so far
-// from 1 that its reciprocal or a remainder would be no normal number; what that makes infinite or zero saturates, or rounds
+// What divides the numbers of one token. Numbers and scale are multiplied by a power of two where the scale is so far from 1
+// that its reciprocal or a remainder might be no normal number. What becomes infinite or zero by that would saturate, or round
 // to zero, anyhow.
 struct Divisor {
   float factor;
@@ -34,8 +35,8 @@ __device__ __forceinline__ bool near_tie(float quotient) {
   return (__float_as_uint(quotient) + kUnitsOff & kLowerBits) <= 2 * kUnitsOff;
 }
 
-// A quotient that rounds to the code that the exact x / scale rounds to: on the same side of the number of eight bits that is
-// near, or that number. The remainder is exact: at most 12 of the 32 bits of a product of 8 and 24 bits are left of it.
+// A quotient that rounds to the code of the exact x / scale: the number of eight bits that is near, or the float next to it on
+// the side of x. The remainder is exact: of the 32 bits of a product of 8 and 24, at most 12 are left.
 __device__ __forceinline__ float settle(float quotient, float x, float scale) {
   const u32 near = __float_as_uint(quotient) + kUnitsOff & ~kLowerBits;
   const float rest = fmaf(-__uint_as_float(near), scale, x);
