@@ -38,6 +38,7 @@ NARROW = {"e4m3fn": torch.float8_e4m3fn, "s8": torch.int8}
 STATIC_SCALE = 0.01
 COMPARED = 64  # rows
 MOST_COPIES = 1024
+REST = 3.0  # idle before a contestant, in times of the one before
 TORCH_CALLS = 2  # in a graph: they are slow, and take much memory
 
 
@@ -160,7 +161,7 @@ def time_on_gpu(case: Case, options: argparse.Namespace) -> dict[str, float]:
         "both": graph(lambda copy: case.multiply(case.quantize())),
         "torch": graph(lambda copy: case.plainly()[0], calls=TORCH_CALLS),
     }
-    samples = interleave(list(graphs.values()), options.rounds)
+    samples = interleave(list(graphs.values()), options.rounds, REST)
     times = {name: statistics.median(one) for name, one in zip(graphs, samples, strict=True)}
     return {f"{name}_us": round(us, 2) for name, us in {**times, "floor": floor}.items()}
 
