@@ -83,6 +83,7 @@ def _sizes(configs: list[KernelConfig]) -> list[str]:
         else:
             sizes += [config.group_size, int(config.indexed)]
         types = f"{config.types.a}, {config.types.b}, {config.types.s}"
+        types += f", {config.types.c}" if config.family == "machete" else ""
         kernel = f"{config.family}::Config<{types}, {', '.join(map(str, sizes))}>"
         lines += [
             f'static_assert({kernel}::shared_bytes == {families.shared_memory(config)}, "{config}");',
