@@ -17,6 +17,7 @@ def grouped_gemm(
     bias: torch.Tensor | None = None,
     *,
     token_scales: torch.Tensor | None = None,
+    output_dtype: torch.dtype | None = None,
     config: KernelConfig | str | None = None,
     split_k: bool = True,
 ) -> torch.Tensor:
@@ -31,6 +32,7 @@ def grouped_gemm(
             would wait for the GPU. An expert without rows has two equal ones.
         bias: [num_experts, n] of D's type, or None.
         token_scales: As in `moe_gemm`.
+        output_dtype: As in `gemm`.
         config: A kernel or its name; chosen for the problem if None.
         split_k: As in `gemm`.
 
@@ -50,5 +52,13 @@ def grouped_gemm(
     rows = torch.arange(a.shape[0], dtype=offsets.dtype, device=a.device)
     experts = torch.searchsorted(offsets[1:], rows, right=True, out_int32=True)
     return moe_gemm(
-        a, weight, experts[:, None], None, bias, token_scales=token_scales, config=config, split_k=split_k
+        a,
+        weight,
+        experts[:, None],
+        None,
+        bias,
+        token_scales=token_scales,
+        output_dtype=output_dtype,
+        config=config,
+        split_k=split_k,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs torch (a CPU build will do)")
@@ -32,6 +34,19 @@ def test_each_group_meets_its_expert(offsets: list[int], dtype: torch.dtype) -> 
         dense = billhook.quantize_weight(weights[expert], group_size=32)
         assert torch.equal(d[first:last], billhook.gemm(a[first:last], dense, bias[expert]))
     assert not d[offsets[-1] :].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_groups_of_folded_weights_give_the_type_asked_for(dtype: torch.dtype) -> None:
+    values, weights = problem(12)
+    a, scales = billhook.quantize_activations(values)
+    offsets = torch.tensor([0, 3, 3, 9, 12])
+    given = {"token_scales": scales, "output_dtype": dtype}
+    d = billhook.grouped_gemm(a, billhook.quantize_weight(weights, format="w4a8"), offsets, **given)
+    for expert, (first, last) in enumerate(pairwise(offsets.tolist())):
+        dense = billhook.quantize_weight(weights[expert], format="w4a8")
+        given["token_scales"] = scales[first:last]
+        assert torch.equal(d[first:last], billhook.gemm(a[first:last], dense, **given))
 
 
 @pytest.mark.parametrize(

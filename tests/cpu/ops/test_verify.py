@@ -12,7 +12,7 @@ from billhook.arch import parse
 from billhook.build import Bundle, write_bundle
 from billhook.cli import main
 from billhook.config import GemmTypes, Problem
-from billhook.dtypes import BF16, E4M3FN, S8, U4B8
+from billhook.dtypes import BF16, E4M3FN, F16, S8, U4B8
 from billhook.errors import ArchError, CudaError
 from billhook.plan import plan_problems
 
@@ -46,6 +46,11 @@ def test_activations_of_8_bits_are_quantized_and_within_their_bound(tmp_path: Pa
     shapes = [
         Problem(1, 64, 128, GemmTypes(a, U4B8, BF16, BF16), -1, experts, min(experts, 2))
         for a in (E4M3FN, S8)
+        for experts in (0, 3)
+    ]
+    shapes += [
+        Problem(1, 64, 144, GemmTypes(E4M3FN, U4B8, E4M3FN, c), 128, experts, min(experts, 2))
+        for c in (BF16, F16)
         for experts in (0, 3)
     ]
     plan = plan_problems(shapes, [parse("9.0a")], 20)
