@@ -65,10 +65,10 @@ def session(monkeypatch: pytest.MonkeyPatch) -> run.Run:
         return Captured(launch, Replay(launch, outputs, copies), calls, outputs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(run, "capture", capture)
-    monkeypatch.setattr(run, "interleave", lambda graphs, rounds: [[7.0] * rounds for _ in graphs])
+    monkeypatch.setattr(run, "interleave", lambda graphs, rounds, rest: [[7.0] * rounds for _ in graphs])
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    return run.Run(torch.device("cpu"), None, replace_l2(), PEAKS["H100 80GB HBM3"], 3, 0, "2026-11-21")  # type: ignore[arg-type]
+    return run.Run(torch.device("cpu"), None, replace_l2(), PEAKS["H100 80GB HBM3"], 3, 0, 0, "2026-11-21")  # type: ignore[arg-type]
 
 
 def replace_l2():  # type: ignore[no-untyped-def]
