@@ -50,6 +50,11 @@ def _wrong_types(types: GemmTypes, group_size: int) -> str | None:
         return f"the output must have the activations' type {types.a} (got {types.c})"
     if types.c not in OUTPUTS:
         return f"the output must be f16 or bf16 beside 8-bit activations (got {types.c})"
+    if folds(types) and types.a.bits == 16:
+        return (
+            f"weights with folded scales (w4a8) are multiplied by e4m3fn activations alone (got {types.a}); "
+            "u4b8 weights are by 16 bits"
+        )
     of_weight = [one for one in FORMATS.values() if one.weight == types.b]
     if not of_weight:
         known = ", ".join(dict.fromkeys(str(one.weight) for one in FORMATS.values()))

@@ -117,6 +117,24 @@ def test_each_limit_of_8_bit_activations_is_named(change: dict[str, object], wor
     assert word in why
 
 
+@pytest.mark.parametrize("out", [F16, BF16], ids=str)
+@pytest.mark.parametrize("tile", [Tile(16, 128, 256, 4), Tile(128, 128, 256, 4), Tile(256, 128, 128, 4)])
+def test_folded_scales_leave_tiles_as_large_as_those_of_channels(out: DType, tile: Tile) -> None:
+    types = GemmTypes(E4M3FN, U4B8, E4M3FN, out)
+    dense = replace(LEGAL, types=types, group_size=128, tile=tile)
+    assert families.illegal(dense) is None
+    assert parse_name(dense.name) == dense
+    assert families.illegal(replace(dense, indexed=True, grouped=True)) is None
+    assert not families.rounds_weights(dense)
+    for change, word in (
+        ({"types": GemmTypes(out, U4B8, E4M3FN, out)}, "e4m3fn activations alone"),
+        ({"types": GemmTypes(S8, U4B8, E4M3FN, out)}, f"must be {out} (got e4m3fn)"),
+        ({"group_size": -1}, "(128,)"),
+        ({"arch": parse("10.0a")}, "9.0a"),
+    ):
+        assert word in str(families.illegal(replace(dense, **change)))
+
+
 def test_sums_of_s8_stay_within_32_bits() -> None:
     types = GemmTypes(S8, U4B8, BF16, BF16)
     config = replace(LEGAL, types=types, group_size=-1)

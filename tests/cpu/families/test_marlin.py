@@ -121,6 +121,14 @@ def test_every_format_is_legal_with_its_8_bit_activations(one: PackedFormat) -> 
                 assert not families.rounds_weights(config)
 
 
+@pytest.mark.parametrize("arch", ["8.0", "8.9", "9.0a", "12.0"])
+def test_folded_scales_are_refused_with_what_to_use_instead(arch: str) -> None:
+    types = GemmTypes(E4M3FN, U4B8, E4M3FN, F16)
+    why = families.illegal(replace(LEGAL, types=types, arch=parse(arch)))
+    assert why is not None
+    assert "9.0a does, with machete" in why and "u4b8, whose scales have the type f16" in why
+
+
 def test_sums_of_s8_may_be_of_any_length_in_groups() -> None:
     types = GemmTypes(S8, U4B8, BF16, BF16)
     for group_size, served in ((-1, False), (128, True)):
