@@ -108,7 +108,7 @@ def fold(scales: npt.NDArray[Any]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[n
     if not np.isfinite(exact).all():
         raise WeightError("scales must be finite; found NaN or infinity")
     largest = np.abs(exact).max(axis=-2)
-    channels = (largest * (_LARGEST_NUMBER / LARGEST[E4M3FN])).astype(np.float32)
+    channels = (largest / (LARGEST[E4M3FN] / _LARGEST_NUMBER)).astype(np.float32)
     channels = np.where(channels == 0, np.float32(1), channels)
     return encode(exact / channels[..., None, :].astype(np.float64), E4M3FN), channels
 
