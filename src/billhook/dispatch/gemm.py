@@ -48,7 +48,7 @@ def grid(gemm: GemmKernel, tiles_m: int, strips: int, blocks: int, split_k: bool
     tile, kernel = gemm.config.tile, gemm.kernel
     tiles = tiles_m * -(-strips // (tile.strips * tile.cluster))
     stages = tiles * -(-blocks // tile.blocks)
-    per_sm = families.ctas_per_sm(stages, kernel.sms, kernel.ctas_per_sm)
+    per_sm = families.ctas_per_sm(gemm.config, stages, kernel.sms, kernel.ctas_per_sm)
     return min(stages if split_k else tiles, per_sm * kernel.sms // tile.cluster) * tile.cluster
 
 

@@ -159,6 +159,7 @@ def _kernel_row(config: KernelConfig, target: int) -> dict[str, object]:
         "tile_n": tile.tile_n,
         "tile_k": tile.tile_k,
         "cluster": tile.cluster,
+        "stages_per_cta": families.stages_per_cta(config),
         "threads": families.threads(config),
         "shared_bytes": families.shared_memory(config),
         "workspace_bytes": families.workspace(config, 1),

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from ..config import KernelConfig
 from . import machete, marlin
-from .base import ctas_per_sm, unserved
+from .base import unserved
 
 __all__ = [
     "FAMILIES",
@@ -18,6 +18,7 @@ __all__ = [
     "illegal",
     "rounds_weights",
     "shared_memory",
+    "stages_per_cta",
     "takes_tensor_map",
     "threads",
     "unserved",
@@ -29,6 +30,7 @@ class Family(Protocol):
     """What the module of a family answers; each function is described below."""
 
     FEWEST_STAGES: int
+    STAGES_PER_CTA: int
     PARTIALS_PER_CTA: int
 
     def illegal(self, config: KernelConfig) -> str | None: ...
@@ -80,3 +82,23 @@ def workspace(config: KernelConfig, ctas: int) -> int:
     launch leaves it so.
     """
     return ctas * FAMILIES[config.family].PARTIALS_PER_CTA * config.tile.tile_m * config.tile.tile_n * 4
+
+
+def stages_per_cta(config: KernelConfig) -> int:
+    """Return how many stages are worth a CTA more on a multiprocessor."""
+    return FAMILIES[config.family].STAGES_PER_CTA
+
+
+def ctas_per_sm(config: KernelConfig, stages: int, sms: int, fitting: int) -> int:
+    """Return how many CTAs a multiprocessor should get.
+
+    As many as fit, unless each would then compute too few stages: what a CTA costs to start and its
+    partial sums weigh more than the latency it hides.
+
+    Args:
+        config: The kernel.
+        stages: Pipeline stages of all output tiles together.
+        sms: Multiprocessors of the GPU.
+        fitting: CTAs of the kernel that one of them holds.
+    """
+    return min(fitting, max(1, stages // (stages_per_cta(config) * sms)))

@@ -136,18 +136,3 @@ def unserved(config: KernelConfig, problem: Problem) -> str | None:
     if problem.moe != config.indexed:
         return "is for MoE layers" if config.indexed else "is for dense layers"
     return None
-
-
-def ctas_per_sm(stages: int, sms: int, fitting: int) -> int:
-    """Return how many CTAs a multiprocessor should get.
-
-    As many as fit, unless each would then compute fewer than four stages: what a CTA
-    costs to start and its partial sums weigh more than the latency it hides
-    (docs/decisions/marlin-kernel.md).
-
-    Args:
-        stages: Pipeline stages of all output tiles together.
-        sms: Multiprocessors of the GPU.
-        fitting: CTAs of the kernel that one of them holds.
-    """
-    return min(fitting, max(1, stages // (4 * sms)))

@@ -11,6 +11,7 @@ from . import base
 
 FAMILY = "machete"
 FEWEST_STAGES = 2  # one to compute while the other is filled
+STAGES_PER_CTA = 10  # fewer do not pay for a CTA more on a multiprocessor (docs/decisions/machete-kernel.md)
 PARTIALS_PER_CTA = 1  # it begins in the middle of one tile at most; the part of its last stays in registers
 CLUSTERS = (1, 2, 4)
 _WARPGROUP = 128

@@ -11,6 +11,7 @@ from . import base
 
 FAMILY = "marlin"
 FEWEST_STAGES = 2  # one to compute while the other is filled
+STAGES_PER_CTA = 4  # fewer do not pay for a CTA more on a multiprocessor (docs/decisions/marlin-kernel.md)
 PARTIALS_PER_CTA = 2  # its share of the work begins and ends in the middle of an output tile
 ROW_PADDING = 16  # bytes after a row of activations, against bank conflicts
 NARROW_WEIGHTS = (U4B8, U4, U8B128, E4M3FN, E2M1F)  # those that fit the 8 bits of some activations

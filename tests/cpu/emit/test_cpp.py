@@ -176,7 +176,7 @@ def test_kernels_whose_warpgroups_take_turns_are_listed_with_their_threads(tmp_p
     config = parse_name(name)
     assert (config.tile.pingpong, config.tile.cluster, families.threads(config)) == (True, 2, 384)
     row = (library / "src/dispatch_table.cpp").read_text().partition(f'"{name}"')[2].partition("}")[0]
-    assert f"48, 256, 128, 2, 384, {families.shared_memory(config)}, " in row
+    assert f"48, 256, 128, 2, 10, 384, {families.shared_memory(config)}, " in row
     assert "/*pingpong*/ true," in (library / f"kernels/{name}.cu").read_text()
 
 

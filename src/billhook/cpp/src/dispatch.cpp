@@ -69,9 +69,9 @@ int32_t count_ctas(const Kernel& kernel, const Work& work, int32_t multiprocesso
   // CTAs of a cluster lie side by side along n and work as one.
   const int32_t tiles = work.tiles_m * divide_up(work.strips, kernel.tile_n / 64 * kernel.cluster);
   const int32_t stages = tiles * divide_up(work.blocks, kernel.tile_k / 64);
-  // No more than run at once or than there are pieces; fewer where each would compute less than four stages
+  // No more than run at once or than there are pieces; fewer where each would compute too few stages
   // (families.ctas_per_sm).
-  const int32_t per_sm = std::min(resident, std::max(1, stages / (4 * multiprocessors)));
+  const int32_t per_sm = std::min(resident, std::max(1, stages / (kernel.stages_per_cta * multiprocessors)));
   return std::min(work.split_k ? stages : tiles, per_sm * multiprocessors / kernel.cluster) * kernel.cluster;
 }
 

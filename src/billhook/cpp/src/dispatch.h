@@ -14,6 +14,7 @@ struct Kernel {
   int32_t target;      // index into kTargets
   int32_t tile_m, tile_n, tile_k;
   int32_t cluster;  // CTAs of a cluster, compiled into the kernel: the grid is a multiple
+  int32_t stages_per_cta;  // that are worth a CTA more on a multiprocessor
   int32_t threads;  // of a CTA
   int32_t shared_bytes, workspace_bytes;  // of a CTA: dynamic shared memory, partial sums
   bool tensor_map;      // A comes through a tensor map, the second argument

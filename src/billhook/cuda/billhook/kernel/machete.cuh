@@ -205,8 +205,9 @@ __device__ __forceinline__ void run(const GemmParams& p, const TensorMap* map = 
     const i32 tiles_m = C::indexed ? *p.num_tokens_padded / C::tile_m : (p.m + C::tile_m - 1) / C::tile_m;
     constexpr i32 worker_strips = C::strips * C::cluster;
     const i32 workers = gridDim.x / C::cluster;
-    waves.init(tiles_m, (p.strips + worker_strips - 1) / worker_strips, (p.blocks + C::blocks - 1) / C::blocks, C::tile_k,
-               C::tile_m * p.k * (bits<typename C::Activation> / 8), p.split_k, workers, workers - 1 - static_cast<i32>(blockIdx.x) / C::cluster);
+    waves.init(tiles_m, (p.strips + worker_strips - 1) / worker_strips, (p.blocks + C::blocks - 1) / C::blocks, C::tile_m,
+               C::tile_k, C::tile_m * p.k * (bits<typename C::Activation> / 8), p.split_k, workers,
+               workers - 1 - static_cast<i32>(blockIdx.x) / C::cluster);
   }
   if constexpr (C::cluster > 1)
     ptx::cluster_sync();

@@ -22,9 +22,12 @@ struct Segment {
 
 // The same for all threads of a CTA, who keep it in shared memory.
 struct Waves {
-  // What splitting costs: handing over and adding a part takes as long as multiplying some columns of k, and the line, whose
-  // workers do not meet in L2, runs slower by a part of itself.
-  static constexpr i32 kPartColumns = 256, kLineLoss = 12;
+  // What splitting costs: handing over and adding a part takes as long as multiplying some columns of k, one more part of a tile
+  // some more, and the line, whose workers do not meet in L2, runs slower by a part of itself. Fitted to 326 pairs of times, with
+  // and without (docs/decisions/machete-kernel.md, "To split or not").
+  static constexpr i32 kLineLoss = 16;
+  static __device__ __forceinline__ i32 part_columns(i32 tile_m) { return tile_m > 96 ? 1300 : tile_m > 32 ? 780 : 256; }
+  static __device__ __forceinline__ i32 more_columns(i32 tile_m) { return tile_m > 32 ? 256 : tile_m > 16 ? 200 : 100; }
   static constexpr i32 kBandBytes = 12 << 20;  // of activations
 
   i32 tiles_m, tiles_n, stages;  // stages of one tile
@@ -32,16 +35,21 @@ struct Waves {
   i32 workers, worker;
   i32 line_tiles;  // at the beginning, that workers may share
 
-  // `tile_k`: columns of a stage; `tile_bytes`: activations of a tile along m; `split`: whether workers may share tiles.
-  __device__ __forceinline__ void init(i32 tiles_m_, i32 tiles_n_, i32 stages_, i32 tile_k, i32 tile_bytes, bool split,
+  // `tile_m`, `tile_k`: tokens of a tile, columns of a stage; `tile_bytes`: activations of a tile along m; `split`: whether workers
+  // may share tiles.
+  __device__ __forceinline__ void init(i32 tiles_m_, i32 tiles_n_, i32 stages_, i32 tile_m, i32 tile_k, i32 tile_bytes, bool split,
                                        i32 workers_, i32 worker_) {
     tiles_m = tiles_m_, tiles_n = tiles_n_, stages = stages_, workers = workers_, worker = worker_;
-    const i32 tiles = tiles_m * tiles_n, rest = tiles % workers;
-    const i32 on_line = tiles < workers ? tiles : rest + workers;
+    const i32 tiles = tiles_m * tiles_n, more = more_columns(tile_m);
     const i64 k = static_cast<i64>(stages) * tile_k;
+    // The time of a tile of w workers, k / w + w more, is least at w^2 = k / more.
+    i32 sharing = 1;
+    while ((sharing + 1) * (sharing + 1) * more <= k) ++sharing;
+    workers = min(workers, max(tiles, 1) * sharing);
+    const i32 rest = tiles % workers, on_line = tiles < workers ? tiles : rest + workers;
+    const i32 part = part_columns(tile_m) + (tiles < workers ? more * (workers - tiles) / max(tiles, 1) : 0);
     // A wave that is not full leaves the time of (workers - rest) tiles unused.
-    const bool pays = split && rest > 0 &&
-                      (workers - rest) * k > static_cast<i64>(workers) * kPartColumns + on_line * k / kLineLoss;
+    const bool pays = split && rest > 0 && (workers - rest) * k > static_cast<i64>(workers) * part + on_line * k / kLineLoss;
     line_tiles = pays ? on_line : 0;
     const i32 bands = min(tiles_m, static_cast<i32>(static_cast<i64>(tiles_m) * tile_bytes / kBandBytes) + 1);
     band = bands > 0 ? (tiles_m + bands - 1) / bands : 1;
@@ -64,7 +72,8 @@ struct Waves {
 // The segments of a worker, one after another.
 struct Walk {
   const Waves& waves;
-  i32 at = waves.begin(waves.worker), left = waves.begin(waves.worker + 1) - at;  // on the line: next stage, stages to come
+  i32 at = waves.begin(waves.worker);  // on the line: next stage
+  i32 left = waves.worker < waves.workers ? waves.begin(waves.worker + 1) - at : 0;  // stages to come
   i32 tile = waves.line_tiles + waves.worker;                                     // next whole one
 
   // Steps to the next segment; false if there is none.
