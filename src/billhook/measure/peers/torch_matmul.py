@@ -55,7 +55,7 @@ def _bind_scaled(weights: Weights, count: int) -> Bind:
     if weights.channel_scales is None:
         codes, channel_scales = _find_numbers(weights), weights.scales[0].float()
     else:
-        codes, channel_scales = weights.fold().view(torch.uint8), weights.channel_scales[0]
+        codes, channel_scales = weights.fold().view(torch.uint8), weights.channel_scales[:1]
     first = codes.t().contiguous().view(torch.float8_e4m3fn)
     packed = [first, *(first.clone() for _ in range(count - 1))]
 
