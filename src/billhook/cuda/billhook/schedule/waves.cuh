@@ -2,9 +2,10 @@
 //
 // Whole tiles are dealt out in waves: tile `first + wave * workers + worker`. So all workers are at the same input features at
 // the same time and meet in L2; shares of neighbouring tiles, each begun somewhere else, cost a tenth of the rate
-// (docs/decisions/machete-kernel.md). What does not fill a wave, with the wave before it, is computed first, by stream-K: the
-// stages of these tiles form one line, and each worker takes an equal share of it. A tile whose stages fall to several
-// workers is summed from their parts in a fixed order, so a result depends on the shape and the grid, not on timing.
+// (docs/decisions/machete-kernel.md). What does not fill a wave, with the wave before it, is computed first, by stream-K, where
+// that costs less than the workers that a wave leaves idle: the stages of these tiles form one line, and each worker takes an equal
+// share of it. Where tiles are few, some workers take none: no more share a tile than make it faster. A tile whose stages fall
+// to several workers is summed from their parts in a fixed order, so a result depends on the shape and the grid, not on timing.
 //
 // Tiles are numbered in bands of a few along m, whose activations fit in L2 beside the weights that pass by; within a band m
 // varies fastest, so that neighbours share weights.
