@@ -11,8 +11,6 @@ once, by their time. The last 64 output features are compared with the host's pa
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
 import statistics
 import sys
 import time
@@ -26,7 +24,7 @@ import torch
 from billhook.dtypes import E4M3FN, E8M0FNU
 from billhook.formats.blocks import count_groups
 from billhook.formats.packed import tensor_shapes
-from billhook.measure.machine import find_commit
+from billhook.measure.machine import append_lines
 from billhook.ops import PackedWeight, pack_on_cuda, pack_weight
 from billhook.weights import FORMATS, PackedFormat
 
@@ -141,7 +139,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
                 print(f"{name:8}{stored:20}{projection:14}{numbers}", flush=True)
             found.append({"size": options.size, "format": name, "stored": stored, **layer})
     if options.record:
-        record(found, options.record, device)
+        append_lines(options.record, found, "bench/pack.py", device)
     return found
 
 
@@ -252,19 +250,6 @@ def time_on_host(run: Callable[[], Any], rounds: int) -> float:
 def rate(moved: float, microseconds: float) -> float:
     """Return gigabytes per second."""
     return round(moved / microseconds / 1000, 1)
-
-
-def record(found: list[dict[str, Any]], file: Path, device: torch.device) -> None:
-    """Append results, and where they were made, to a file."""
-    where = {
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else "",
-        "torch": torch.__version__,
-        "commit": find_commit(),
-        "command": shlex.join(["python", "bench/pack.py", *sys.argv[1:]]),
-    }
-    with file.open("a") as stream:
-        stream.writelines(json.dumps({**where, **one}) + "\n" for one in found)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,6 @@ are compared with the host's. Without a GPU (--device cpu) the host quantizes, a
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
 import statistics
 import sys
 import time
@@ -27,7 +25,7 @@ import torch
 import billhook
 from billhook.formats.packed import find_format
 from billhook.measure.contestant import Launch
-from billhook.measure.machine import find_commit
+from billhook.measure.machine import append_lines
 from billhook.measure.roofline import peak_of
 from billhook.measure.timing import calls_for, capture, interleave
 from billhook.ops import on_cpu
@@ -100,7 +98,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
                     print(f"{rows:<5}{k:>6}  {name:8}{how:7}{numbers}{one['gb_s']:8.0f}", flush=True)
                     found.append(one)
     if options.record:
-        record(found, options.record, device)
+        append_lines(options.record, found, "bench/quantize.py", device)
     return found
 
 
@@ -186,19 +184,6 @@ def time_on_host(case: Case) -> dict[str, float]:
         "floor": 0.0,
     }
     return {f"{name}_us": us for name, us in times.items()}
-
-
-def record(found: list[dict[str, Any]], file: Path, device: torch.device) -> None:
-    """Append results, and where they were made, to a file."""
-    where = {
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else "",
-        "torch": torch.__version__,
-        "commit": find_commit(),
-        "command": shlex.join(["python", "bench/quantize.py", *sys.argv[1:]]),
-    }
-    with file.open("a") as stream:
-        stream.writelines(json.dumps({**where, **one}) + "\n" for one in found)
 
 
 if __name__ == "__main__":

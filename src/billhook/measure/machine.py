@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +68,28 @@ def _version(contestant: Contestant) -> str:
         return contestant.version()
     except UnsupportedError:
         return ""  # absent: its records say why
+
+
+def append_lines(file: Path, found: Sequence[Mapping[str, Any]], script: str, device: torch.device) -> None:
+    """Append what a benchmark script found to a file of JSON lines, each with where it was made.
+
+    Args:
+        file: The file; it is made if it does not exist.
+        found: One result for each line.
+        script: The script, such as "bench/pack.py".
+        device: What it measured.
+    """
+    import torch
+
+    where = {
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else "",
+        "torch": torch.__version__,
+        "commit": find_commit(),
+        "command": shlex.join(["python", script, *sys.argv[1:]]),
+    }
+    with file.open("a") as stream:
+        stream.writelines(json.dumps({**where, **one}) + "\n" for one in found)
 
 
 def find_commit() -> str:
