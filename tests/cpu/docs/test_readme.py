@@ -30,4 +30,4 @@ def test_the_python_of_the_readme_runs() -> None:
                 shapes.append(tuple(value.shape))
 
     exec(compile(code, str(README), "exec"), {}, Names())
-    assert shapes == [(16, 128), (32, 64), (16, 64), (16, 128), (16, 128), (16, 128)]
+    assert shapes == [(16, 128), (32, 64), (16, 64), *[(16, 128)] * 4]
