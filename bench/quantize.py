@@ -27,7 +27,7 @@ from billhook.formats.packed import find_format
 from billhook.measure.contestant import Launch
 from billhook.measure.machine import append_lines
 from billhook.measure.roofline import peak_of
-from billhook.measure.timing import calls_for, capture, interleave
+from billhook.measure.timing import REST, calls_for, capture, interleave
 from billhook.ops import on_cpu
 from billhook.ops.drawn import draw
 
@@ -36,7 +36,6 @@ NARROW = {"e4m3fn": torch.float8_e4m3fn, "s8": torch.int8}
 STATIC_SCALE = 0.01
 COMPARED = 64  # rows
 MOST_COPIES = 1024
-REST = 3.0  # idle before a contestant, in times of the one before
 TORCH_CALLS = 2  # in a graph: they are slow, and take much memory
 
 

@@ -43,6 +43,10 @@ class PackedFormat:
         """Whether one more scale multiplies a whole weight: e4m3 scales lack the range to do without."""
         return self.scale == E4M3FN and not self.folded
 
+    def summed_group(self, group_size: int) -> int:
+        """Return how many products along k kernels add before a scale multiplies them; -1 for all."""
+        return -1 if self.folded else group_size
+
     def scale_type(self, output: DType) -> DType:
         """Return the type of the scales where the output has a type."""
         return self.scale or output

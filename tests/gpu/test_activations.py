@@ -81,11 +81,6 @@ def drawn(k: int, n: int, out: Any, *, seed: int = 0, name: str = "u4b8", group:
     return draw(find_format(name), k, n, group, dtype=out, generator=generator)
 
 
-def summed_group(name: str, group: int) -> int:
-    """Return the group size of the bound: folded scales interrupt no sum, as those of channels."""
-    return -1 if find_format(name).folded else group
-
-
 def exact(one: Drawn) -> np.ndarray:
     return one.exact(torch.arange(one.codes.shape[1], device="cuda")).cpu().numpy()
 
@@ -127,7 +122,7 @@ def check_dense(
             times = 1 if columns is None else host(columns)
             ref = reference.gemm(numbers(a, scales), right * times, host(extra))
             what = f"{config} m={m} n={n} k={k} split_k={split_k}"
-            check(d, ref, k, element, what=what, group=summed_group(name, group))
+            check(d, ref, k, element, what=what, group=find_format(name).summed_group(group))
 
 
 def check_experts(
@@ -150,7 +145,7 @@ def check_experts(
             billhook.moe_gemm(a, weight, routing, factors, extra, **given)
             ref = reference.moe_gemm(numbers(a, scales), right, ids.cpu(), host(factors), host(extra))
             what = f"{config} tokens={tokens}"
-            check(d, ref, k, element, what=what, group=summed_group(name, group))
+            check(d, ref, k, element, what=what, group=find_format(name).summed_group(group))
 
 
 def output_of(name: str) -> Any:

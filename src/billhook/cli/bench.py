@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import BillhookError, InputError, UnsupportedError
+from ..measure.timing import REST
 
 if TYPE_CHECKING:
     from ..arch import Arch
@@ -68,7 +69,7 @@ CONTESTANTS = ("read", "ours", "torch", "marlin", "machete", "humming")
 @click.option("--rounds", default=15, show_default=True, type=click.IntRange(min=3), help="Timed rounds.")
 @click.option(
     "--rest",
-    default=3.0,
+    default=REST,
     show_default=True,
     type=click.FloatRange(min=0),
     help="Idle before a contestant, in times of the one before; 0 shows a GPU at its power limit.",

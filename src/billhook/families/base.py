@@ -37,9 +37,10 @@ def wrong_types(
     return _wrong_types(types, config.group_size)
 
 
+@cache
 def folds(types: GemmTypes) -> bool:
     """Return whether a weight is its code times its scale, rounded to e4m3 (w4a8)."""
-    return (types.b, types.s) == (U4B8, E4M3FN)
+    return any(one.folded and (one.weight, one.scale) == (types.b, types.s) for one in FORMATS.values())
 
 
 @cache

@@ -81,10 +81,9 @@ class Weights:
 
     def fold(self, expert: int = 0) -> torch.Tensor:
         """Return one weight matrix without channel scales: codes times scales, rounded to float8_e4m3fn."""
-        import torch
+        from ..ops.tensors import round_e4m3
 
-        largest = torch.finfo(torch.float8_e4m3fn).max
-        return self._multiply(expert).clamp(-largest, largest).to(torch.float8_e4m3fn)
+        return round_e4m3(self._multiply(expert))
 
     def _multiply(self, expert: int) -> torch.Tensor:
         k, factors = self.workload.k, self.factors(expert)

@@ -24,6 +24,7 @@ GRAPH_US = 500.0
 # A GPU at its power limit lowers its clock some 50 ms after the load began (docs/decisions/machete-kernel.md,
 # "Power"): two replays of a graph end before, and who had rested begins with the same clock as others.
 LONGEST_GRAPH_US = 10_000.0
+REST = 3.0  # idle before a contestant, in times of the one before
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from ..formats.minifloat import decode
 from ..formats.mx import SCALE_BIAS
 from ..weights import PackedFormat
 from .packing import pack_weight
+from .tensors import round_e4m3
 from .weight import PackedWeight
 
 _SIGN, _NAN = 0x80, 0x7F  # of e4m3
-_LARGEST = 448.0  # of e4m3
 _CHANNEL_BITS = 11  # channel scales of folded weights, whose numbers are up to 448, are about 2^-11
 _ONE_BITS = 6  # scales of integer codes are about 2^-6, so that sums of products stay in float16's range
 
@@ -69,8 +69,7 @@ class Drawn:
         if self.channel_scales is None:
             return numbers * scales[self._group]
         products = (numbers * scales[self._group]).float()  # exact: 8 bits
-        rounded = products.clamp(-_LARGEST, _LARGEST).to(torch.float8_e4m3fn)
-        return rounded.double() * self.channel_scales[columns].double()
+        return round_e4m3(products).double() * self.channel_scales[columns].double()
 
     @cached_property
     def _group(self) -> torch.Tensor:

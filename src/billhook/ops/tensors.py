@@ -31,6 +31,12 @@ def find_element(dtype: torch.dtype) -> DType:
         ) from None
 
 
+def round_e4m3(values: torch.Tensor) -> torch.Tensor:
+    """Return float32 numbers as float8_e4m3fn, rounded to nearest even and saturated."""
+    largest = torch.finfo(torch.float8_e4m3fn).max
+    return values.clamp(-largest, largest).to(torch.float8_e4m3fn)
+
+
 def to_numpy(tensor: torch.Tensor) -> npt.NDArray[Any]:
     """Return a tensor as a numpy array; a CPU tensor's memory is shared, bfloat16 included.
 

@@ -212,7 +212,7 @@ class _Case:
         Raises:
             CudaError: The kernel crashed.
         """
-        size = -1 if self.held.folded else self.entry.group_size
+        size = self.held.summed_group(self.entry.group_size)
         bound = error_bound(self.entry.k, size, self.types.c, rounds_weights(config), self.types.a)
         a, token_scales = self._normal(m, self.entry.k), None
         if self.types.a != self.types.c:

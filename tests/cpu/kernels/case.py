@@ -252,7 +252,7 @@ def check(library: Any, case: Case, orders: int = 2) -> None:
         rows = np.ones(len(got), bool)
     narrow: DType | None = S8 if config.types.a.bits == 8 else None  # e4m3 sums are exact here too
     rounded = families.rounds_weights(config)
-    summed = -1 if find_packed(config.types).folded else config.group_size
+    summed = find_packed(config.types).summed_group(config.group_size)
     bound = reference.error_bound(case.k, summed, config.types.c, rounded, narrow)
     off = np.abs(got - exact.value)[rows]
     allowed = bound.allowed(exact.value, exact.magnitude, exact.activations)[rows]

@@ -26,11 +26,12 @@ struct NarrowWeights {
   u32x4 first[C::strips_each][C::blocks], second[C::strips_each][C::blocks];  // words of two lanes
 
   __device__ __forceinline__ void request(u32 stage, i32 first_strip) {
-    if constexpr (ahead)
+    if constexpr (ahead) {
 #pragma unroll
       for (i32 s = 0; s < C::strips_each; ++s)
 #pragma unroll
         for (i32 block = 0; block < C::blocks; ++block) read(stage, block, first_strip, s);
+    }
   }
 
   // Two steps of 32 columns: the 16 rows of this warp in a block of strip `first_strip` + `s`.
