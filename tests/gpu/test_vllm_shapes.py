@@ -143,7 +143,7 @@ def test_machete_refuses_what_it_documents() -> None:
         billhook.machete_mm(a[:0], b, "u4b8", **given)
     with pytest.raises(billhook.errors.WeightError, match="multiples of 16 bytes"):
         billhook.machete_mm(torch.rand(4, 257, device="cuda", dtype=torch.float16)[:, 1:], b, "u4b8", **given)
-    with pytest.raises(billhook.errors.WeightError, match="machete_prepack_B makes it"):
+    with pytest.raises(billhook.errors.WeightError, match="machete_prepack_B"):
         billhook.machete_mm(a, held.words, "u4b8", **given)
 
 

@@ -7,6 +7,7 @@ A schedule's name chooses a kernel and whether tiles are split; without one the 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
 
@@ -33,6 +34,8 @@ from .weight import PackedWeight
 
 _WEIGHTS = {"uint4": U4, "uint4b8": U4B8, "uint8": U8, "uint8b128": U8B128}  # names of vLLM's scalar types
 _NATIVE = {"e4m3": "e4m3fn"}  # where the documents have another name
+_NEEDED = ("a", "b_q_weight")  # of the tensors
+_OUTPUTS = (DataType.f16, DataType.bf16)
 _ELEMENTS = {
     None: DataType.void,
     torch.float16: DataType.f16,
@@ -90,12 +93,12 @@ def machete_mm(  # noqa: PLR0917 - the documented signature
     The first call with a weight, its scales and zeros packs the latter; do it before a stream is captured.
 
     Args:
-        a: float16 or bfloat16 [m, k]; rows dense, 16-byte aligned. For u4b8 weights with channel scales
-            instead of group scales also float8_e4m3fn or int8.
-        b_q_weight: What `machete_prepack_B` gave.
+        a: float16 or bfloat16 [m, k]; rows dense, 16-byte aligned. For u4b8 weights also float8_e4m3fn or
+            int8, with scales of channels and tokens.
+        b_q_weight: What `machete_prepack_B` gave, which does not tell u4 from u4b8, nor u8 from u8b128.
         b_type: Type of the weights: vLLM's scalar type, its name ("uint4b8") or Billhook's ("u4b8").
-        out_type: Type of D; a's if None.
-        b_group_scales: a's type [groups, n].
+        out_type: Type of D; a's if None, so that 8-bit activations need one: float16 or bfloat16.
+        b_group_scales: D's type [groups, n]; may be None with 8-bit activations.
         b_group_zeros: Minus scale times zero point, in the scales' type and shape; for u4 and u8.
         b_group_size: Weights along k that share one scale; None or -1 for all of them.
         b_channel_scales: float32 [n] or [1, n]; with 8-bit activations.
@@ -108,10 +111,18 @@ def machete_mm(  # noqa: PLR0917 - the documented signature
     Raises:
         UnsupportedError: No kernel has these types (the message lists those that exist), or none is of this
             schedule (it lists the legal ones).
-        WeightError: A tensor does not fit, or zeros / -scales is not integral.
+        WeightError: A tensor does not fit or is none, or zeros / -scales is not integral.
         InputError: m is 0.
         ArchError: The GPU has no wgmma.
     """
+    _check_tensors(
+        a=a,
+        b_q_weight=b_q_weight,
+        b_group_scales=b_group_scales,
+        b_group_zeros=b_group_zeros,
+        b_channel_scales=b_channel_scales,
+        a_token_scales=a_token_scales,
+    )
     weight_type = _weight_type(b_type)
     types = _documented(
         a.dtype,
@@ -134,7 +145,7 @@ def machete_mm(  # noqa: PLR0917 - the documented signature
         have = "{}.{}".format(*capability(a.get_device()))
         raise ArchError(f"machete kernels need a GPU of 9.0 (got {have}); billhook.gemm serves others")
     features = b_channel_scales if b_group_scales is None else b_group_scales
-    n = 0 if features is None else features.shape[-1]
+    n = features.shape[-1] if features is not None and features.dim() else 0
     shape = _Shape(native.b, DTYPES[native.c], n, a.shape[1], group_size)
     _check_packed(b_q_weight, shape)
     groups = _find_groups(b_q_weight, b_group_scales, b_group_zeros, shape)
@@ -186,9 +197,11 @@ def machete_prepack_B(  # noqa: N802 - the documented name
         for types in known
     ):
         raise UnsupportedError(
-            f"no machete kernel multiplies {weight} weights with {group_scales_type} scales by {a_type}; "
-            f"implemented:" + "".join(f"\n  {generate_type_option_name(one)}" for one in _implemented())
+            f"no machete kernel multiplies {weight} weights with {group_scales_type} scales of groups by "
+            f"{a_type}; implemented:"
+            + "".join(f"\n  {generate_type_option_name(one)}" for one in _implemented())
         )
+    _check_tensors(b_q_weight=b_q_weight)
     if b_q_weight.dtype != torch.int32 or b_q_weight.dim() != 2:
         raise WeightError(
             f"b_q_weight must be int32 [k * {weight.bits} / 32, n] "
@@ -267,7 +280,8 @@ def _documented(a: torch.dtype, weight: DType, *others: torch.dtype | None) -> T
     """
     wrong = next((one for one in (a, *others) if one not in _ELEMENTS), None)
     if wrong is not None:
-        raise UnsupportedError(f"no machete kernel takes {wrong}; known: {', '.join(map(str, _ELEMENTS))}")
+        known = ", ".join(str(one) for one in _ELEMENTS if one is not None)
+        raise UnsupportedError(f"no machete kernel takes {wrong}; known: {known}")
     scale, zero, channel, token, out = (_ELEMENTS[one] for one in others)
     accumulator = DataType.s32 if a == torch.int8 else DataType.f32
     return TypeConfig(_ELEMENTS[a], named(weight.name), scale, zero, channel, token, out, accumulator)
@@ -275,9 +289,16 @@ def _documented(a: torch.dtype, weight: DType, *others: torch.dtype | None) -> T
 
 @cache
 def _implemented() -> tuple[TypeConfig, ...]:
-    """Return the documented types that have kernels, in the documented order."""
-    documented = (types for one in load_catalog().types for types in type_configs(one))
-    return tuple(types for types in documented if _native(types) is not None)
+    """Return the documented types that have kernels, in the documented order; then others of bf16 outputs."""
+    documented = [types for one in load_catalog().types for types in type_configs(one)]
+    others = [_with_output(types, DataType.bf16) for types in documented if types.a not in _OUTPUTS]
+    return tuple(types for types in (*documented, *others) if _native(types) is not None)
+
+
+def _with_output(types: TypeConfig, out: DataType) -> TypeConfig:
+    """Return types with another output, and group scales, if there are any, of its type."""
+    scale = types.b_group_scale
+    return replace(types, out=out, b_group_scale=scale if scale is DataType.void else out)
 
 
 @cache
@@ -286,10 +307,10 @@ def _native(types: TypeConfig) -> GemmTypes | None:
     a, b, c = (ALL.get(_NATIVE.get(str(one.value), str(one.value))) for one in (types.a, types.b, types.out))
     if a is None or b is None or c is None:
         return None
-    native, scales = GemmTypes(a, b, c, c), (types.out, DataType.void, DataType.void)
+    native, of_groups, other = GemmTypes(a, b, c, c), [types.out], DataType.void
     if a.bits == 8:
-        scales = (DataType.void, DataType.f32, DataType.f32)
-    if (types.b_group_scale, types.b_channel_scale, types.a_token_scale) != scales:
+        of_groups, other = [types.out, DataType.void], DataType.f32
+    if types.b_group_scale not in of_groups or (types.b_channel_scale, types.a_token_scale) != (other, other):
         return None
     zero = types.b_group_scale if native.b.zero_point else DataType.void
     if types.b_group_zeropoint is not zero or native.b not in _WEIGHTS.values():
@@ -323,12 +344,19 @@ def _find_schedule(name: str, types: GemmTypes, group_size: int) -> tuple[Kernel
     )
 
 
+def _check_tensors(**given: object) -> None:
+    """Check that what is given is a tensor; None stands for what a type has not."""
+    for name, one in given.items():
+        if not isinstance(one, torch.Tensor) and (one is not None or name in _NEEDED):
+            raise WeightError(f"{name} must be a torch.Tensor (got {type(one).__name__})")
+
+
 def _check_packed(codes: torch.Tensor, shape: _Shape) -> None:
     want = pack.code_shape(shape.n, shape.k, shape.weight.bits)
     if codes.dtype != torch.int32 or tuple(codes.shape) != want:
         raise WeightError(
-            f"b_q_weight must be int32 {want} for {shape.weight} weights of k={shape.k}, n={shape.n} "
-            f"(got {codes.dtype} {tuple(codes.shape)}); machete_prepack_B makes it"
+            f"b_q_weight must be int32 {want} for {shape.weight} weights of k={shape.k}, as a has, and "
+            f"n={shape.n}, as scales have (got {codes.dtype} {tuple(codes.shape)}): use machete_prepack_B"
         )
 
 

@@ -9,10 +9,12 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs torch (a CPU build will do)")
 
+from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
+
 import billhook  # noqa: E402
 from billhook.config import parse_types  # noqa: E402
 from billhook.dtypes import ALL  # noqa: E402
-from billhook.errors import InputError, UnsupportedError, WeightError  # noqa: E402
+from billhook.errors import ArchError, InputError, UnsupportedError, WeightError  # noqa: E402
 from billhook.formats.blocks import count_groups  # noqa: E402
 from billhook.ops import machete  # noqa: E402
 
@@ -135,7 +137,7 @@ def test_activations_of_8_bits_have_float32_scales_of_tokens_and_channels(dtype:
         assert got.dtype == out
         unit = torch.finfo(out).eps / 2
         assert bool(((got.double() - exact).abs() <= unit * exact.abs() + 1e-5 * one.magnitude).all())
-    for wrong in ({"b_channel_scales": None}, {"a_token_scales": None}, {"b_group_scales": one.scales}):
+    for wrong in ({"b_channel_scales": None}, {"a_token_scales": None}, {"b_group_scales": channels[None]}):
         given = {"b_channel_scales": channels, "a_token_scales": tokens, **wrong}
         with pytest.raises(UnsupportedError, match="not implemented for"):
             billhook.machete_mm(codes, b, "uint4b8", out, **given)
@@ -143,6 +145,28 @@ def test_activations_of_8_bits_have_float32_scales_of_tokens_and_channels(dtype:
         billhook.machete_mm(
             codes, b, "uint4b8", out, b_group_size=64, b_channel_scales=channels, a_token_scales=tokens
         )
+
+
+@pytest.mark.parametrize("group", [-1, 128])
+@pytest.mark.parametrize("out", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn], ids=str)
+def test_activations_of_8_bits_may_have_scales_of_groups_too(dtype: Any, out: Any, group: int) -> None:
+    one, f32 = Operands("u4b8", out, group), torch.float32
+    found = billhook.machete_supported_schedules(dtype, "uint4b8", out, None, f32, f32, out)
+    codes, tokens = billhook.quantize_activations(one.a, dtype)
+    b = billhook.machete_prepack_B(torch.from_numpy(one.words), dtype, "uint4b8", out)
+    channels = torch.rand(one.scales.shape[1], generator=torch.Generator().manual_seed(8)) + 0.5
+    given = {"b_group_scales": one.scales, "b_group_size": group}
+    given |= {"b_channel_scales": channels, "a_token_scales": tokens}
+    got = billhook.machete_mm(codes, b, "uint4b8", out, **given, schedule=found[2])  # 128 x 64
+    exact = (codes.double() * tokens.double()) @ (one.values * channels.double())
+    unit = torch.finfo(out).eps / 2
+    assert bool(((got.double() - exact).abs() <= unit * exact.abs() + 1e-5 * one.magnitude).all())
+    if group == 128:
+        with pytest.raises(
+            UnsupportedError, match=r"96 tokens at most.* with group_size 128 there are: 128x64_"
+        ):
+            billhook.machete_mm(codes, b, "uint4b8", out, **given, schedule=SCHEDULE)
 
 
 def test_types_without_kernels_have_no_schedules() -> None:
@@ -153,7 +177,7 @@ def test_types_without_kernels_have_no_schedules() -> None:
     assert supported(torch.float16, "uint4b8", torch.bfloat16) == []
     assert supported(torch.float16, "uint4b8", torch.float16, out_type=torch.bfloat16) == []
     f32 = torch.float32
-    assert supported(torch.int8, "uint4b8", torch.float16, None, f32, f32, torch.float16) == []
+    assert supported(torch.int8, "uint4b8", torch.float16, None, f32, f32, torch.bfloat16) == []
     assert supported(torch.int8, "uint4b8", None, None, f32, None, torch.float16) == []
     assert supported(torch.int8, "uint8b128", None, None, f32, f32, torch.float16) == []
     assert supported(torch.float16, "uint4b8", torch.float16, None, f32, f32) == []
@@ -219,14 +243,37 @@ def test_a_schedule_chooses_the_kernel_and_whether_tiles_are_split(monkeypatch: 
     assert [kernels[name].pingpong for name in (WHOLE, ALONE)] == [False, True]
 
 
+def test_a_gpu_without_wgmma_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machete, "capability", lambda device: (8, 9))
+    with FakeTensorMode():
+        a, b = (torch.empty(4, 64, dtype=dtype, device="cuda") for dtype in (torch.float16, torch.int32))
+        scales = torch.empty(1, 64, dtype=torch.float16, device="cuda")
+        with pytest.raises(ArchError, match=r"need a GPU of 9\.0 \(got 8\.9\); billhook\.gemm serves others"):
+            billhook.machete_mm(a, b, "uint4b8", b_group_scales=scales)
+
+
+def test_what_is_no_tensor_is_refused() -> None:
+    one = Operands("u4b8", torch.float16, 64)
+    weight = billhook.quantize_weight(torch.randn(144, 80, dtype=torch.float16), group_size=64)
+    for b in (weight, None, one.words):
+        with pytest.raises(WeightError, match=r"b_q_weight must be a torch\.Tensor \(got"):
+            one.mm(b, "u4b8", 64)
+    with pytest.raises(WeightError, match=r"b_group_scales must be a torch\.Tensor \(got list\)"):
+        one.mm(one.prepack("u4b8"), "u4b8", 64, b_group_scales=[0.5])
+    with pytest.raises(WeightError, match=r"b_q_weight must be a torch\.Tensor \(got ndarray\)"):
+        billhook.machete_prepack_B(one.words, torch.float16, "u4b8", torch.float16)
+
+
 def test_tensors_that_do_not_fit_are_refused() -> None:
     one = Operands("u4b8", torch.float16, 64)
     b = one.prepack("u4b8")
+    with pytest.raises(WeightError, match="and n=0, as scales have"):
+        one.mm(b, "u4b8", 64, b_group_scales=one.scales[0, 0])
     with pytest.raises(InputError, match=r"m at least 1 \(got \(0, 144\)\)"):
         billhook.machete_mm(one.a[:0], b, "u4b8", b_group_scales=one.scales, b_group_size=64)
-    with pytest.raises(WeightError, match="machete_prepack_B makes it"):
+    with pytest.raises(WeightError, match="machete_prepack_B"):
         one.mm(torch.from_numpy(one.words), "u4b8", 64)
-    with pytest.raises(WeightError, match="for u8b128 weights of k=144, n=80"):
+    with pytest.raises(WeightError, match="for u8b128 weights of k=144, as a has, and n=80"):
         one.mm(b, "u8b128", 64)
     with pytest.raises(WeightError, match=r"b_group_scales must be \(5, 80\) for group_size 32"):
         one.mm(b, "u4b8", 32)
