@@ -21,6 +21,7 @@ from ..dispatch.loader import GemmKernel
 from ..dispatch.provider import Request, kernels
 from ..dispatch.routing import capacity
 from ..errors import InputError
+from ..families import unserved
 from . import checks
 from .arguments import Gemm, MoeGemm, MoeGemmTopk
 from .kinds import KINDS
@@ -183,11 +184,13 @@ def find_kernel(config: str, asked: Request) -> GemmKernel:
     if not config:
         return source.gemm(asked)
     chosen = _parse(config)
-    if chosen.group_size != asked.group_size or chosen.types != asked.types:
-        raise InputError(f"kernel {config} is not for {asked.types}, group_size {asked.group_size}")
-    if chosen.indexed != bool(asked.num_experts) or asked.block_m not in (0, chosen.tile.tile_m):
-        wanted = f"MoE layers in blocks of {asked.block_m}" if asked.num_experts else "dense layers"
-        raise InputError(f"kernel {config} is not for {wanted}")
+    why_not = unserved(chosen, asked.problem)
+    if why_not is not None:
+        raise InputError(f"kernel {config} does not serve this problem: {why_not}")
+    if asked.block_m not in (0, chosen.tile.tile_m):
+        raise InputError(
+            f"kernel {config} takes blocks of {chosen.tile.tile_m} rows (routed in {asked.block_m})"
+        )
     return source.load(chosen, asked.device)
 
 

@@ -176,9 +176,34 @@ def test_optional_tensors_and_outputs_are_checked_by_their_own_kind(kernels: Lis
     for bad in (out.half(), out[:-1], out.t(), torch.zeros(M * N + 1, dtype=BF16)[1:].view(M, N)):
         with pytest.raises(WeightError, match="out must"):
             on_cuda.gemm_out(bad, *right)
-    with pytest.raises(InputError, match="is not for dense layers"):
-        on_cuda.gemm_out(out, *right, True, GROUPED.name)
     assert len(kernels.launched) == 1
+
+
+def test_a_kernel_that_is_named_must_serve_the_problem(kernels: Listener) -> None:
+    for named, words in (
+        (GROUPED, "is for MoE layers"),
+        (replace(DENSE, group_size=64), "group_size is 64, the problem's 128"),
+        (parse_name(DENSE.name.replace("bf16", "f16")), "types are f16_u4b8_f16_f16"),
+    ):
+        with pytest.raises(InputError, match=f"kernel {named} does not serve this problem: {words}"):
+            on_cuda.gemm(*dense(M, None, None, None, True, named.name))
+    p = list(moe(GROUPED))
+    p[10] = 2 * BLOCK_M  # each block of the routing
+    p[7] = torch.zeros(2 * len(p[7]), dtype=torch.int32)  # sorted_token_ids
+    with pytest.raises(InputError, match=r"takes blocks of 256 rows \(routed in 512\)"):
+        on_cuda.moe_gemm(*p)
+    assert not kernels.launched
+
+
+def test_sums_of_int8_products_have_32_bits_whoever_chooses_the_kernel(kernels: Listener) -> None:
+    k = 1 << 17
+    config = parse_name("machete_s8_u4b8_bf16_bf16_gch_m16n128k256s4_dense_sm90a")
+    a, tokens = torch.zeros((1, k), dtype=torch.int8), torch.ones(1)
+    codes = torch.zeros(1, k // 64, 4, 32, 4, dtype=torch.int32)
+    weight = (codes, torch.zeros(1, 1, 64, dtype=BF16), 64, -1, "u4b8")
+    with pytest.raises(InputError, match="k must be at most 131071 with s8"):
+        on_cuda.gemm(a, *weight, None, None, None, True, config.name, tokens)
+    assert not kernels.launched
 
 
 def test_other_kernels_forget_what_was_prepared(kernels: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
