@@ -14,10 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import statistics
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -31,13 +28,13 @@ import transformers
 from transformers import AutoModelForCausalLM, LlamaConfig, StaticCache
 
 from billhook.formats.host import HostWeight, quantize, split
+from billhook.measure.machine import append_lines
 from billhook.nn import QuantLinear
 from billhook.ops import pack_quantized
 from billhook.ops.drawn import Drawn
 from billhook.ops.tensors import from_numpy
 from billhook.weights import FORMATS
 
-ROOT = Path(__file__).parents[1]
 SIZES = {
     "tiny": {
         "hidden_size": 256,
@@ -181,6 +178,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     }
     chosen = {name: generate(decoders[name], prompt, options.steps) for name in ("packed", "bf16")}
     found: dict[str, Any] = {
+        "transformers": transformers.__version__,
         "size": options.size,
         "format": options.format,
         "group_size": options.group_size or FORMATS[options.format].group_sizes[0],
@@ -196,7 +194,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         found["tokens_per_second"] = measure(decoders, prompt, options.steps)
     print(json.dumps(found, indent=2))
     if options.record:
-        record(found, options.record, device)
+        append_lines(options.record, [found], "bench/decode.py", device)
     return found
 
 
@@ -344,23 +342,6 @@ def measure(decoders: dict[str, Decoder], prompt: torch.Tensor, steps: int) -> d
             end.synchronize()
             times.append(begin.elapsed_time(end) / 1000)
     return {name: round(len(prompt) * steps / statistics.median(times), 1) for name, times in seconds.items()}
-
-
-def record(found: dict[str, Any], file: Path, device: torch.device) -> None:
-    """Append a result, and where it was made, to a file."""
-    git = subprocess.run(
-        ["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], check=False, capture_output=True, text=True
-    )
-    where = {
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else "",
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "commit": os.environ.get("BILLHOOK_COMMIT") or git.stdout.strip(),
-        "command": shlex.join(["python", "bench/decode.py", *sys.argv[1:]]),
-    }
-    with file.open("a") as stream:
-        stream.write(json.dumps({**where, **found}) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Time whole generator processes, with a warm file cache.
 
-Run as python bench/generate.py [--rounds N] [--record FILE].
+Run as PYTHONPATH=src python bench/generate.py [--rounds N] [--record FILE].
 Each family is written from nothing, written again with nothing to do, and, for
 comparison, written the naive way: everything deleted, then every line rendered as a
 template of its own (from finished lines: the naive way plans nothing). All are
@@ -125,6 +125,8 @@ def _delete(folder: Path) -> None:
 
 def machine() -> dict[str, object]:
     """Describe this machine, the commit and the command."""
+    from billhook.measure.machine import find_commit  # not at the top: the naive way is timed whole
+
     cpu = next(
         (
             line.split(":")[1].strip()
@@ -133,12 +135,9 @@ def machine() -> dict[str, object]:
         ),
         platform.machine(),
     )
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
     return {
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
-        "commit": commit.stdout.strip(),
+        "commit": find_commit(),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "cpu": cpu,
         "cores": os.cpu_count(),

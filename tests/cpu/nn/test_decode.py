@@ -11,11 +11,12 @@ import pytest
 from cpu.scripts import imported
 
 torch = pytest.importorskip("torch", reason="needs torch (a CPU build will do)")
-pytest.importorskip("transformers", minversion="5", reason="needs transformers 5")
+transformers = pytest.importorskip("transformers", minversion="5", reason="needs transformers 5")
 
 import numpy as np  # noqa: E402
 
 from billhook.formats.host import dequantize, quantize  # noqa: E402
+from billhook.measure import machine  # noqa: E402
 from billhook.ops import pack_quantized, unpack_weight  # noqa: E402
 from billhook.weights import FORMATS  # noqa: E402
 
@@ -29,7 +30,7 @@ def decode() -> Iterator[Any]:
 def test_both_models_are_as_near_to_the_truth(
     decode: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("BILLHOOK_COMMIT", "abc1234")
+    monkeypatch.setattr(machine, "find_commit", lambda: "abc1234")
     file = tmp_path / "records.jsonl"
     found = decode.main(["--device", "cpu", "--steps", "6", "--format", "mxfp4", "--record", str(file)])
     distance = {name: found[f"{name}_to_f32"]["relative_rms"] for name in ("packed", "bf16")}
@@ -37,7 +38,7 @@ def test_both_models_are_as_near_to_the_truth(
     assert found["layers_gib"]["packed"] < found["layers_gib"]["bf16"] < found["layers_gib"]["f32"]
     written = json.loads(file.read_text())
     assert written["packed_to_bf16"] == found["packed_to_bf16"]
-    assert written["commit"] == "abc1234"
+    assert (written["commit"], written["transformers"]) == ("abc1234", transformers.__version__)
 
 
 @pytest.mark.parametrize("name", FORMATS)
