@@ -2,10 +2,10 @@
 
 Run as PYTHONPATH=src python bench/pack.py [--size 70b|8b|tiny] [--rounds N] [--record FILE].
 Random weights lie on the GPU as GPTQ, AWQ or compressed-tensors words, or one code a byte. `call_us` is what
-a caller of `pack_weight` waits for, checks of the values included; `kernel_us` is the kernels alone. Both are
-medians between CUDA events, the L2 cache written over before each. `gb_s` is what the kernels read and write
-once, by their time. The last 64 output features are compared with the host's packing. Without a GPU
-(--device cpu) the host packs, and its clock tells the time.
+a caller of `pack_weight` waits for, checks of the values included; `kernel_us` is the kernels alone, torch's
+that order the codes of w4a8 among them. Both are medians between CUDA events, the L2 cache written over
+before each. `gb_s` is what the kernels read and write once, by their time. The last 64 output features are
+compared with the host's packing. Without a GPU (--device cpu) the host packs, and its clock tells the time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from billhook.dtypes import E4M3FN, E8M0FNU
+from billhook.dtypes import E2M1F, E4M3FN, E8M0FNU
 from billhook.formats.blocks import count_groups
 from billhook.formats.packed import tensor_shapes
 from billhook.measure.machine import append_lines
@@ -49,6 +49,7 @@ FORMS = {  # how checkpoints hold the codes of a format
     "fp8": ("codes",),
     "nvfp4": ("compressed_tensors", "codes"),
     "mxfp4": ("compressed_tensors", "codes"),
+    "w4a8": ("compressed_tensors", "codes"),
 }
 DTYPE = torch.bfloat16
 COMPARED = 64  # output features
@@ -69,6 +70,7 @@ class Source:
         scales: [groups, n].
         zeros: Zero points [groups, n], or None.
         global_scales: float32 [1], or None.
+        channel_scales: float32 [n] of folded weights, or None.
     """
 
     held: PackedFormat
@@ -79,6 +81,7 @@ class Source:
     scales: torch.Tensor
     zeros: torch.Tensor | None
     global_scales: torch.Tensor | None
+    channel_scales: torch.Tensor | None
 
     def pack(self) -> PackedWeight:
         """Pack where the tensors lie."""
@@ -89,13 +92,17 @@ class Source:
             format=self.held.name,
             zeros=self.zeros,
             global_scales=self.global_scales,
+            channel_scales=self.channel_scales,
             stored=self.stored,
         )
 
     def launch(self) -> None:
         """Launch the kernels that packing takes."""
         shapes = tensor_shapes(self.held, self.n, self.k, self.held.group_sizes[0], 0)
-        pack_on_cuda.pack_codes(self.codes, self.held, self.stored, (1, self.k, self.n), shapes["codes"])
+        size = (1, self.k, self.n)
+        words, _ = pack_on_cuda.pack_codes(self.codes, self.held, self.stored, size, shapes["codes"])
+        if self.held.folded:
+            pack_on_cuda.order_folded(words)
         pack_on_cuda.pack_groups(self.scales, shapes["scales"])
         if self.zeros is not None:
             pack_on_cuda.pack_groups(self.zeros.to(DTYPE), shapes["scales"])
@@ -108,7 +115,8 @@ class Source:
         scales = self.scales[:, -columns:].cpu()
         zeros = None if self.zeros is None else self.zeros[:, -columns:].cpu()
         whole = None if self.global_scales is None else self.global_scales.cpu()
-        return Source(self.held, self.stored, columns, self.k, codes.cpu(), scales, zeros, whole)
+        channels = None if self.channel_scales is None else self.channel_scales[-columns:].cpu()
+        return Source(self.held, self.stored, columns, self.k, codes.cpu(), scales, zeros, whole, channels)
 
     @property
     def nbytes(self) -> int:
@@ -167,7 +175,7 @@ def draw(held: PackedFormat, stored: str, n: int, k: int, generator: torch.Gener
         by_column = held.weight == E4M3FN  # as checkpoints have them, [n, k]
         codes = integers(0, largest + 1, (n, k) if by_column else (k, n), torch.uint8)
         codes = codes.mT if by_column else codes
-    elif stored == "compressed_tensors" and held.scale:
+    elif stored == "compressed_tensors" and held.weight == E2M1F:
         codes = integers(0, 256, (n, k * bits // 8), torch.uint8)
     else:
         each = 32 // bits
@@ -181,14 +189,16 @@ def draw(held: PackedFormat, stored: str, n: int, k: int, generator: torch.Gener
         scales = torch.rand(groups, device=device, generator=generator).to(DTYPE)
     zeros = integers(0, 2**bits, groups, torch.uint8) if held.weight.zero_point else None
     whole = torch.ones(1, device=device) if held.global_scale else None
-    return Source(held, stored, n, k, codes, scales, zeros, whole)
+    channels = torch.rand(n, device=device, generator=generator) if held.folded else None
+    return Source(held, stored, n, k, codes, scales, zeros, whole, channels)
 
 
 def measure(source: Source, rounds: int) -> dict[str, Any]:
     """Check a weight's packing and time it."""
     packed = source.pack()
     check(packed, source)
-    moved = source.nbytes + packed.nbytes
+    written = packed.nbytes - (0 if packed.channel_scales is None else packed.channel_scales.nbytes)
+    moved = source.nbytes + written  # scales of channels stay where they are
     del packed
     if source.codes.is_cuda:
         call = time_on_gpu(source.pack, rounds, ahead=False)
@@ -208,9 +218,9 @@ def measure(source: Source, rounds: int) -> dict[str, Any]:
 def check(packed: PackedWeight, source: Source) -> None:
     """Stop unless the last output features are packed as on the host."""
     wanted = source.last(COMPARED).pack()
-    for name in ("codes", "scales", "zeros"):
+    for name in ("codes", "scales", "zeros", "channel_scales"):
         want, got = getattr(wanted, name), getattr(packed, name)
-        if want is not None and not torch.equal(got[-1:].cpu(), want):
+        if want is not None and not torch.equal(got[-len(want) :].cpu(), want):
             sys.exit(f"{source.held.name} from {source.stored}, n={source.n} k={source.k}: {name} differ")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,17 @@ def test_every_format_and_form_is_measured_and_recorded(bench: Any, tmp_path: Pa
     assert first["layer"]["bytes"] == first["qkv_proj"]["bytes"] + first["down_proj"]["bytes"]
     # GPTQ: codes of 4 bits and bf16 scales of groups of 128 are read, and written as often.
     assert first["qkv_proj"]["bytes"] == 2 * (192 * 128 // 2 + 192 * 2)
+    folded = next(one for one in written if one["format"] == "w4a8")
+    assert folded["qkv_proj"]["bytes"] == 2 * (192 * 128 // 2 + 192)
+
+
+@pytest.mark.parametrize("stored", ["compressed_tensors", "codes"])
+def test_the_scales_of_channels_are_compared_too(bench: Any, stored: str) -> None:
+    source = bench.draw(bench.FORMATS["w4a8"], stored, 192, 128, torch.Generator("cpu").manual_seed(0))
+    packed = source.pack()
+    bench.check(packed, source)
+    with pytest.raises(SystemExit, match="channel_scales differ"):
+        bench.check(replace(packed, channel_scales=packed.channel_scales * 2), source)
 
 
 def test_a_wrong_packing_stops_it(bench: Any) -> None:
