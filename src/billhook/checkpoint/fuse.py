@@ -137,8 +137,12 @@ def _why_unlike(members: Sequence[Linear], wanted: WeightFormat) -> str | None:
             return f"only one of {first.name} and {one.name} has a bias"
         if one.stored.format != first.stored.format:
             return f"{first.name} is stored as {first.stored}, {one.name} as {one.stored}"
-        if wanted.scale == E4M3FN and read_global_scale(one.parts) != read_global_scale(first.parts):
-            return f"{first.name} and {one.name} have different global scales"
+        if wanted.scale == E4M3FN:
+            scales = read_global_scale(first.parts), read_global_scale(one.parts)
+            if scales[0] != scales[1]:
+                return (
+                    f"{first.name} and {one.name} have different global scales, {scales[0]} and {scales[1]}"
+                )
         if wanted.ordered and not np.array_equal(_order(one, wanted), _order(first, wanted)):
             return f"{first.name} and {one.name} have their input features in different orders"
     return None
@@ -185,7 +189,10 @@ def _check_alike(experts: Mapping[int, Sequence[Linear]], wanted: WeightFormat) 
             if wanted.ordered and not np.array_equal(_order(one, wanted), _order(other, wanted)):
                 why = f"{other.name} and {one.name} have their input features in different orders"
         if why:
-            raise UnsupportedError(f"experts of a layer must be alike to be one GEMM: {why}")
+            raise UnsupportedError(
+                f"experts of a layer must be alike to be one GEMM: {why}; quantize the model again with its "
+                "experts alike, gate and up of each under one global scale"
+            )
 
 
 def _make(name: str, members: Sequence[Linear], parts: Sequence[Linear], quantization: Quantization) -> Fused:
