@@ -6,12 +6,12 @@ wins. Nothing here needs a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 
 from .arch import Arch
-from .catalog import Catalog, Shape, deepest, last_m, load
+from .catalog import Catalog, Origin, Shape, deepest, last_m, load
 from .config import GemmTypes, KernelConfig, Problem, Tile
 from .errors import InputError, UnsupportedError
 from .families import unserved
@@ -40,6 +40,7 @@ class Choice:
         config: The kernel.
         reason: The rule that chose it, in words.
         catalog: Where it was chosen from.
+        origin: Where that rule was read.
     """
 
     problem: Problem
@@ -47,6 +48,7 @@ class Choice:
     config: KernelConfig
     reason: str
     catalog: Catalog
+    origin: Origin
 
     @property
     def rejected(self) -> list[Candidate]:
@@ -104,43 +106,42 @@ def select(problem: Problem, arch: Arch, catalog: Catalog | None = None) -> Choi
     """
     catalog = catalog or load()
     _check(problem, catalog)
-    passed: dict[int, tuple[str, str]] = {}
-    for position, rule in enumerate(catalog.rules, 1):
+    passed: list[tuple[Origin, str, str]] = []
+    for rule, origin in zip(catalog.rules, catalog.origins, strict=True):
         if not rule.matches(problem, arch.capability):
             continue
         shape = catalog.by_name[rule.tile]
         config, why = _kernel(shape, problem.types, problem.group_size, problem.moe, arch)
         if why is not None:
-            passed[position] = (rule.tile, why)
+            passed.append((origin, rule.tile, why))
             continue
         why = unserved(config, problem)
         if why is not None:
             raise UnsupportedError(f"no kernel serves {describe(problem)}: {why}")
         reason = "; ".join(
             [
-                f"{catalog.rules_file} rule {position} ({rule.describe()})",
-                *_tell_passed(passed),
+                f"{origin} ({rule.describe()})",
+                *_tell_passed(passed, origin),
                 *_shallower(config, shape.tile),
             ]
         )
-        return Choice(problem, arch, config, reason, catalog)
-    reasons = dict.fromkeys(why for _, why in passed.values())
+        return Choice(problem, arch, config, reason, catalog, origin)
+    reasons = dict.fromkeys(why for _, _, why in passed)
     raise UnsupportedError(
         f"no kernel serves {describe(problem)} on {arch}: {'; '.join(reasons) or 'no rule matches'}"
     )
 
 
-def _tell_passed(passed: Mapping[int, tuple[str, str]]) -> list[str]:
+def _tell_passed(passed: Iterable[tuple[Origin, str, str]], winner: Origin) -> list[str]:
     """Tell which rules matched but want tiles that cannot be; those with one reason together."""
-    reasons: dict[str, list[int]] = {}
-    for position, (_, why) in passed.items():
-        reasons.setdefault(why, []).append(position)
-    return [
-        f"rule {first} wants {passed[first][0]}: {why}"
-        if not others
-        else f"rules {', '.join(map(str, [first, *others]))} want other tiles: {why}"
-        for why, (first, *others) in reasons.items()
-    ]
+    reasons: dict[str, dict[str, str]] = {}
+    for origin, tile, why in passed:
+        reasons.setdefault(why, {})[origin.beside(winner)] = tile
+    told = []
+    for why, tiles in reasons.items():
+        (_, tile), *others = tiles.items()
+        told.append(f"{', '.join(tiles)} {'want other tiles' if others else f'wants {tile}'}: {why}")
+    return told
 
 
 def spans(problem: Problem, last: int, arch: Arch, catalog: Catalog | None = None) -> list[Span]:
@@ -229,9 +230,10 @@ def _shallower(config: KernelConfig, tile: Tile) -> list[str]:
 def _outranked(config: KernelConfig, choice: Choice) -> str:
     """Return why a kernel that could serve the problem was not chosen."""
     name = Shape.of(config).name
-    naming = [(place, rule) for place, rule in enumerate(choice.catalog.rules, 1) if rule.tile == name]
-    for place, rule in naming:
+    rules = zip(choice.catalog.rules, choice.catalog.origins, strict=True)
+    naming = [(origin.beside(choice.origin), rule) for rule, origin in rules if rule.tile == name]
+    for told, rule in naming:
         if rule.matches(choice.problem, choice.arch.capability):
-            return f"could serve; rule {place} names it, but an earlier rule won"
-    wanted = ", ".join(f"rule {place} ({rule.describe()})" for place, rule in naming)
+            return f"could serve; {told} names it, but an earlier rule won"
+    wanted = ", ".join(f"{told} ({rule.describe()})" for told, rule in naming)
     return f"could serve; named only by {wanted}" if wanted else "could serve; no rule names it"

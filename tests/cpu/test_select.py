@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from billhook.arch import Arch, parse
-from billhook.catalog import Catalog, Shape, deepest, load
+from billhook.catalog import Catalog, Origin, Shape, deepest, load
 from billhook.config import GemmTypes, Problem
 from billhook.dtypes import BF16, E2M1F, E4M3FN, E8M0FNU, F16, S8, U4B8, U8B128, DType
 from billhook.errors import InputError, UnsupportedError
@@ -111,9 +111,11 @@ def test_a_tile_that_does_not_fit_gives_way_to_the_next_rule(catalog: Catalog) -
 
 def test_rules_that_are_passed_for_one_reason_are_told_together(catalog: Catalog) -> None:
     *first, refused, last = catalog.rules
-    twice = structs.replace(catalog, rules=(*first, refused, refused, last))
+    rules = (*first, refused, refused, last)
+    origins = tuple(Origin("rules.toml", number) for number, _ in enumerate(rules, 1))
+    twice = structs.replace(catalog, rules=rules, origins=origins)
     choice = select(replace(MOE, m=4096), parse("8.6"), twice)
-    assert "rules 4, 5 want other tiles: needs" in choice.reason
+    assert "rule 4, rule 5 want other tiles: needs" in choice.reason
 
 
 def test_the_reason_tells_a_shallower_pipeline(catalog: Catalog) -> None:

@@ -18,10 +18,10 @@ from ..config import Tile
 from ..errors import ConfigError, InputError
 from ..families import FAMILIES
 from . import check
-from .entry import Catalog, Format, Shape, all_formats, deepest
+from .entry import Catalog, Format, Origin, Shape, all_formats, deepest
 from .rule import Bounds, Rule, last_m
 
-__all__ = ["Bounds", "Catalog", "Format", "Rule", "Shape", "deepest", "last_m", "load"]
+__all__ = ["Bounds", "Catalog", "Format", "Origin", "Rule", "Shape", "deepest", "last_m", "load"]
 
 _FOLDER = Path(__file__).parent
 
@@ -73,7 +73,8 @@ def _load(folder: Path) -> Catalog:
     _check_formats(formats, path, text)
     if not rules:
         raise ConfigError(f"{rules_path}: holds no rule; add a [[rules]] table")
-    catalog = Catalog(formats, shapes, rules, f"rules/{rules_path.name}")
+    origins = tuple(Origin(f"rules/{rules_path.name}", number) for number, _ in enumerate(rules, 1))
+    catalog = Catalog(formats, shapes, rules, origins)
     wrong_tile = check.wrong_tile(catalog)
     if wrong_tile:
         raise ConfigError(f"{path}: {wrong_tile}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import msgspec
 
@@ -95,6 +96,25 @@ class Shape:
         return KernelConfig(self.family, types, group_size, self.tile, indexed, arch, self.grouped)
 
 
+class Origin(NamedTuple):
+    """Where a rule was read, for messages.
+
+    Args:
+        file: What messages call the file.
+        number: Of the rule in it, from 1.
+    """
+
+    file: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.file} rule {self.number}"
+
+    def beside(self, other: Origin) -> str:
+        """Return what to call it in a message that names another one before."""
+        return f"rule {self.number}" if self.file == other.file else str(self)
+
+
 class Catalog(msgspec.Struct, frozen=True, dict=True):
     """Formats, shapes and rules.
 
@@ -102,13 +122,13 @@ class Catalog(msgspec.Struct, frozen=True, dict=True):
         formats: In catalog order.
         shapes: In catalog order.
         rules: In order of precedence.
-        rules_file: Where the rules were read from, for messages.
+        origins: Where each rule was read.
     """
 
     formats: tuple[Format, ...]
     shapes: tuple[Shape, ...]
     rules: tuple[Rule, ...]
-    rules_file: str
+    origins: tuple[Origin, ...]
 
     @cached_property
     def by_name(self) -> dict[str, Shape]:

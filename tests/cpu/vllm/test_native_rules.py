@@ -72,7 +72,18 @@ def test_a_file_of_rules_is_read(tmp_path: Path) -> None:
         (64, 1),
         (64, 1),
     ]
-    assert select(DENSE, ARCH, mine).reason.startswith("mine.toml rule ")
+
+
+def test_a_reason_names_the_rule_by_its_own_file_and_number(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(RULES)
+    mine, moe = find_catalog(file), replace(DENSE, num_experts=8, top_k=2)
+    chosen = select(DENSE, ARCH, mine)
+    assert chosen.reason.startswith("mine.toml rule 3 (dense, arch 9.0)")
+    assert select(moe, ARCH, mine).reason == select(moe, ARCH).reason
+    others = {one.config.tile.tile_m: one.why_not for one in chosen.rejected if one.config.tile.cluster == 2}
+    assert others[32].startswith("could serve; named only by rule 1 (dense, 63 < rows <= 127")
+    assert any("named only by rules/native.toml rule " in one.why_not for one in chosen.rejected)
 
 
 def test_rules_may_ask_for_pingpong(tmp_path: Path) -> None:

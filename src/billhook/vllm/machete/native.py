@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from ... import catalog as native
-from ...catalog import Catalog, Shape, deepest
+from ...catalog import Catalog, Origin, Shape, deepest
 from ...errors import ConfigError, InputError
 from ..heuristic import Comparison, Rule, Tiling, unique_tilings
 from ..release import load_release
@@ -60,8 +60,14 @@ def documented_catalog(rules: Sequence[Rule], name: str) -> Catalog:
     meant = {tiling: _shapes(tiling, base) for tiling in unique_tilings(rules)}
     found = {shape.name: shape for tiling in meant for shape in meant[tiling]}
     listed = [shape for shape in base.shapes if shape.name not in found]
-    first = [one for rule in rules for one in _translate(rule, meant[rule.tiling])]
-    return Catalog(base.formats, (*found.values(), *listed), (*first, *base.rules), name)
+    first = [
+        (one, Origin(name, number))
+        for number, rule in enumerate(rules, 1)
+        for one in _translate(rule, meant[rule.tiling])
+    ]
+    ours = zip(base.rules, base.origins, strict=True)
+    translated, origins = zip(*first, *ours, strict=True)
+    return Catalog(base.formats, (*found.values(), *listed), translated, origins)
 
 
 def _shapes(tiling: Tiling, base: Catalog) -> list[Shape]:
