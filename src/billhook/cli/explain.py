@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import InputError, UnsupportedError
-from .options import ACTIVATIONS
+from .options import ACTIVATIONS, rules_option
 
 if TYPE_CHECKING:
     from ..arch import Arch
+    from ..catalog import Catalog
     from ..config import Problem
     from ..select import Choice
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 @click.option("--layer", help="The layer's name, such as qkv, gate_up or w13.")
 @click.option("--tp", type=click.IntRange(1), help="The model's tensor-parallel size.  [default: 1]")
 @click.option("--arch", default="9.0a", show_default=True, help="GPU targets: 9.0a, 8.0,8.9, native.")
+@rules_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (docs/plan-json.md).")
 def command(
     *,
@@ -47,6 +49,7 @@ def command(
     layer: str | None,
     tp: int | None,
     arch: str,
+    rules: str,
     as_json: bool,
 ) -> None:
     """Tell which kernel serves a problem, and why each other candidate does not.
@@ -56,6 +59,7 @@ def command(
     from ..arch import parse_list
     from ..driver import native_archs
     from ..select import select
+    from ..vllm.machete.native import find_catalog
     from .columns import fold
 
     shape = {
@@ -83,13 +87,13 @@ def command(
             experts=experts,
             top_k=top_k,
         )
-    choices = []
+    choices, catalog = [], find_catalog(rules)
     for target in parse_list(arch, native_archs):
         try:
-            choices.append(select(problem, target))
+            choices.append(select(problem, target, catalog))
         except UnsupportedError:
             if not as_json:
-                click.echo("\n".join(fold(_show_refusals(problem, target))))
+                click.echo("\n".join(fold(_show_refusals(problem, target, catalog))))
             raise
     click.echo(_to_json(choices) if as_json else "\n\n".join("\n".join(fold(_show(one))) for one in choices))
 
@@ -156,14 +160,14 @@ def _show(choice: Choice) -> Iterator[str]:
     yield from align([("not taken", "why"), *rejected])
 
 
-def _show_refusals(problem: Problem, arch: Arch) -> Iterator[str]:
+def _show_refusals(problem: Problem, arch: Arch, catalog: Catalog) -> Iterator[str]:
     from ..catalog import Shape
     from ..select import candidates, describe
 
     yield f"{describe(problem)}, on {arch}"
     yield ""
     tiles: dict[str, list[str]] = {}
-    for config, why in candidates(problem, arch):
+    for config, why in candidates(problem, arch, catalog):
         tiles.setdefault(why or "could serve", []).append(str(Shape.of(config)))
     for why, refused in tiles.items():
         yield f"not taken  {', '.join(refused)}"

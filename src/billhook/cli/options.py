@@ -17,6 +17,13 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., object])
 ACTIVATIONS = ("f16", "bf16", "e4m3fn", "s8")
 
+rules_option = click.option(
+    "--rules",
+    default="native",
+    show_default=True,
+    help="What chooses kernels: native, machete-0.20 (vLLM's heuristic), or a file of rules.",
+)
+
 _REQUEST = (
     click.argument("models", nargs=-1, required=True, metavar="MODEL...", type=click.Path(path_type=Path)),
     click.option(
@@ -33,12 +40,7 @@ _REQUEST = (
         "--max-tokens", type=click.IntRange(1), help="Serve 1 to this many tokens.  [default: 8192]"
     ),
     click.option("--act", type=click.Choice(ACTIVATIONS), help="Activations' type.  [default: the model's]"),
-    click.option(
-        "--rules",
-        default="native",
-        show_default=True,
-        help="What chooses kernels: native, machete-0.20 (vLLM's heuristic), or a file of rules.",
-    ),
+    rules_option,
 )
 
 

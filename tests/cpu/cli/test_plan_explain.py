@@ -129,6 +129,13 @@ def test_explain_a_layer(capsys: pytest.CaptureFixture[str]) -> None:
     assert "m=128 n=4096 k=7168, 8 experts (top_k 1, 16 rows each), f16_u4b8_f16_f16, group_size -1" in text
 
 
+def test_explain_takes_rules_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", *SHAPE, "--m", "64", "--rules", "machete-0.20"]) == 0
+    assert "because    machete-0.20 rule 10 (dense, rows > 32, n <= 6144" in capsys.readouterr().out
+    assert main(["explain", *SHAPE, "--m", "64", "--rules", "nothing"]) == 2
+    assert "rules are native" in capsys.readouterr().err
+
+
 def test_explain_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", *SHAPE, "--m", "1", "--arch", "8.0,9.0a", "--group-size", "-1", "--json"]) == 0
     answers = json.loads(capsys.readouterr().out)
