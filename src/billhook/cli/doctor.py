@@ -143,7 +143,7 @@ def _gpu() -> Finding:
     return Finding("GPU", True, "; ".join(f"{gpu.name} ({gpu.arch}, {gpu.sms} SMs)" for gpu in found))
 
 
-_GPU_REMEDY = "run this command on a machine with an NVIDIA GPU of compute capability 8.0 or later"
+_GPU_REMEDY = "run this command on a machine with an NVIDIA GPU of compute capability 7.5 or later"
 
 
 def _torch() -> Finding:
