@@ -131,7 +131,8 @@ def _driver() -> Finding:
     found = version()
     if found is None:
         return Finding("NVIDIA driver", False, "none, or cuda-bindings is not installed", _GPU_REMEDY)
-    return Finding("NVIDIA driver", True, f"for CUDA {found}")
+    new_enough = int(found.partition(".")[0]) >= _CUDA
+    return Finding("NVIDIA driver", new_enough, f"for CUDA {found}", _DRIVER_REMEDY)
 
 
 def _gpu() -> Finding:
@@ -143,6 +144,8 @@ def _gpu() -> Finding:
     return Finding("GPU", True, "; ".join(f"{gpu.name} ({gpu.arch}, {gpu.sms} SMs)" for gpu in found))
 
 
+_CUDA = 13  # major version of the NVRTC that `billhook[cuda]` installs: older drivers refuse its machine code
+_DRIVER_REMEDY = f"kernels are machine code of CUDA {_CUDA}: install a driver of 580 or later"
 _GPU_REMEDY = "run this command on a machine with an NVIDIA GPU of compute capability 7.5 or later"
 
 

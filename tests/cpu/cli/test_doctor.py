@@ -64,6 +64,18 @@ def test_gpus_are_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     assert report(capsys)["findings"]["GPU"]["detail"] == "NVIDIA H100 (9.0a, 132 SMs)"
 
 
+@pytest.mark.parametrize(("cuda", "found"), [("12.9", False), ("13.0", True), ("14.1", True)])
+def test_a_driver_must_know_the_machine_code_of_kernels(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, cuda: str, found: bool
+) -> None:
+    monkeypatch.setattr("billhook.driver.version", lambda: cuda)
+    said = report(capsys)
+    assert said["findings"]["NVIDIA driver"]["found"] == found
+    assert ("NVIDIA driver" in said["commands"]["verify"]["missing"]) != found
+    assert main(["doctor"]) == 0
+    assert ("580 or later" in capsys.readouterr().out) != found
+
+
 def test_a_cache_folder_that_is_a_file_is_no_cache(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
