@@ -6,19 +6,20 @@ other programs. `docs/plan-json.md` describes the JSON. Equal requests give equa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 
 import msgspec
 
 from .arch import Arch, parse
 from .catalog import Catalog, load
-from .config import KernelConfig, Problem, parse_name
+from .config import KernelConfig, Problem, parse_name, parse_types
 from .dtypes import DType
 from .errors import ConfigError, InputError, UnsupportedError
-from .models import Layer, Model, layers
-from .select import Span, spans
+from .models import Layer, Model, NarrowActivations, find_layers
+from .select import Span, select, spans
 
 _Key = tuple[int, int, str, int, int, int]  # n, k, types, group_size, num_experts, top_k
 
@@ -152,6 +153,8 @@ def make_plan(
     tps: Iterable[int] = (1,),
     act: DType | None = None,
     *,
+    narrow_activations: NarrowActivations = False,
+    fused: bool = True,
     catalog: Catalog | None = None,
 ) -> Plan:
     """Plan the kernels for models.
@@ -162,20 +165,38 @@ def make_plan(
         max_tokens: Serve every token count from 1 to this.
         tps: Tensor-parallel sizes.
         act: Activations' type; what each model's config says if None.
+        narrow_activations: As `billhook.load` takes it: plan for models that are loaded so. Where a target has
+            no kernels for the 8-bit activations of a checkpoint, they stay in 16 bits there.
+        fused: Whether q, k and v, and gate and up, are one GEMM, as engines have it; else each is its own, as
+            in models of `billhook.load`.
         catalog: The installed one if None.
 
     Raises:
-        InputError: Nothing to plan, or max_tokens is less than 1.
-        UnsupportedError: A layer that no kernel serves, or a size that a model cannot be split into.
+        InputError: Nothing to plan, max_tokens is less than 1, or `act` has 8 bits beside narrow_activations.
+        UnsupportedError: A layer that no kernel serves, a size that a model cannot be split into, or scales
+            that cannot be folded.
     """
-    models, tps = list(models), list(dict.fromkeys(tps))
-    found = [layer for model in models for tp in tps for layer in layers(model, tp, act)]
-    ids = [layer.id for layer in found]
-    repeated = next((one for one in ids if ids.count(one) > 1), None)
+    models, tps, catalog = list(models), list(dict.fromkeys(tps)), catalog or load()
+    names = [model.name for model in models]
+    repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
-        raise InputError(f"two models are called {repeated.split('/')[0]!r}; rename one's folder")
-    notes = tuple(f"{model.name}: {note}" for model in models for note in model.notes)
-    return _plan(found, list(archs), max_tokens, catalog or load(), notes)
+        raise InputError(f"two models are called {repeated!r}; rename one's folder")
+    found: dict[Arch, list[Layer]] = {arch: [] for arch in _merge(list(archs))}
+    notes = [f"{model.name}: {note}" for model in models for note in model.notes]
+    for model in models:
+        for tp in tps:
+            for arch, of_arch in found.items():
+                one = find_layers(
+                    model,
+                    tp,
+                    act,
+                    narrow_activations=narrow_activations,
+                    fused=fused,
+                    why_unserved=partial(_why_unserved, arch, catalog),
+                )
+                of_arch += one.layers
+                notes += [f"{model.name}: on {arch}, {note}" for note in one.notes]
+    return _plan(_tell_apart(found), max_tokens, catalog, tuple(dict.fromkeys(notes)))
 
 
 def plan_problems(
@@ -196,8 +217,8 @@ def plan_problems(
         InputError: Nothing to plan, or max_tokens is less than 1.
         UnsupportedError: A problem that no kernel serves.
     """
-    found = dict.fromkeys(_layer(problem) for problem in problems)
-    return _plan(list(found), list(archs), max_tokens, catalog or load(), ())
+    found = list(dict.fromkeys(_layer(problem) for problem in problems))
+    return _plan(dict.fromkeys(_merge(list(archs)), found), max_tokens, catalog or load(), ())
 
 
 def to_json(plan: Plan, indent: int = 2) -> str:
@@ -221,18 +242,19 @@ def from_json(text: str | bytes) -> Plan:
 
 
 def _plan(
-    found: Sequence[Layer], archs: Sequence[Arch], max_tokens: int, catalog: Catalog, notes: tuple[str, ...]
+    found: Mapping[Arch, Sequence[Layer]], max_tokens: int, catalog: Catalog, notes: tuple[str, ...]
 ) -> Plan:
-    if not found:
+    """Plan the kernels for the layers of each GPU target."""
+    every = _in_order(found.values())
+    if not every:
         raise InputError("nothing to plan: give at least one model or problem")
     if max_tokens < 1:
         raise InputError(f"max_tokens must be at least 1 (got {max_tokens})")
-    archs = _merge(archs)
     kernels: list[PlannedKernel] = []
     dispatch: list[Dispatch] = []
-    for arch in archs:
-        tables = _tables(found, arch, max_tokens, catalog)
-        kernels += _kernels(found, arch, max_tokens, tables)
+    for arch, layers in found.items():
+        tables = _tables(layers, arch, max_tokens, catalog)
+        kernels += _kernels(layers, arch, max_tokens, tables)
         dispatch += [
             Dispatch(
                 str(arch),
@@ -241,9 +263,39 @@ def _plan(
             )
             for key, table in tables.items()
         ]
-    return Plan(
-        FORMAT, tuple(map(str, archs)), max_tokens, tuple(found), tuple(kernels), tuple(dispatch), notes
-    )
+    return Plan(FORMAT, tuple(map(str, found)), max_tokens, every, tuple(kernels), tuple(dispatch), notes)
+
+
+def _why_unserved(arch: Arch, catalog: Catalog, problem: Problem) -> str | None:
+    """Return why no kernel serves a problem on a target; None if one does."""
+    try:
+        select(problem, arch, catalog)
+    except UnsupportedError as error:
+        return str(error)
+    return None
+
+
+def _tell_apart(found: Mapping[Arch, Sequence[Layer]]) -> dict[Arch, list[Layer]]:
+    """Return layers with their activations' type in their names where targets differ in it."""
+    types: dict[str, set[str]] = {}
+    for layers in found.values():
+        for layer in layers:
+            types.setdefault(layer.id, set()).add(layer.types)
+
+    def rename(layer: Layer) -> Layer:
+        if len(types[layer.id]) == 1:
+            return layer
+        return replace(layer, name=f"{layer.name}_{parse_types(layer.types).a}")
+
+    return {arch: [rename(layer) for layer in layers] for arch, layers in found.items()}
+
+
+def _in_order(found: Iterable[Sequence[Layer]]) -> tuple[Layer, ...]:
+    """Return the layers of all targets once, those of a model together, by tensor-parallel size."""
+    every = list(dict.fromkeys(layer for layers in found for layer in layers))
+    models = list(dict.fromkeys(layer.model for layer in every))
+    tps = list(dict.fromkeys(layer.tp for layer in every))
+    return tuple(sorted(every, key=lambda layer: (models.index(layer.model), tps.index(layer.tp))))
 
 
 def _merge(archs: Sequence[Arch]) -> list[Arch]:

@@ -14,7 +14,6 @@ from .header import Tensor, read_header
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
 MANIFEST = "billhook-pack.json"  # a packed folder's state; CONFIG is written last
-PACKED_METHOD = "billhook"  # quant_method of a packed folder
 _SINGLE = "model.safetensors"
 _SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d+)-of-(?P<total>\d+)\.safetensors")
 

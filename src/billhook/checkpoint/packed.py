@@ -13,10 +13,10 @@ import numpy.typing as npt
 from ..dtypes import BF16, F16, DType
 from ..errors import ConfigError, WeightError
 from ..formats.packed import PackedArrays
-from ..models import Fields, WeightFormat, read_quantization
+from ..models import PACKED_METHOD, Fields, WeightFormat, read_quantization
 from .data import map_array
 from .fill import plan_module
-from .folder import PACKED_METHOD, read_checkpoint
+from .folder import read_checkpoint
 from .fuse import Fused, Part
 from .header import Tensor
 from .modules import Linear, natural_order

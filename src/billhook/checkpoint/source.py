@@ -11,10 +11,10 @@ import numpy.typing as npt
 
 from ..errors import ConfigError, UnsupportedError
 from ..formats import host
+from ..models import PACKED_METHOD, check_folded, fold_scales
 from .data import read_array
 from .declared import Declared, read_declared
-from .fold_scales import fold_modules
-from .folder import PACKED_METHOD, Checkpoint, read_checkpoint
+from .folder import Checkpoint, read_checkpoint
 from .fuse import Fused, fuse
 from .header import Tensor
 from .join import join, stack, take_experts
@@ -119,7 +119,8 @@ def open_checkpoint(folder: Path, *, fold: bool = False) -> Source:
         raise UnsupportedError(f"{declared.file}: {declared.why}")
     modules, notes = fuse(quantized, declared.quantization)
     if fold:
-        modules = fold_modules(declared.file, modules)
+        modules = [replace(one, stored=fold_scales(one.name, one.stored)) for one in modules]
+        check_folded(declared.file, declared.method, (one.stored for one in modules))
     used = {part.name for one in quantized for name, part in one.parts.items() if name not in _KEPT}
     found = sum(tensor.name.endswith(_LEFT_OUT) for tensor in checkpoint.tensors.values())
     kept = sum(len(one.linears) for one in modules if one.static)

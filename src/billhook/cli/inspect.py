@@ -88,8 +88,8 @@ def command(*, checkpoint: Path, arch: tuple[str, ...], tp: int, act: str | None
 
 def _inspect(folder: Path, archs: Sequence[Arch], tp: int, act: str | None) -> _Found:
     from .. import checkpoint as checkpoints
-    from ..checkpoint.folder import PACKED_METHOD
     from ..dtypes import dtype
+    from ..models import PACKED_METHOD
     from ..plan import DEFAULT_MAX_TOKENS
 
     checkpoint = checkpoints.read_checkpoint(folder)

@@ -1,21 +1,29 @@
-"""The quantized GEMMs of a model, as an inference engine issues them on one GPU of a tensor-parallel group.
-
-Projections that read the same input are one GEMM (qkv, gate_up, w13). Column-parallel weights (qkv, gate_up,
-w13) are split along n, row-parallel ones (o, down, w2) along k. Key and value heads are replicated where
-there are fewer of them than GPUs.
-"""
+"""The quantized GEMMs of a model, as engines issue them on one GPU of a tensor-parallel group."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from ..config import GemmTypes, Problem, parse_types
 from ..dtypes import BF16, F16, DType
-from ..errors import ConfigError, InputError, UnsupportedError
-from .model import Experts, Model
+from ..errors import ConfigError, InputError
+from .activations import (
+    Chosen,
+    NarrowActivations,
+    agree,
+    check_folded,
+    choose_activations,
+    fold_scales,
+    read_narrow,
+)
+from .gemm import Gemm, check_gemm, gemms
+from .methods import PACKED_METHOD
+from .model import Model
 from .quantization import WeightFormat
 
 
@@ -26,8 +34,8 @@ class Layer:
     Args:
         model: The model's name.
         tp: Tensor-parallel size.
-        name: Its place: qkv, o, gate_up, down, w13, w2, shared_gate_up, shared_down; followed by the group
-            size (`qkv_g32`) where a model has it in several.
+        name: Its place, as `Gemm.name`; followed by the group size (`qkv_g32`), the activations' type and the
+            like, as far as they differ, where a model has it in several ways.
         n: Output features on one GPU, of one expert.
         k: Input features on one GPU.
         types: `str(GemmTypes)`.
@@ -73,90 +81,165 @@ class Layer:
         )
 
 
-@dataclass(frozen=True)
-class Gemm:
-    """A GEMM of one decoder layer before it is known how its modules are stored.
-
-    Args:
-        name: As `Layer.name`.
-        n: Output features on one GPU, of one expert.
-        k: Input features on one GPU.
-        modules: Full names of the modules whose weights it multiplies.
-        row_parallel: Whether tensor parallelism splits k, not n.
-        bias: Whether a bias is added.
-        num_experts: As `Layer.num_experts`.
-        top_k: As `Layer.top_k`.
-        rows_per_token: As `Layer.rows_per_token`.
-    """
-
-    name: str
-    n: int
-    k: int
-    modules: tuple[str, ...]
-    row_parallel: bool
-    bias: bool = False
-    num_experts: int = 0
-    top_k: int = 0
-    rows_per_token: int = 1
-
-
 _ACTIVATIONS = {"float16": F16, "bfloat16": BF16}
 
 
+@dataclass(frozen=True)
+class Found:
+    """The quantized GEMMs of a model, and what was decided about their activations.
+
+    Args:
+        layers: In the order of a decoder layer.
+        notes: Why inputs stay in 16 bits although 8 are asked for, in words.
+    """
+
+    layers: tuple[Layer, ...]
+    notes: tuple[str, ...] = ()
+
+
 def layers(model: Model, tp: int = 1, act: DType | None = None) -> list[Layer]:
-    """Return every quantized GEMM of a model, in the order of a decoder layer.
+    """Return every quantized GEMM of a model as `find_layers` does, for activations of one type."""
+    return list(find_layers(model, tp, act).layers)
+
+
+def find_layers(
+    model: Model,
+    tp: int = 1,
+    act: DType | None = None,
+    *,
+    narrow_activations: NarrowActivations = False,
+    fused: bool = True,
+    why_unserved: Callable[[Problem], str | None] = lambda problem: None,
+) -> Found:
+    """Find every quantized GEMM of a model.
 
     Args:
         model: From `load_model`.
         tp: Tensor-parallel size.
         act: Activations' type, of 16 or 8 bits; what the model's config says if None.
+        narrow_activations: As `billhook.load` takes it: whether GEMMs whose inputs the checkpoint quantizes
+            multiply 8-bit activations, and scales are folded. Then `act` has 16 bits.
+        fused: Whether q, k and v, and gate and up, are one GEMM, as engines have it; else each is its own, as
+            in models of `billhook.load`.
+        why_unserved: Tells why no kernel serves a GEMM of 8-bit activations; those stay in 16 bits.
 
     Raises:
+        InputError: `tp` is less than 1, `narrow_activations` is another word, or `act` has 8 bits beside it.
         ConfigError: No layer is quantized, or the activations' type is neither given nor known.
-        UnsupportedError: The model cannot be split into `tp`, or a layer's format is not built yet.
+        UnsupportedError: The model cannot be split into `tp`, a layer's format is not built yet, no kernel
+            serves folded weights, or there are no scales to fold.
     """
     if tp < 1:
         raise InputError(f"the tensor-parallel size must be at least 1 (got {tp})")
+    narrow, fold = read_narrow(narrow_activations)
     act, output = choose_types(act, model.file, model.dtype)
-    counts: Counter[tuple[Gemm, WeightFormat]] = Counter()
+    if narrow and act.bits == 8:
+        raise InputError(
+            f"{act} inputs of every layer leave the checkpoint nothing to say; leave out their type (--act), "
+            "or narrow_activations (--narrow-activations, --fold)"
+        )
+    counts: Counter[_Use] = Counter()
+    wide: dict[WeightFormat, list[str]] = {}
     for index in range(model.num_layers):
-        for gemm in gemms(model, index, tp):
-            stored = model.quantization.stored(gemm.modules)
-            if stored is not None:
-                check_gemm(model.name, gemm, stored, tp)
-                counts[replace(gemm, modules=()), replace(stored, activations=None)] += 1
+        found = list(_read(model, gemms(model, index, tp, fused=fused), tp, fold))
+        chosen = [Chosen(act)] * len(found)
+        if act.bits == 16:
+            chosen = _choose(found, narrow, output, why_unserved)
+        for (gemm, stored), one in zip(found, chosen, strict=True):
+            counts[_Use(replace(gemm, modules=()), replace(stored, activations=None), one.narrow or act)] += 1
+            if one.why_wide:
+                wide.setdefault(stored, []).append(one.why_wide)
     if not counts:
         raise ConfigError(f"{model.file}: no layer is quantized, by its quantization_config; nothing to plan")
-    variants: dict[str, set[WeightFormat]] = {}
-    for gemm, stored in counts:
-        variants.setdefault(gemm.name, set()).add(stored)
-    in_order = sorted(
-        counts.items(), key=lambda item: (_ORDER.index(item[0][0].name), *_suffixes(item[0][1]))
+    if fold:
+        check_folded(model.file, model.quantization.method, (use.stored for use in counts))
+    in_order = sorted(counts, key=_rank)
+    return Found(
+        tuple(
+            _layer(model, tp, use, output, name=_name(use, in_order), count=counts[use]) for use in in_order
+        ),
+        tuple(
+            f"inputs of {len(whys)} GEMMs of {stored.packed.name} weights stay in 16 bits: {whys[0]}"
+            for stored, whys in wide.items()
+        ),
     )
-    return [
-        Layer(
-            model=model.name,
-            tp=tp,
-            name=_name(gemm, stored, variants[gemm.name]),
-            n=gemm.n,
-            k=gemm.k,
-            types=str(gemm_types(act, stored, output)),
-            group_size=stored.group_size,
-            count=count,
-            num_experts=gemm.num_experts,
-            top_k=gemm.top_k,
-            rows_per_token=gemm.rows_per_token,
-            bias=gemm.bias,
-            ordered=stored.ordered,
+
+
+def _layer(model: Model, tp: int, use: _Use, output: DType, *, name: str, count: int) -> Layer:
+    gemm, stored, a = use
+    return Layer(
+        model=model.name,
+        tp=tp,
+        name=name,
+        n=gemm.n,
+        k=gemm.k,
+        types=str(gemm_types(a, stored, output)),
+        group_size=stored.group_size,
+        count=count,
+        num_experts=gemm.num_experts,
+        top_k=gemm.top_k,
+        rows_per_token=gemm.rows_per_token,
+        bias=gemm.bias,
+        ordered=stored.ordered,
+    )
+
+
+class _Use(NamedTuple):
+    """A GEMM, how its weights are stored, and the type of its activations."""
+
+    gemm: Gemm
+    stored: WeightFormat
+    a: DType
+
+
+def _read(model: Model, found: Iterable[Gemm], tp: int, fold: bool) -> Iterator[tuple[Gemm, WeightFormat]]:
+    """Yield the quantized ones of a decoder layer's GEMMs, and how they are stored."""
+    for gemm in found:
+        stored = model.quantization.stored(gemm.modules)
+        if stored is None:
+            continue
+        check_gemm(model.name, gemm, stored, tp)
+        if fold and model.quantization.method != PACKED_METHOD:
+            stored = fold_scales(gemm.modules[0], stored)
+        yield gemm, stored
+
+
+def _choose(
+    found: Sequence[tuple[Gemm, WeightFormat]],
+    narrow: bool,
+    output: DType,
+    why_unserved: Callable[[Problem], str | None],
+) -> list[Chosen]:
+    """Return the activations of a decoder layer's GEMMs."""
+
+    def ask(gemm: Gemm, stored: WeightFormat, a: DType) -> str | None:
+        types = gemm_types(a, stored, output)
+        return why_unserved(
+            Problem(1, gemm.n, gemm.k, types, stored.group_size, gemm.num_experts, gemm.top_k)
         )
-        for (gemm, stored), count in in_order
-    ]
+
+    chosen = [choose_activations(stored, narrow, partial(ask, gemm, stored)) for gemm, stored in found]
+    experts = [place for place, (gemm, _) in enumerate(found) if gemm.num_experts]
+    agreed = agree([found[place][1] for place in experts], [chosen[place] for place in experts])
+    for place, one in zip(experts, agreed, strict=True):
+        chosen[place] = one
+    return chosen
 
 
-def _name(gemm: Gemm, stored: WeightFormat, variants: set[WeightFormat]) -> str:
+def _rank(use: _Use) -> tuple[object, ...]:
+    """Return a key that sorts GEMMs by their place in a decoder layer."""
+    return (_ORDER.index(use.gemm.name), *_suffixes(use.stored), str(use.a))
+
+
+def _name(use: _Use, every: Iterable[_Use]) -> str:
     """Return a GEMM's name, with what tells it from the others of that name behind it."""
-    parts = zip(_suffixes(stored), zip(*map(_suffixes, variants), strict=True), strict=True)
-    return "".join([gemm.name, *(f"_{one[1]}" for one, all_of in parts if len(set(all_of)) > 1)])
+    variants = {(one.stored, one.a) for one in every if one.gemm.name == use.gemm.name}
+    columns = zip(*(_suffixes(stored) for stored, _ in variants), strict=True)
+    parts = zip(_suffixes(use.stored), columns, strict=True)
+    told = [mine[1] for mine, all_of in parts if len(set(all_of)) > 1]
+    if sum(stored == use.stored for stored, _ in variants) > 1:
+        told.append(str(use.a))
+    return "_".join([use.gemm.name, *told])
 
 
 def _suffixes(stored: WeightFormat) -> tuple[tuple[int, str], ...]:
@@ -197,7 +280,10 @@ def choose_types(act: DType | None, file: Path, dtype: str) -> tuple[DType, DTyp
     return act or own, own
 
 
-_ORDER = ("qkv", "o", "gate_up", "down", "w13", "w2", "shared_gate_up", "shared_down")
+_ORDER = (
+    *("qkv", "q", "k", "v", "o", "gate_up", "gate", "up", "down", "w13", "w2"),
+    *("shared_gate_up", "shared_gate", "shared_up", "shared_down"),
+)
 
 
 def activations_type(file: Path, dtype: str) -> DType:
@@ -216,112 +302,3 @@ def activations_type(file: Path, dtype: str) -> DType:
             "or choose the activations' type (--act f16, --act bf16)"
         )
     return _ACTIVATIONS[dtype]
-
-
-def gemms(model: Model, index: int, tp: int) -> Iterator[Gemm]:
-    """Yield the GEMMs of decoder layer `index` on one of `tp` GPUs.
-
-    Raises:
-        UnsupportedError: The layer cannot be split into `tp`.
-    """
-    place = f"model.layers.{index}"
-    heads = _share(model, "attention heads", model.num_heads, tp)
-    if model.num_kv_heads % tp and tp % model.num_kv_heads:
-        raise _unsplittable(model, "key and value heads", model.num_kv_heads, tp)
-    kv_heads = max(1, model.num_kv_heads // tp)
-    attention, biases = f"{place}.self_attn", model.biases
-    yield Gemm(
-        "qkv",
-        n=(heads + 2 * kv_heads) * model.head_dim,
-        k=model.hidden_size,
-        modules=tuple(f"{attention}.{name}_proj" for name in "qkv"),
-        row_parallel=False,
-        bias=biases.qkv,
-    )
-    yield Gemm("o", model.hidden_size, heads * model.head_dim, (f"{attention}.o_proj",), True, biases.o)
-    if model.experts is None or index not in model.experts.layers:
-        yield from _mlp(model, "", f"{place}.mlp", model.intermediate_size, tp)
-        return
-    yield from _routed(model, model.experts, place, tp)
-    if model.experts.shared_intermediate_size:
-        yield from _mlp(
-            model, "shared_", f"{place}.mlp.shared_expert", model.experts.shared_intermediate_size, tp
-        )
-
-
-def _mlp(model: Model, prefix: str, place: str, intermediate_size: int, tp: int) -> Iterator[Gemm]:
-    inner = _share(model, f"{prefix}intermediate features", intermediate_size, tp)
-    gate_up = (f"{place}.gate_proj", f"{place}.up_proj")
-    yield Gemm(f"{prefix}gate_up", 2 * inner, model.hidden_size, gate_up, False, model.biases.mlp)
-    yield Gemm(f"{prefix}down", model.hidden_size, inner, (f"{place}.down_proj",), True, model.biases.mlp)
-
-
-def _routed(model: Model, experts: Experts, place: str, tp: int) -> Iterator[Gemm]:
-    """Yield the two GEMMs of the routed experts; the second has one row per (token, expert) pair."""
-    inner = _share(model, "intermediate features of an expert", experts.intermediate_size, tp)
-    gate, up, down = experts.modules
-    numbers = [""] if experts.stacked else [f"{expert}." for expert in range(experts.num_experts)]
-    all_of = [f"{place}.{experts.place}.{number}" for number in numbers]
-    inputs = (gate,) if experts.stacked else (gate, up)
-    yield Gemm(
-        "w13",
-        n=2 * inner,
-        k=model.hidden_size,
-        modules=tuple(f"{one}{name}" for one in all_of for name in inputs),
-        row_parallel=False,
-        bias=experts.bias,
-        num_experts=experts.num_experts,
-        top_k=experts.top_k,
-    )
-    yield Gemm(
-        "w2",
-        n=model.hidden_size,
-        k=inner,
-        modules=tuple(f"{one}{down}" for one in all_of),
-        row_parallel=True,
-        bias=experts.bias,
-        num_experts=experts.num_experts,
-        top_k=1,
-        rows_per_token=experts.top_k,
-    )
-
-
-def _share(model: Model, what: str, total: int, tp: int) -> int:
-    if total % tp:
-        raise _unsplittable(model, what, total, tp)
-    return total // tp
-
-
-def _unsplittable(model: Model, what: str, total: int, tp: int) -> UnsupportedError:
-    return UnsupportedError(f"{model.name}: {total} {what} cannot be split over tensor-parallel size {tp}")
-
-
-def check_gemm(model: str, gemm: Gemm, stored: WeightFormat, tp: int) -> None:
-    """Refuse to cut a group of weights that share a scale, and orders of features that no GEMM can have.
-
-    Args:
-        model: The model's name, for the message.
-        gemm: The GEMM.
-        stored: How its weights are stored.
-        tp: Tensor-parallel size.
-
-    Raises:
-        UnsupportedError: Each GPU's share of k is no whole number of groups, or act-order mixes those shares,
-            or the experts of a layer have orders of their own.
-    """
-    split = tp > 1 and gemm.row_parallel
-    if split and stored.group_size > 0 and gemm.k % stored.group_size:
-        raise UnsupportedError(
-            f"{model}: tensor-parallel size {tp} gives {gemm.name} k = {gemm.k}, which is not a "
-            f"multiple of group_size {stored.group_size}; a group cannot be split"
-        )
-    if stored.ordered and split:
-        raise UnsupportedError(
-            f"{model}: tensor-parallel size {tp} splits {gemm.name} along k, whose order act-order "
-            "(desc_act = true) changes; it can be served by one GPU"
-        )
-    if stored.ordered and gemm.num_experts:
-        raise UnsupportedError(
-            f"{model}: {gemm.name} has experts in act-order (desc_act = true), each in an order of its "
-            "own, but they read the same activations; it is not built"
-        )

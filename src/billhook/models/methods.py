@@ -29,6 +29,7 @@ from .quantization import (
 )
 
 MODELOPT_FILE = "hf_quant_config.json"
+PACKED_METHOD = "billhook"  # quant_method of a folder that `billhook pack` wrote
 
 
 def read_quantization(config: Fields) -> Quantization:
@@ -223,7 +224,7 @@ def _read_packed(fields: Fields) -> Quantization:
         )
         named[key] = stored
         named |= dict.fromkeys(one.table("parts").data, stored)
-    return Quantization("billhook", named=named)
+    return Quantization(PACKED_METHOD, named=named)
 
 
 def _element(fields: Fields, name: str) -> DType:
@@ -243,5 +244,5 @@ _READERS = {
     "mxfp4": _read_mxfp4,
     "modelopt": _read_modelopt,
     "modelopt_fp4": _read_modelopt,
-    "billhook": _read_packed,
+    PACKED_METHOD: _read_packed,
 }

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from ..checkpoint import refuse_unfinished
-from ..checkpoint.folder import CONFIG, PACKED_METHOD
-from ..errors import ConfigError, InputError, ToolchainError, UnsupportedError
+from ..checkpoint.folder import CONFIG
+from ..errors import ConfigError, ToolchainError, UnsupportedError
+from ..models import PACKED_METHOD, NarrowActivations, check_folded, read_narrow
 from .place import Placer
 from .source import open_packed_source, open_source
 
@@ -24,7 +25,7 @@ def load(
     device: torch.device | str = "cuda",
     dtype: torch.dtype | None = None,
     *,
-    narrow_activations: bool | Literal["folded"] = False,
+    narrow_activations: NarrowActivations = False,
 ) -> Any:
     """Load a quantized checkpoint as a transformers model that runs on packed weights.
 
@@ -50,22 +51,19 @@ def load(
         UnsupportedError: A format or an architecture that is not built, or scales that cannot be folded.
         ToolchainError: transformers is not installed.
     """
-    folder, place, fold = Path(model_dir), torch.device(device), narrow_activations == "folded"
-    if not fold and not isinstance(narrow_activations, bool):
-        raise InputError(f"narrow_activations must be True, False or 'folded' (got {narrow_activations!r})")
+    folder, place = Path(model_dir), torch.device(device)
+    narrow, fold = read_narrow(narrow_activations)
     config = _read_config(folder)
     # Without it, transformers does not take the model for one that it quantizes itself.
     section = config.__dict__.pop("quantization_config", None) or {}
     if section.get("quant_method") == PACKED_METHOD:
         source = open_packed_source(folder, place, dtype)
+        if fold:
+            check_folded(folder / CONFIG, PACKED_METHOD, (one.stored for one in source.modules.values()))
     else:
         source = open_source(folder, place, dtype or config.dtype, fold=fold)
-    if fold and not any(one.held.folded for one in source.modules.values()):
-        raise UnsupportedError(
-            f"{folder} was packed without --fold; pack the checkpoint again to fold its scales"
-        )
     model = _build(config, source.dtype)
-    placer = Placer(model, place, bool(narrow_activations))
+    placer = Placer(model, place, narrow)
     placer.fill_buffers()
     for name in source.modules:
         placer.place_module(name, source)

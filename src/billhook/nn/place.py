@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 import torch
 
+from ..dtypes import DType
 from ..errors import UnsupportedError, WeightError
+from ..models import agree, choose_activations
+from ..ops import PackedWeight
 from ..ops.operators import why_unserved
-from ..ops.tensors import from_numpy
+from ..ops.tensors import NARROW_DTYPES, from_numpy
 from .linear import QuantLinear
 from .moe import QuantMoE
 from .patch import experts_activation, is_experts
@@ -94,7 +98,7 @@ class Placer:
             )
         _check_bias(name, found.bias is not None, layer)
         weight, bias, order, *_ = layer
-        asked, scales = self._choose_activations(layer), layer.input_scales
+        (asked,), scales = self._choose_activations(layer), layer.input_scales
         scale = None if asked is None or scales is None else float(scales.max())
         placed = QuantLinear(weight, bias, order, activations=asked, input_scale=scale)
         self._model.set_submodule(self._own(name), placed)
@@ -112,7 +116,7 @@ class Placer:
             )
         for projection, layer in (("w13", w13), ("w2", w2)):
             _check_bias(f"{name}.{projection}", getattr(found, "has_bias", False), layer)
-        asked, other = self._choose_activations(w13), self._choose_activations(w2)
+        asked, other = self._choose_activations(w13, w2)
         both = [one.input_scales for one in (w13, w2)]
         first, second = (None if one is None else float(one.max()) for one in both)
         narrow = asked is not None and asked == other
@@ -128,22 +132,18 @@ class Placer:
         )
         self._model.set_submodule(self._own(name), experts)
 
-    def _choose_activations(self, layer: Layer) -> torch.dtype | None:
-        """Return the type that a layer's inputs are quantized to; None for none.
+    def _choose_activations(self, *layers: Layer) -> list[torch.dtype | None]:
+        """Return the types that the inputs of a layer, or of the two of its experts, are quantized to.
 
         Raises:
             UnsupportedError: No kernel serves a weight that is multiplied by such inputs alone.
         """
-        alone = layer.weight.dtype not in layer.weight.dtypes
-        if layer.activations is None or not (self._narrow or alone):
-            return None
-        why = why_unserved(layer.weight, layer.activations)
-        if why is None:
-            return layer.activations
-        if alone:
-            raise UnsupportedError(why)
-        self.kept_wide[why] += 1
-        return None
+        chosen = [
+            choose_activations(one.stored, self._narrow, partial(_why_unserved, one.weight)) for one in layers
+        ]
+        chosen = agree([one.stored for one in layers], chosen)
+        self.kept_wide.update(one.why_wide for one in chosen if one.why_wide)
+        return [None if one.narrow is None else NARROW_DTYPES[one.narrow] for one in chosen]
 
     def place_tensor(self, name: str, source: Source) -> None:
         """Put a tensor that is not quantized into its place.
@@ -230,6 +230,10 @@ class Placer:
     def _is_needless(self, own: str) -> bool:
         patterns = getattr(self._model, "_keys_to_ignore_on_load_unexpected", None) or ()
         return own.endswith(_NEEDLESS) or any(re.search(pattern, own) for pattern in patterns)
+
+
+def _why_unserved(weight: PackedWeight, activations: DType) -> str | None:
+    return why_unserved(weight, NARROW_DTYPES[activations])
 
 
 def _check_bias(name: str, wanted: bool, layer: Layer) -> None:

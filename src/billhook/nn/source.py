@@ -15,8 +15,9 @@ from ..checkpoint import Fused, Tensor, open_checkpoint, open_packed
 from ..config import STRIP
 from ..errors import WeightError
 from ..formats import host
+from ..models import WeightFormat
 from ..ops import PackedWeight, from_arrays, pack_quantized, unpack_weight
-from ..ops.tensors import DTYPES, ELEMENTS, NARROW_DTYPES, from_numpy
+from ..ops.tensors import DTYPES, ELEMENTS, from_numpy
 
 
 class Layer(NamedTuple):
@@ -26,7 +27,7 @@ class Layer(NamedTuple):
         weight: The weight.
         bias: As `QuantLinear` has it.
         input_order: As `QuantLinear` has it.
-        activations: Type of the 8-bit activations that the checkpoint asks for, or None.
+        stored: How it is stored, and which 8-bit activations the checkpoint asks for.
         input_scales: float32 [modules] or [experts, modules], their static scales; None to find one for each
             token.
     """
@@ -34,7 +35,7 @@ class Layer(NamedTuple):
     weight: PackedWeight
     bias: torch.Tensor | None
     input_order: torch.Tensor | None
-    activations: torch.dtype | None = None
+    stored: WeightFormat
     input_scales: npt.NDArray[np.float32] | None = None
 
 
@@ -84,7 +85,7 @@ def open_source(
         found = checkpoint.read(name)
         weight = pack_quantized(found.parts, device, dtype)
         bias, order = _tensor(found.bias, device, dtype), _tensor(found.input_order, device)
-        return Layer(weight, bias, order, _activations(checkpoint.modules[name]), found.input_scales)
+        return Layer(weight, bias, order, checkpoint.modules[name].stored, found.input_scales)
 
     return Source(dtype, checkpoint.modules, checkpoint.plain, read, checkpoint.array)
 
@@ -110,14 +111,9 @@ def open_packed_source(folder: Path, device: torch.device, dtype: torch.dtype | 
         found = packed.read(name)
         weight = from_arrays(found.weight, device)
         bias, order = _tensor(found.bias, device, own), _tensor(found.input_order, device)
-        return Layer(weight, bias, order, _activations(packed.modules[name]), found.input_scales)
+        return Layer(weight, bias, order, packed.modules[name].stored, found.input_scales)
 
     return Source(own, packed.modules, packed.plain, read, packed.array)
-
-
-def _activations(fused: Fused) -> torch.dtype | None:
-    asked = fused.stored.activations
-    return None if asked is None else NARROW_DTYPES[asked]
 
 
 def _tensor(

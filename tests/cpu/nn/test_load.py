@@ -17,6 +17,7 @@ from cpu.nn import models, written  # noqa: E402
 import billhook  # noqa: E402
 from billhook.checkpoint import pack_checkpoint  # noqa: E402
 from billhook.errors import ConfigError, UnsupportedError, WeightError  # noqa: E402
+from billhook.models import WeightFormat  # noqa: E402
 from billhook.nn import QuantLinear, QuantMoE  # noqa: E402
 from billhook.nn.source import Layer, split_layer, take_outputs  # noqa: E402
 from billhook.ops import quantize_weight  # noqa: E402
@@ -195,7 +196,7 @@ def test_the_parts_of_a_layer_are_its_outputs(sizes: tuple[int, ...], format_: s
         torch.randn(64, sum(sizes)).bfloat16(), format=format_, group_size=None if format_ != "fp8" else -1
     )
     bias, x = torch.randn(sum(sizes)).bfloat16(), torch.randn(5, 64).bfloat16()
-    whole = QuantLinear(weight, bias)(x)
-    parts = [QuantLinear(*part[:3])(x) for part in split_layer(Layer(weight, bias, None), sizes)]
+    whole, stored = QuantLinear(weight, bias)(x), WeightFormat(weight.weight, weight.group_size)
+    parts = [QuantLinear(*part[:3])(x) for part in split_layer(Layer(weight, bias, None, stored), sizes)]
     assert torch.equal(torch.cat(parts, dim=-1), whole)
     assert take_outputs(weight, 0, sum(sizes)) is weight
