@@ -18,7 +18,7 @@ from .catalog import Catalog, load
 from .config import KernelConfig, Problem, parse_name, parse_types
 from .dtypes import DType
 from .errors import ConfigError, InputError, UnsupportedError
-from .models import Layer, Model, NarrowActivations, find_layers
+from .models import KEPT_WIDE, Layer, Model, NarrowActivations, find_layers
 from .select import Span, select, spans
 
 _Key = tuple[int, int, str, int, int, int]  # n, k, types, group_size, num_experts, top_k
@@ -165,8 +165,8 @@ def make_plan(
         max_tokens: Serve every token count from 1 to this.
         tps: Tensor-parallel sizes.
         act: Activations' type; what each model's config says if None.
-        narrow_activations: As `billhook.load` takes it: plan for models that are loaded so. Where a target has
-            no kernels for the 8-bit activations of a checkpoint, they stay in 16 bits there.
+        narrow_activations: As `billhook.load` takes it: plan for models that are loaded so. Where a target
+            has no kernels for the 8-bit activations of a checkpoint, they stay in 16 bits.
         fused: Whether q, k and v, and gate and up, are one GEMM, as engines have it; else each is its own, as
             in models of `billhook.load`.
         catalog: The installed one if None.
@@ -182,7 +182,12 @@ def make_plan(
     if repeated is not None:
         raise InputError(f"two models are called {repeated!r}; rename one's folder")
     found: dict[Arch, list[Layer]] = {arch: [] for arch in _merge(list(archs))}
-    notes = [f"{model.name}: {note}" for model in models for note in model.notes]
+    notes = [
+        f"{model.name}: {note}"
+        for model in models
+        for note in model.notes
+        if not (narrow_activations and note in KEPT_WIDE)
+    ]
     for model in models:
         for tp in tps:
             for arch, of_arch in found.items():
@@ -194,7 +199,7 @@ def make_plan(
                     fused=fused,
                     why_unserved=partial(_why_unserved, arch, catalog),
                 )
-                of_arch += one.layers
+                of_arch.extend(one.layers)
                 notes += [f"{model.name}: on {arch}, {note}" for note in one.notes]
     return _plan(_tell_apart(found), max_tokens, catalog, tuple(dict.fromkeys(notes)))
 

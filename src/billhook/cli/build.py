@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import parse_sizes, plan_request, request_options
+from .options import Request, parse_sizes, plan_request, request_options
 
 if TYPE_CHECKING:
     from ..build import Input
@@ -26,18 +26,7 @@ if TYPE_CHECKING:
     "--jobs", "-j", type=click.IntRange(1), help="Compilations at a time.  [default: all processors]"
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON (docs/bundle.md).")
-def command(
-    *,
-    models: tuple[Path, ...],
-    arch: tuple[str, ...],
-    out: Path,
-    jobs: int | None,
-    tp: tuple[str, ...],
-    max_tokens: int | None,
-    act: str | None,
-    rules: str,
-    as_json: bool,
-) -> None:
+def command(*, request: Request, out: Path, jobs: int | None, as_json: bool) -> None:
     """Compile every kernel that MODEL needs into a bundle.
 
     MODEL is a Hugging Face config.json, or a folder that holds one. Kernels that were compiled before
@@ -48,13 +37,15 @@ def command(
     from .outcome import Progress, print_outcome, summary
 
     check_target(out)
-    loaded, plan = plan_request(models, arch, tp, max_tokens, act, rules=rules)
+    loaded, plan = plan_request(request)
     options = {
         "arch": ",".join(plan.archs),
-        "tp": ",".join(map(str, parse_sizes(tp))),
+        "tp": ",".join(map(str, parse_sizes(request.tp))),
         "max_tokens": str(plan.max_tokens),
-        "act": act or "the model's",
-        "rules": rules,
+        "act": request.act or "the model's",
+        "narrow_activations": str(request.narrow),
+        "fused": str(not request.unfused),
+        "rules": request.rules,
     }
     started = time.perf_counter()
     with Progress(len(plan_units(plan))) as progress:

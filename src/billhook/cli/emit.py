@@ -7,22 +7,13 @@ from pathlib import Path
 
 import click
 
-from .options import parse_sizes, plan_request, request_options
+from .options import Request, parse_sizes, plan_request, request_options
 
 
 @click.command()
 @request_options
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="Folder to write.")
-def command(
-    *,
-    models: tuple[Path, ...],
-    arch: tuple[str, ...],
-    out: Path,
-    tp: tuple[str, ...],
-    max_tokens: int | None,
-    act: str | None,
-    rules: str,
-) -> None:
+def command(*, request: Request, out: Path) -> None:
     """Write every kernel that MODEL needs as a C++ library with a C interface and a test program.
 
     MODEL is a Hugging Face config.json, or a folder that holds one. `make -C OUT -j` compiles the library
@@ -33,19 +24,21 @@ def command(
     from ..emit.writer import require_writable, write
 
     require_writable(out)
-    loaded, plan = plan_request(models, arch, tp, max_tokens, act, rules=rules)
+    loaded, plan = plan_request(request)
     headers: dict[str, str] = {}
     for source in kernel_sources(plan):
         headers |= included_headers(source.text)
-    request: dict[str, object] = {
+    options: dict[str, object] = {
         "arch": list(plan.archs),
-        "tp": parse_sizes(tp),
+        "tp": parse_sizes(request.tp),
         "max_tokens": plan.max_tokens,
-        "act": act,
-        "rules": rules,
+        "act": request.act,
+        "narrow_activations": request.narrow,
+        "fused": not request.unfused,
+        "rules": request.rules,
     }
     inputs = {model.file.name: hashlib.sha256(model.file.read_bytes()).hexdigest() for model in loaded}
-    changes = write(out, emit_cpp(plan, headers), request, inputs)
+    changes = write(out, emit_cpp(plan, headers), options, inputs)
     click.echo(
         f"{out}: {len(plan.kernels)} kernels for {', '.join(plan.archs)}; {len(changes.added)} files added, "
         f"{len(changes.changed)} changed, {len(changes.removed)} removed, {len(changes.unchanged)} unchanged"

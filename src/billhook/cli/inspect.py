@@ -58,7 +58,8 @@ class _Found:
         """What to know beside the tables."""
         asked = [
             f"inputs of {count} layer{'s' * (count > 1)} are quantized to {kind} where that is asked for "
-            f"(--act {kind}; billhook.load with narrow_activations=True)"
+            f"(here by --act {kind}, of plan and build by --narrow-activations, of billhook.load by "
+            "narrow_activations=True)"
             for kind, count in self.inputs.items()
         ]
         return [*self.checkpoint.notes, *([self.why] if self.why else []), *asked]

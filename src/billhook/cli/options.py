@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import InputError
 
 if TYPE_CHECKING:
-    from ..models import Model
+    from ..models import Model, NarrowActivations
     from ..plan import Plan
 
-Command = TypeVar("Command", bound=Callable[..., object])
 ACTIVATIONS = ("f16", "bf16", "e4m3fn", "s8")
 
 rules_option = click.option(
@@ -40,27 +41,30 @@ _REQUEST = (
         "--max-tokens", type=click.IntRange(1), help="Serve 1 to this many tokens.  [default: 8192]"
     ),
     click.option("--act", type=click.Choice(ACTIVATIONS), help="Activations' type.  [default: the model's]"),
+    click.option(
+        "--narrow-activations",
+        is_flag=True,
+        help="8-bit activations where MODEL asks for them and kernels take them, as billhook.load with "
+        "narrow_activations=True.",
+    ),
+    click.option(
+        "--fold",
+        is_flag=True,
+        help="The same, and scales of groups folded into 4-bit weights beside e4m3 activations (w4a8), as "
+        "billhook.load with narrow_activations='folded'.",
+    ),
+    click.option(
+        "--unfused",
+        is_flag=True,
+        help="q, k and v, gate and up as GEMMs of their own, as models of billhook.load have them.",
+    ),
     rules_option,
 )
 
 
-def request_options(command: Command) -> Command:
-    """Give a command the arguments of `plan_request`."""
-    for decorate in reversed(_REQUEST):
-        command = decorate(command)
-    return command
-
-
-def plan_request(
-    models: Iterable[Path],
-    arch: Iterable[str],
-    tp: Iterable[str],
-    max_tokens: int | None,
-    act: str | None,
-    *,
-    rules: str,
-) -> tuple[list[Model], Plan]:
-    """Read models and plan the kernels for them.
+@dataclass(frozen=True)
+class Request:
+    """What shall be planned.
 
     Args:
         models: Config files, or their folders.
@@ -68,7 +72,43 @@ def plan_request(
         tp: Tensor-parallel sizes, as `parse_sizes` reads them.
         max_tokens: Serve 1 to this many tokens; the planner's default if None.
         act: One of `ACTIVATIONS`; the models' own if None.
+        narrow_activations: Whether layers have 8-bit activations where models ask for them.
+        fold: Whether scales are folded besides.
+        unfused: Whether projections that read the same input are GEMMs of their own.
         rules: As `vllm.machete.native.find_catalog` takes them.
+    """
+
+    models: tuple[Path, ...]
+    arch: tuple[str, ...]
+    tp: tuple[str, ...]
+    max_tokens: int | None
+    act: str | None
+    narrow_activations: bool
+    fold: bool
+    unfused: bool
+    rules: str
+
+    @property
+    def narrow(self) -> NarrowActivations:
+        """The activations, as `billhook.load` takes them."""
+        return "folded" if self.fold else self.narrow_activations
+
+
+def request_options(command: Callable[..., object]) -> Callable[..., object]:
+    """Give a command the arguments of a `Request`, which it gets as `request`."""
+
+    @wraps(command)
+    def call(**options: Any) -> object:
+        request = Request(**{one.name: options.pop(one.name) for one in fields(Request)})
+        return command(request=request, **options)
+
+    for decorate in reversed(_REQUEST):
+        call = decorate(call)
+    return call
+
+
+def plan_request(request: Request) -> tuple[list[Model], Plan]:
+    """Read models and plan the kernels for them.
 
     Raises:
         InputError: A value is wrong, a config cannot be read, or no kernel serves a layer.
@@ -80,12 +120,19 @@ def plan_request(
     from ..plan import DEFAULT_MAX_TOKENS, make_plan
     from ..vllm.machete.native import find_catalog
 
-    sizes = parse_sizes(tp)
-    loaded = [load_model(model) for model in models]
-    targets = parse_list(arch, native_archs)
-    tokens = max_tokens or DEFAULT_MAX_TOKENS
-    element = dtype(act) if act else None
-    return loaded, make_plan(loaded, targets, tokens, sizes, element, catalog=find_catalog(rules))
+    sizes = parse_sizes(request.tp)
+    loaded = [load_model(model) for model in request.models]
+    plan = make_plan(
+        loaded,
+        parse_list(request.arch, native_archs),
+        request.max_tokens or DEFAULT_MAX_TOKENS,
+        sizes,
+        dtype(request.act) if request.act else None,
+        narrow_activations=request.narrow,
+        fused=not request.unfused,
+        catalog=find_catalog(request.rules),
+    )
+    return loaded, plan
 
 
 def parse_sizes(texts: Iterable[str], option: str = "--tp") -> list[int]:

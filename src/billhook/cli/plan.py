@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import layer_name, plan_request, request_options
+from .options import Request, layer_name, plan_request, request_options
 
 if TYPE_CHECKING:
     from ..models import Layer
@@ -32,16 +31,7 @@ class _ByTarget(click.Command):
 @click.command(cls=_ByTarget)
 @request_options
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON (docs/plan-json.md).")
-def command(
-    *,
-    models: tuple[Path, ...],
-    arch: tuple[str, ...],
-    tp: tuple[str, ...],
-    max_tokens: int | None,
-    act: str | None,
-    rules: str,
-    as_json: bool,
-) -> None:
+def command(*, request: Request, as_json: bool) -> None:
     """Show which kernels MODEL needs for every token count, and why.
 
     MODEL is a Hugging Face config.json, or a folder that holds one. Nothing is compiled or written.
@@ -51,7 +41,7 @@ def command(
     from ..plan import to_json
     from .columns import fold
 
-    _, plan = plan_request(models, arch, tp, max_tokens, act, rules=rules)
+    _, plan = plan_request(request)
     click.echo(to_json(plan) if as_json else "\n\n".join("\n".join(fold(part)) for part in _show(plan)))
 
 

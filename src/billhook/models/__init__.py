@@ -14,9 +14,10 @@ from .gemm import Gemm, check_gemm, gemms
 from .layer import Found, Layer, activations_type, choose_types, find_layers, gemm_types, layers
 from .methods import MODELOPT_FILE, PACKED_METHOD, read_quantization
 from .model import KNOWN, Model, load_model, read_dtype
-from .quantization import Quantization, WeightFormat
+from .quantization import KEPT_WIDE, Quantization, WeightFormat
 
 __all__ = [
+    "KEPT_WIDE",
     "KNOWN",
     "MODELOPT_FILE",
     "PACKED_METHOD",

@@ -153,35 +153,32 @@ def find_layers(
         raise ConfigError(f"{model.file}: no layer is quantized, by its quantization_config; nothing to plan")
     if fold:
         check_folded(model.file, model.quantization.method, (use.stored for use in counts))
+    notes = [
+        f"inputs of {len(whys)} GEMMs of {stored.packed.name} weights stay in 16 bits: {whys[0]}"
+        for stored, whys in wide.items()
+    ]
+    if narrow and not notes and all(use.a == act for use in counts):
+        notes.append("inputs of all GEMMs stay in 16 bits: the config asks for no others that kernels take")
     in_order = sorted(counts, key=_rank)
-    return Found(
-        tuple(
-            _layer(model, tp, use, output, name=_name(use, in_order), count=counts[use]) for use in in_order
-        ),
-        tuple(
-            f"inputs of {len(whys)} GEMMs of {stored.packed.name} weights stay in 16 bits: {whys[0]}"
-            for stored, whys in wide.items()
-        ),
-    )
-
-
-def _layer(model: Model, tp: int, use: _Use, output: DType, *, name: str, count: int) -> Layer:
-    gemm, stored, a = use
-    return Layer(
-        model=model.name,
-        tp=tp,
-        name=name,
-        n=gemm.n,
-        k=gemm.k,
-        types=str(gemm_types(a, stored, output)),
-        group_size=stored.group_size,
-        count=count,
-        num_experts=gemm.num_experts,
-        top_k=gemm.top_k,
-        rows_per_token=gemm.rows_per_token,
-        bias=gemm.bias,
-        ordered=stored.ordered,
-    )
+    named = [
+        Layer(
+            model=model.name,
+            tp=tp,
+            name=_name(use, in_order),
+            n=use.gemm.n,
+            k=use.gemm.k,
+            types=str(gemm_types(use.a, use.stored, output)),
+            group_size=use.stored.group_size,
+            count=counts[use],
+            num_experts=use.gemm.num_experts,
+            top_k=use.gemm.top_k,
+            rows_per_token=use.gemm.rows_per_token,
+            bias=use.gemm.bias,
+            ordered=use.stored.ordered,
+        )
+        for use in in_order
+    ]
+    return Found(tuple(named), tuple(notes))
 
 
 class _Use(NamedTuple):

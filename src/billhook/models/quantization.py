@@ -46,8 +46,8 @@ FP8_BLOCK = [128, 128]
 INTEGERS = {(4, True): U4B8, (4, False): U4, (8, True): U8B128, (8, False): U8}  # bits, symmetric
 # Kernels with 8-bit activations are asked for by their type; by default a model runs with the exact ones.
 KEPT_WIDE = (
-    "the config may quantize activations; they have 16 bits unless 8 are asked for (--narrow-activations) and "
-    "kernels take them",
+    "the config may quantize activations; they have 16 bits unless 8 are asked for (--narrow-activations) "
+    "and kernels take them",
 )
 
 
