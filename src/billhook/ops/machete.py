@@ -112,7 +112,7 @@ def machete_mm(  # noqa: PLR0917 - the documented signature
         UnsupportedError: No kernel has these types (the message lists those that exist), or none is of this
             schedule (it lists the legal ones).
         WeightError: A tensor does not fit or is none, or zeros / -scales is not integral.
-        InputError: m is 0.
+        InputError: m is 0, or the stream is being captured and the scales are new.
         ArchError: The GPU has no wgmma.
     """
     _check_tensors(
@@ -367,6 +367,11 @@ def _find_groups(
     found: _Groups | None = _packed.get(weight)
     if found is not None and found.shape == shape and found.sources == _sources(scales, zeros):
         return found
+    if weight.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise InputError(
+            "scales and zeros are packed by the first machete_mm with them, which waits for the GPU: call it "
+            "once before the stream is captured"
+        )
     made = _ones(weight, shape) if scales is None else _pack_groups(scales, zeros, shape)
     if made.scales.is_cuda:  # kernels request scales before the kernel ahead of them in the stream has ended
         torch.cuda.current_stream(made.scales.device).synchronize()

@@ -252,6 +252,16 @@ def test_a_gpu_without_wgmma_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
             billhook.machete_mm(a, b, "uint4b8", b_group_scales=scales)
 
 
+def test_scales_are_not_packed_while_a_stream_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machete, "capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with FakeTensorMode():
+        a, scales = (torch.empty(rows, 64, dtype=torch.float16, device="cuda") for rows in (4, 1))
+        b = torch.empty(1, 1, 4, 32, 4, dtype=torch.int32, device="cuda")
+        with pytest.raises(InputError, match="call it once before the stream is captured"):
+            billhook.machete_mm(a, b, "uint4b8", b_group_scales=scales)
+
+
 def test_what_is_no_tensor_is_refused() -> None:
     one = Operands("u4b8", torch.float16, 64)
     weight = billhook.quantize_weight(torch.randn(144, 80, dtype=torch.float16), group_size=64)
