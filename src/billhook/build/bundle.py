@@ -80,7 +80,8 @@ class Bundle:
             if kernel.name == name:
                 return kernel
         raise BundleError(
-            f"{self.folder} holds no kernel {name!r}; it holds {len(self.manifest.kernels)} others"
+            f"{self.folder} holds no kernel {name!r}, only those that rules chose for its models; "
+            "billhook.use_bundle(None) compiles any on first use"
         )
 
     def cubin(self, name: str) -> bytes:
