@@ -78,15 +78,21 @@ def agree(formats: Sequence[WeightFormat], chosen: Sequence[Chosen]) -> list[Cho
 
     Args:
         formats: How they are stored.
-        chosen: What `choose_activations` chose for each; folded weights keep that.
+        chosen: What `choose_activations` chose for each.
+
+    Raises:
+        UnsupportedError: The scales of one alone are folded.
     """
+    if len({one.packed.folded for one in formats}) > 1:
+        names = " and ".join(one.packed.name for one in formats)
+        raise UnsupportedError(
+            "the scales of both weights of a layer's experts are folded, or of none (got w13 and w2 as "
+            f"{names}); take this checkpoint as it is"
+        )
     if len({one.narrow for one in chosen}) == 1:
         return list(chosen)
     apart = Chosen(None, "w13 and w2 of a layer's experts take activations of one type")
-    return [
-        one if one.narrow is None or stored.packed.folded else apart
-        for stored, one in zip(formats, chosen, strict=True)
-    ]
+    return [apart if one.narrow else one for one in chosen]
 
 
 def fold_scales(name: str, stored: WeightFormat) -> WeightFormat:
