@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from billhook.arch import Arch, parse, parse_list
 from billhook.config import Problem
-from billhook.dtypes import F16
+from billhook.dtypes import F16, S8
 from billhook.errors import ConfigError, InputError, UnsupportedError
 from billhook.families import illegal
 from billhook.models import Model, load_model
@@ -150,6 +151,89 @@ def test_ptx_is_kept_and_merged() -> None:
 def test_activations_can_be_chosen() -> None:
     plan = make_plan(models(), ARCHS, act=F16)
     assert {layer.types for layer in plan.layers} == {"f16_u4b8_f16_f16"}
+
+
+W4A8 = {
+    "quant_method": "compressed-tensors",
+    "format": "pack-quantized",
+    "config_groups": {
+        "group_0": {
+            "targets": ["Linear"],
+            "weights": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 128},
+            "input_activations": {"num_bits": 8, "type": "float", "dynamic": True, "strategy": "token"},
+        }
+    },
+    "ignore": ["lm_head"],
+}
+
+
+@pytest.fixture
+def w4a8(tmp_path: Path) -> Model:
+    """Return a model of 4-bit weights in groups whose config asks for e4m3 activations."""
+    config = json.loads((EXAMPLES / "mixtral-8x7b-gptq/config.json").read_text())
+    (tmp_path / "asks.json").write_text(json.dumps(config | {"quantization_config": W4A8}))
+    return load_model(tmp_path / "asks.json")
+
+
+def test_narrow_activations_are_planned_where_a_target_has_kernels(w4a8: Model) -> None:
+    plan = make_plan([w4a8], parse_list("8.0,8.9,9.0a"), 64, narrow_activations=True)
+    types = {"bf16": "bf16_u4b8_bf16_bf16", "e4m3fn": "e4m3fn_u4b8_bf16_bf16"}
+    places = ["qkv", "o", "w13", "w2"]
+    assert [layer.name for layer in plan.layers] == [f"{name}_{a}" for a in types for name in places]
+    assert all(layer.types == types[layer.name.rpartition("_")[2]] for layer in plan.layers)
+    asked = {(entry.arch, entry.types) for entry in plan.dispatch}
+    assert asked == {("8.0", types["bf16"]), ("8.9", types["e4m3fn"]), ("9.0a", types["e4m3fn"])}
+    for kernel in plan.kernels:
+        assert {need.layer.rpartition("_")[2] for need in kernel.needed_by} == {str(kernel.config.types.a)}
+    (note,) = plan.notes
+    assert note.startswith("asks: on 8.0, inputs of 128 GEMMs of u4b8 weights stay in 16 bits: ")
+    assert from_json(to_json(plan)) == plan
+    alone = make_plan([w4a8], parse_list("9.0a"), 64, narrow_activations=True)
+    assert [layer.name for layer in alone.layers] == places
+    assert not alone.notes
+
+
+def test_without_being_asked_for_activations_have_16_bits(w4a8: Model) -> None:
+    plan = make_plan([w4a8], parse_list("9.0a"), 64)
+    assert {layer.types for layer in plan.layers} == {"bf16_u4b8_bf16_bf16"}
+    assert any("--narrow-activations" in note for note in plan.notes)
+    plain = make_plan(models()[:1], parse_list("9.0a"), 64, narrow_activations=True)
+    assert {layer.types.partition("_")[0] for layer in plain.layers} == {"bf16"}
+    assert any("inputs of all GEMMs stay in 16 bits" in note for note in plain.notes)
+
+
+def test_folded_scales_need_a_target_that_has_kernels(w4a8: Model) -> None:
+    plan = make_plan([w4a8], parse_list("9.0a"), 64, act=F16, narrow_activations="folded")
+    assert {layer.types for layer in plan.layers} == {"e4m3fn_u4b8_e4m3fn_f16"}
+    with pytest.raises(UnsupportedError, match="does not fold scales"):
+        make_plan([w4a8], parse_list("9.0a,8.9"), 64, narrow_activations="folded")
+    with pytest.raises(UnsupportedError, match="no scales to fold"):
+        make_plan(models()[:1], parse_list("9.0a"), narrow_activations="folded")
+
+
+def test_activations_are_chosen_once(w4a8: Model) -> None:
+    with pytest.raises(InputError, match="s8 inputs of every layer leave the checkpoint nothing to say"):
+        make_plan([w4a8], parse_list("9.0a"), act=S8, narrow_activations=True)
+
+
+def test_projections_that_are_not_fused_are_gemms_of_their_own() -> None:
+    every = [load_model(EXAMPLES / name) for name in BUILT]
+    fused, apart = (make_plan(every, parse_list("9.0a"), 64, tps=[1, 2], fused=one) for one in (True, False))
+    check(apart)
+
+    def sizes(plan: Plan) -> dict[tuple[str, int], dict[str, tuple[int, int]]]:
+        found: dict[tuple[str, int], dict[str, tuple[int, int]]] = {}
+        for layer in plan.layers:
+            found.setdefault((layer.model, layer.tp), {})[layer.name] = (layer.n, layer.k)
+        return found
+
+    assert list(sizes(apart)["llama-3.1-8b-gptq-int4", 1]) == ["q", "k", "v", "o", "gate", "up", "down"]
+    for place, whole in sizes(fused).items():
+        parts = sizes(apart)[place]
+        for name, (n, k) in whole.items():
+            mine = {"qkv": "qkv", "gate_up": ("gate", "up")}.get(name, (name,))
+            assert sum(parts[one][0] for one in mine) == n
+            assert {parts[one][1] for one in mine} == {k}
 
 
 def test_a_plan_takes_only_what_its_tokens_need() -> None:

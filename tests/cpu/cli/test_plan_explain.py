@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,6 +57,33 @@ def test_activations_of_8_bits_are_planned_with_the_models_output(
     assert main(["explain", *SHAPE, *old]) == 2
     assert "the output must be f16" in capsys.readouterr().err
     assert main(["explain", *SHAPE, *old, "--output", "f16"]) == 0
+
+
+def test_plan_takes_how_a_model_will_be_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = json.loads((EXAMPLES / "llama-3.1-8b-gptq-int4/config.json").read_text())
+    inputs = {"num_bits": 8, "type": "float", "dynamic": True, "strategy": "token"}
+    weights = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 128}
+    groups = {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": inputs}}
+    section = {
+        "quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": groups,
+        "ignore": ["lm_head"],
+    }  # fmt: skip
+    file = tmp_path / "asks.json"
+    file.write_text(json.dumps(config | {"quantization_config": section}))
+    loaded = load_model(file)
+    asked: list[tuple[list[str], dict[str, Any]]] = [
+        ([], {}),
+        (["--unfused"], {"fused": False}),
+        (["--narrow-activations"], {"narrow_activations": True}),
+        (["--fold"], {"narrow_activations": "folded"}),
+        (["--fold", "--narrow-activations", "--unfused"], {"narrow_activations": "folded", "fused": False}),
+    ]
+    for options, same in asked:
+        assert main(["plan", str(file), "--json", "--max-tokens", "64", *options]) == 0
+        plan = from_json(capsys.readouterr().out)
+        assert plan == make_plan([loaded], parse_list("9.0a"), 64, **same)
+    assert main(["plan", str(file), "--fold", "--act", "s8"]) == 2
+    assert "--act" in capsys.readouterr().err
 
 
 def test_plan_of_several_models_tells_them_apart(capsys: pytest.CaptureFixture[str]) -> None:
