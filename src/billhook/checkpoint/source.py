@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ..errors import ConfigError, UnsupportedError
 from ..formats import host
-from ..models import PACKED_METHOD, check_folded, fold_scales
+from ..models import PACKED_METHOD, check_folded, fold_format
 from .data import read_array
 from .declared import Declared, read_declared
 from .folder import Checkpoint, read_checkpoint
@@ -119,7 +119,7 @@ def open_checkpoint(folder: Path, *, fold: bool = False) -> Source:
         raise UnsupportedError(f"{declared.file}: {declared.why}")
     modules, notes = fuse(quantized, declared.quantization)
     if fold:
-        modules = [replace(one, stored=fold_scales(one.name, one.stored)) for one in modules]
+        modules = [replace(one, stored=fold_format(one.name, one.stored)) for one in modules]
         check_folded(declared.file, declared.method, (one.stored for one in modules))
     used = {part.name for one in quantized for name, part in one.parts.items() if name not in _KEPT}
     found = sum(tensor.name.endswith(_LEFT_OUT) for tensor in checkpoint.tensors.values())

@@ -6,7 +6,7 @@ from .activations import (
     agree,
     check_folded,
     choose_activations,
-    fold_scales,
+    fold_format,
     read_narrow,
 )
 from .fields import Fields, read_object
@@ -37,7 +37,7 @@ __all__ = [
     "choose_activations",
     "choose_types",
     "find_layers",
-    "fold_scales",
+    "fold_format",
     "gemm_types",
     "gemms",
     "layers",

@@ -95,7 +95,7 @@ def agree(formats: Sequence[WeightFormat], chosen: Sequence[Chosen]) -> list[Cho
     return [apart if one.narrow else one for one in chosen]
 
 
-def fold_scales(name: str, stored: WeightFormat) -> WeightFormat:
+def fold_format(name: str, stored: WeightFormat) -> WeightFormat:
     """Return how a weight is stored once scales are folded: w4a8 if e4m3 inputs multiply integers in groups.
 
     Args:

@@ -18,7 +18,7 @@ from .activations import (
     agree,
     check_folded,
     choose_activations,
-    fold_scales,
+    fold_format,
     read_narrow,
 )
 from .gemm import Gemm, check_gemm, gemms
@@ -197,7 +197,7 @@ def _read(model: Model, found: Iterable[Gemm], tp: int, fold: bool) -> Iterator[
             continue
         check_gemm(model.name, gemm, stored, tp)
         if fold and model.quantization.method != PACKED_METHOD:
-            stored = fold_scales(gemm.modules[0], stored)
+            stored = fold_format(gemm.modules[0], stored)
         yield gemm, stored
 
 

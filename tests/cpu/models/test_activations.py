@@ -6,7 +6,7 @@ import pytest
 
 from billhook.dtypes import E4M3FN, S8, U4B8, U8B128, DType
 from billhook.errors import InputError, UnsupportedError
-from billhook.models import Chosen, WeightFormat, agree, choose_activations, fold_scales, read_narrow
+from billhook.models import Chosen, WeightFormat, agree, choose_activations, fold_format, read_narrow
 
 EXACT = WeightFormat(U4B8, 128)
 ASKS = WeightFormat(U4B8, 128, activations=E4M3FN)
@@ -62,8 +62,8 @@ def test_experts_agree() -> None:
 
 
 def test_folding_twice_is_folding_once() -> None:
-    assert fold_scales("m", ASKS) == fold_scales("m", FOLDED) == FOLDED
-    assert fold_scales("m", EXACT) == EXACT
+    assert fold_format("m", ASKS) == fold_format("m", FOLDED) == FOLDED
+    assert fold_format("m", EXACT) == EXACT
 
 
 def test_what_load_takes_is_read() -> None:
