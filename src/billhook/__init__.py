@@ -81,3 +81,10 @@ def __getattr__(name: str) -> Any:
         ) from error
     value = globals()[name] = module if name == "nn" else getattr(module, name)
     return value
+
+
+def __dir__() -> list[str]:
+    """Return the names that `__getattr__` can give here too, which `help` and completion look at."""
+    from importlib.util import find_spec
+
+    return sorted({*globals(), *(__all__ if find_spec("torch") else ())})

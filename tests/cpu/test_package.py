@@ -29,6 +29,15 @@ def test_what_needs_torch_says_so(name: str) -> None:
     assert "pip install" in found
 
 
+def test_nothing_is_listed_that_needs_torch_where_it_is_not() -> None:
+    code = (
+        'import sys, pydoc; sys.modules["torch"] = None; import billhook; print(pydoc.render_doc(billhook))'
+    )
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert "mixed-precision GEMM" in found
+    assert "machete_mm" not in found.partition("DATA")[0]
+
+
 def test_what_is_not_there_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no_such"):
         billhook.no_such  # noqa: B018
@@ -36,5 +45,6 @@ def test_what_is_not_there_is_an_attribute_error() -> None:
 
 def test_every_public_name_is_found() -> None:
     pytest.importorskip("torch", reason="needs torch (a CPU build will do)")
+    assert set(billhook.__all__) <= set(dir(billhook))
     for name in billhook.__all__:
         assert getattr(billhook, name) is not None
