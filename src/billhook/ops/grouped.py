@@ -6,7 +6,7 @@ import torch
 
 from ..config import KernelConfig
 from ..errors import InputError
-from .operators import moe_gemm
+from .operators import check_operands, moe_gemm
 from .weight import PackedWeight
 
 
@@ -17,6 +17,7 @@ def grouped_gemm(
     bias: torch.Tensor | None = None,
     *,
     token_scales: torch.Tensor | None = None,
+    channel_scales: torch.Tensor | None = None,
     output_dtype: torch.dtype | None = None,
     config: KernelConfig | str | None = None,
     split_k: bool = True,
@@ -32,6 +33,7 @@ def grouped_gemm(
             would wait for the GPU. An expert without rows has two equal ones.
         bias: [num_experts, n] of D's type, or None.
         token_scales: As in `moe_gemm`.
+        channel_scales: As in `moe_gemm`.
         output_dtype: As in `gemm`.
         config: A kernel or its name; chosen for the problem if None.
         split_k: As in `gemm`.
@@ -43,6 +45,9 @@ def grouped_gemm(
         InputError: Offsets of a wrong dtype, shape or device.
         WeightError, UnsupportedError: As `moe_gemm`.
     """
+    check_operands(a, weight, moe=True)
+    if not isinstance(offsets, torch.Tensor):
+        raise InputError(f"offsets must be a torch.Tensor (got {type(offsets).__name__})")
     want = (weight.num_experts + 1,)
     if offsets.dtype not in (torch.int32, torch.int64) or tuple(offsets.shape) != want:
         shape = tuple(offsets.shape)
@@ -58,6 +63,7 @@ def grouped_gemm(
         None,
         bias,
         token_scales=token_scales,
+        channel_scales=channel_scales,
         output_dtype=output_dtype,
         config=config,
         split_k=split_k,

@@ -88,7 +88,7 @@ def gemm(
         WeightError: A tensor does not fit: dtype, device, shape, strides, alignment or packing.
         UnsupportedError: No kernel serves the problem on this GPU.
     """
-    _check_operands(a, weight, moe=False)
+    check_operands(a, weight, moe=False)
     scales = (None if token_scales is None else _token_scales(token_scales, a), channel_scales)
     wanted = _output_type(weight, output_dtype, out)
     arguments = (*_weight(a, weight), *_options(weight, bias, split_k, config, scales, output_dtype=wanted))
@@ -139,11 +139,16 @@ def moe_gemm(
         UnsupportedError: As `gemm`.
         InputError: `out` without a `Routing`, or a routing that does not fit.
     """
-    _check_operands(a, weight, moe=True)
+    check_operands(a, weight, moe=True)
     scales = (None if token_scales is None else _token_scales(token_scales, a), channel_scales)
     wanted = _output_type(weight, output_dtype, out)
     head, options = _weight(a, weight), _options(weight, bias, split_k, config, scales, output_dtype=wanted)
     if not isinstance(routing, Routing):
+        if not isinstance(routing, torch.Tensor):
+            raise InputError(
+                "routing must be what billhook.route gave, or a torch.Tensor of expert ids "
+                f"(got {type(routing).__name__})"
+            )
         if out is not None:
             raise InputError("out needs a Routing; call billhook.route first")
         return library.moe_gemm_topk(*head, routing, topk_weights, *options)
@@ -244,7 +249,17 @@ def _request(weight: PackedWeight, kind: Kind, tokens: int, top_k: int) -> Reque
     )
 
 
-def _check_operands(a: torch.Tensor, weight: PackedWeight, moe: bool) -> None:
+def check_operands(a: torch.Tensor, weight: PackedWeight, moe: bool) -> None:
+    """Check that activations and weight are such, and go together.
+
+    Args:
+        a: Activations, as a caller gave them, like the weight.
+        weight: A packed weight.
+        moe: Whether it must hold experts.
+
+    Raises:
+        WeightError: They are not, or do not.
+    """
     if not isinstance(a, torch.Tensor):
         raise WeightError(f"activations must be a torch.Tensor (got {type(a).__name__})")
     if not isinstance(weight, PackedWeight):
@@ -255,8 +270,8 @@ def _check_operands(a: torch.Tensor, weight: PackedWeight, moe: bool) -> None:
         raise WeightError("the weight is dense; use gemm")
     if not moe and weight.num_experts != 0:
         raise WeightError("the weight holds experts; use moe_gemm")
-    if a.shape[-1] != weight.k:
-        raise WeightError(f"activations have k={a.shape[-1]}, the weight k={weight.k}")
+    if a.shape[-1:] != (weight.k,):
+        raise WeightError(f"activations must be [m, {weight.k}], as the weight's k is (got {tuple(a.shape)})")
 
 
 def _weight(a: torch.Tensor, weight: PackedWeight) -> tuple[Any, ...]:

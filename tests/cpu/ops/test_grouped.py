@@ -49,6 +49,18 @@ def test_groups_of_folded_weights_give_the_type_asked_for(dtype: torch.dtype) ->
         assert torch.equal(d[first:last], billhook.gemm(a[first:last], dense, **given))
 
 
+def test_channels_of_each_expert_have_scales_of_their_own() -> None:
+    values, weights = problem(12)
+    a, scales = billhook.quantize_activations(values)
+    offsets, channels = torch.tensor([0, 3, 3, 9, 12]), torch.rand(EXPERTS, N)
+    weight = billhook.quantize_weight(weights, group_size=-1)
+    d = billhook.grouped_gemm(a, weight, offsets, token_scales=scales, channel_scales=channels)
+    for expert, (first, last) in enumerate(pairwise(offsets.tolist())):
+        dense = billhook.quantize_weight(weights[expert], group_size=-1)
+        given = {"token_scales": scales[first:last], "channel_scales": channels[expert]}
+        assert torch.equal(d[first:last], billhook.gemm(a[first:last], dense, **given))
+
+
 @pytest.mark.parametrize(
     "offsets",
     [torch.zeros(EXPERTS, dtype=torch.int32), torch.zeros(EXPERTS + 1), torch.zeros(1, EXPERTS + 1).int()],

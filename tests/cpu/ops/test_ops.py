@@ -144,7 +144,8 @@ def test_activations_that_do_not_fit_are_refused() -> None:
     assert billhook.gemm(good, weight).shape == (4, 48)
     for bad, words in (
         (good.half(), "torch.bfloat16 like the weight's scales"),
-        (good[:, :48], "k=48, the weight k=64"),
+        (good[:, :48], r"must be \[m, 64\], as the weight's k is \(got \(4, 48\)\)"),
+        (good[0, 0], r"must be \[m, 64\]"),
         (torch.randn(64, 4, dtype=torch.bfloat16).t(), "contiguous"),
         (torch.randn(4, 68, dtype=torch.bfloat16)[:, :64], "multiples of 16 bytes"),
         (torch.randn(4 * 64 + 1, dtype=torch.bfloat16)[1:].view(4, 64), "multiples of 16 bytes"),
@@ -172,6 +173,9 @@ def test_other_tensors_that_do_not_fit_are_refused() -> None:
         (lambda: billhook.moe_gemm(a, moe, ids, torch.rand(4, 2).half()), WeightError, "float32"),
         (lambda: billhook.moe_gemm(a, moe, ids[:3]), InputError, r"topk_ids must be \[4, top_k\]"),
         (lambda: billhook.moe_gemm(a, moe, ids.float()), InputError, "int32 or int64"),
+        (lambda: billhook.moe_gemm(a, moe, ids.tolist()), InputError, r"billhook\.route gave.*\(got list\)"),
+        (lambda: billhook.grouped_gemm(a, moe, [0, 1, 2, 4]), InputError, r"torch\.Tensor \(got list\)"),
+        (lambda: billhook.grouped_gemm(a, weight, ids), WeightError, "is dense; use gemm"),
         (lambda: billhook.moe_gemm(a[:3], moe, routing), InputError, r"4 rows \(tokens\) or 8 rows"),
         (lambda: billhook.moe_gemm(a, moe, ids, out=a.new_empty(8, 48)), InputError, "billhook.route first"),
         (lambda: billhook.moe_gemm(a, moe, billhook.route(ids, 2, 8)), InputError, "2 experts"),
