@@ -261,18 +261,38 @@ def test_chosen_kernels_serve_every_row_count_and_graphs(dtype: Any, group: int)
 
 @on_sm90
 @each_type
-def test_the_documented_operator_takes_float32_channel_scales(dtype: Any) -> None:
+@pytest.mark.parametrize("group", [None, 128])
+def test_the_documented_operator_takes_float32_channel_scales(dtype: Any, group: int | None) -> None:
     k, n = 512, 256
     codes = torch.randint(0, 16, (k, n), device="cuda")
     words = (codes.reshape(k // 8, 8, n) << (4 * torch.arange(8, device="cuda"))[:, None]).sum(1)
-    b = billhook.machete_prepack_B(words.to(torch.int32), dtype, "uint4b8", None)
+    groups = None if group is None else (torch.rand(k // group, n, device="cuda") + 0.5).half()
+    b = billhook.machete_prepack_B(
+        words.to(torch.int32), dtype, "uint4b8", None if groups is None else groups.dtype
+    )
     a, scales = billhook.quantize_activations(torch.randn(70, k, device="cuda"), dtype)
     channels = torch.rand(n, device="cuda") / 64
+    weight = host(codes - 8) * host(channels)
+    if groups is not None:
+        weight = weight * np.repeat(host(groups), k // len(groups), axis=0)
     got = billhook.machete_mm(
-        a, b, "uint4b8", torch.float16, b_channel_scales=channels, a_token_scales=scales
+        a,
+        b,
+        "uint4b8",
+        torch.float16,
+        b_group_scales=groups,
+        b_group_size=group,
+        b_channel_scales=channels,
+        a_token_scales=scales,
     )
-    ref = reference.gemm(numbers(a, scales), host(codes - 8) * host(channels))
-    check(got, ref, k, DTYPES[dtype], what="machete_mm")
+    check(
+        got,
+        reference.gemm(numbers(a, scales), weight),
+        k,
+        DTYPES[dtype],
+        what="machete_mm",
+        group=group or -1,
+    )
 
 
 @pytest.mark.skipif(
