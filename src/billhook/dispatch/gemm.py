@@ -23,12 +23,12 @@ _MOST_MAPS = 256  # tensor maps that one launch keeps; an allocator gives the sa
 class _Arguments(threading.local):
     """Memory for the arguments of this thread's next launch, and the array of pointers to them.
 
-    A kernel reads as many pointers as it has arguments: those without a tensor map leave it alone.
+    A kernel reads as many pointers as it has arguments: those without tensor maps leave them alone.
     """
 
     def __init__(self) -> None:
         self.params = ctypes.create_string_buffer(params.LAYOUT.size)
-        self.pointers = (ctypes.c_void_p * 2)(ctypes.addressof(self.params), None)
+        self.pointers = (ctypes.c_void_p * 3)(ctypes.addressof(self.params), None, None)
         self.address = ctypes.addressof(self.pointers)
 
 
@@ -88,8 +88,8 @@ class GemmLaunch:
         self.ctas = grid(gemm, tiles_m, strips, blocks, split_k)
         self._numbers = (m, n, k, lda, ldd, strips, blocks, groups, top_k, split_k)
         self._rows = tiles_m * config.tile.tile_m if config.grouped else m
-        self._takes_map = families.takes_tensor_map(config)
-        self._maps: dict[int, Any] = {}
+        self._boxes = families.boxes(config)
+        self._maps: dict[int, list[Any]] = {}
         self._places: dict[tuple[int, bool], tuple[int, Any]] = {}
 
     def start(
@@ -142,9 +142,10 @@ class GemmLaunch:
             topk_weights,
             *self._numbers,
         )
-        if self._takes_map:
+        if self._boxes:
             held = self._maps.get(a) or self._map(a)  # stays alive until the driver has copied it
-            arguments.pointers[1] = held.address
+            for place, one in enumerate(held, start=1):
+                arguments.pointers[place] = one.address
         launch_described(self.gemm.kernel, self.ctas, description, arguments.address)
 
     def _place(self, stream: int, capturing: bool) -> tuple[int, Any]:
@@ -155,11 +156,11 @@ class GemmLaunch:
         self._places[stream, capturing] = place
         return place
 
-    def _map(self, address: int) -> Any:
+    def _map(self, address: int) -> list[Any]:
         config = self.gemm.config
         _, _, k, lda, *_ = self._numbers
         matrix = Matrix(config.types.a.name, address, rows=self._rows, features=k, stride=lda)
-        made = tensor_map(matrix, config.tile.tile_m // config.tile.cluster)
+        made = [tensor_map(matrix, rows) for rows in self._boxes]
         if len(self._maps) >= _MOST_MAPS:
             self._maps.clear()
         self._maps[address] = made

@@ -163,7 +163,7 @@ def _kernel_row(config: KernelConfig, target: int) -> dict[str, object]:
         "threads": families.threads(config),
         "shared_bytes": families.shared_memory(config),
         "workspace_bytes": families.workspace(config, 1),
-        "tensor_map": str(families.takes_tensor_map(config)).lower(),
+        "boxes": [*families.boxes(config), 0, 0][:2],
         "rounds_weights": str(families.rounds_weights(config)).lower(),
     }
 

@@ -42,7 +42,7 @@ def emit(configs: Iterable[KernelConfig]) -> list[SourceFile]:
     template = templates().get_template("kernel.cu.jinja")
     return [
         SourceFile(
-            f"{config.name}.cu", template.render(kernel=config, tensor_map=families.takes_tensor_map(config))
+            f"{config.name}.cu", template.render(kernel=config, boxes=families.boxes(config))
         )
         for config in dict.fromkeys(configs)
     ]

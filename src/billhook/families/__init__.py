@@ -13,13 +13,13 @@ from .base import unserved
 
 __all__ = [
     "FAMILIES",
+    "boxes",
     "ctas_per_sm",
     "fewest_stages",
     "illegal",
     "rounds_weights",
     "shared_memory",
     "stages_per_cta",
-    "takes_tensor_map",
     "threads",
     "unserved",
     "workspace",
@@ -37,7 +37,7 @@ class Family(Protocol):
     def threads(self, config: KernelConfig) -> int: ...
     def shared_memory(self, config: KernelConfig) -> int: ...
     def rounds_weights(self, config: KernelConfig) -> bool: ...
-    def takes_tensor_map(self, config: KernelConfig) -> bool: ...
+    def boxes(self, config: KernelConfig) -> tuple[int, ...]: ...
 
 
 FAMILIES: dict[str, Family] = {marlin.FAMILY: marlin, machete.FAMILY: machete}
@@ -70,9 +70,9 @@ def rounds_weights(config: KernelConfig) -> bool:
     return FAMILIES[config.family].rounds_weights(config)
 
 
-def takes_tensor_map(config: KernelConfig) -> bool:
-    """Return whether the kernel's second argument is a tensor map of the activations."""
-    return FAMILIES[config.family].takes_tensor_map(config)
+def boxes(config: KernelConfig) -> tuple[int, ...]:
+    """Return the rows of the boxes of each tensor map of A that the kernel takes after its parameters."""
+    return FAMILIES[config.family].boxes(config)
 
 
 def workspace(config: KernelConfig, ctas: int) -> int:

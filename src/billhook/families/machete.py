@@ -22,6 +22,7 @@ _SWIZZLED_BYTES = 128  # of a token's activations: what wgmma reads together
 _MOST_SUMS = {2: 144, 3: 64, 4: 32}  # by consumers: registers of one for float32 sums; all else needs some 80
 _MOST_PINGPONG_SUMS = 96  # beside what tells the consumers their turns
 
+_HALVED_TILE_M = 256  # the last tiles may be of half as many tokens
 _PROMOTED_GROUP = 128  # inputs under one scale that 8-bit activations may have: what a block of them holds
 _MOST_PROMOTED_SUMS = 48  # those of the group beside those of all
 
@@ -58,7 +59,7 @@ def shared_memory(config: KernelConfig) -> int:
     tables = (2 if config.indexed else 0) + (1 if config.types.a.bits == 8 else 0)
     lookup = tile.tile_m * 4 if config.indexed and not config.grouped else 0
     of_consumer = scratch + tables * tile.tile_m * 4
-    rest = lookup + base.BARRIER_BYTES + _WAVES_BYTES
+    rest = lookup + base.BARRIER_BYTES * max(1, len(boxes(config))) + _WAVES_BYTES
     return tile.stages * stage + consumers(config) * of_consumer + rest
 
 
@@ -111,6 +112,9 @@ def rounds_weights(config: KernelConfig) -> bool:
     return config.group_size != -1 and config.types.b != E2M1F and config.types.a.bits == 16
 
 
-def takes_tensor_map(config: KernelConfig) -> bool:
-    """Return whether a tensor map of the activations is the second argument: unless rows are looked up."""
-    return config.grouped or not config.indexed
+def boxes(config: KernelConfig) -> tuple[int, ...]:
+    """Return the rows of A that come at once, by TMA: of a tile, and of half a tile where there are such."""
+    if config.indexed and not config.grouped:
+        return ()
+    rows = config.tile.tile_m // config.tile.cluster
+    return (rows, rows // 2) if config.tile.tile_m == _HALVED_TILE_M else (rows,)

@@ -96,6 +96,6 @@ def scales_sums(config: KernelConfig) -> bool:
     return tile.tile_m <= 16 or (tile.tile_m == 32 and threads(config) <= 256)
 
 
-def takes_tensor_map(config: KernelConfig) -> bool:
-    """Return whether the kernel's second argument is a tensor map of the activations: never."""
-    return False
+def boxes(config: KernelConfig) -> tuple[int, ...]:
+    """Return the rows of A that come at once, by TMA: none do."""
+    return ()

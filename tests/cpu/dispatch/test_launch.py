@@ -176,7 +176,7 @@ def test_allocation_leaves_capture_mode_and_context_as_they_were(driver: Listene
 
 
 @pytest.mark.parametrize(("config", "rows"), [(DENSE, M), (GROUPED, 3 * 256)], ids=str)
-def test_a_tensor_map_spans_the_rows_that_a_kernel_is_given(
+def test_tensor_maps_span_the_rows_that_a_kernel_is_given(
     driver: Listener, monkeypatch: pytest.MonkeyPatch, config: KernelConfig, rows: int
 ) -> None:
     asked: list[tuple[tensor_map.Matrix, int]] = []
@@ -187,23 +187,24 @@ def test_a_tensor_map_spans_the_rows_that_a_kernel_is_given(
 
     monkeypatch.setattr(gemms, "tensor_map", encode)
     start(kernel(config=config), tiles_m=3)
-    assert asked == [(tensor_map.Matrix("bf16", A, rows=rows, features=K, stride=K), 128)]
+    matrix = tensor_map.Matrix("bf16", A, rows=rows, features=K, stride=K)
+    assert asked == [(matrix, 128), (matrix, 64)]  # of a tile, shared by two CTAs, and of half a tile
 
 
 def test_tensor_maps_are_made_once_for_each_address(
     driver: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The kernel's second argument is the map of A, whichever thread or call had the array before."""
-    made: dict[int, tensor_map.TensorMap] = {}
+    """The kernel's further arguments are the maps of A, whichever thread or call had the array before."""
+    made: dict[tuple[int, int], tensor_map.TensorMap] = {}
     sent: list[int | None] = []
 
     def encode(matrix: tensor_map.Matrix, box_rows: int) -> tensor_map.TensorMap:
-        assert matrix.address not in made
-        made[matrix.address] = tensor_map.TensorMap()
-        return made[matrix.address]
+        assert (matrix.address, box_rows) not in made
+        made[matrix.address, box_rows] = tensor_map.TensorMap()
+        return made[matrix.address, box_rows]
 
     def listen(description: Any, function: Any, pointers: int, extra: int) -> tuple[int]:
-        sent.append((ctypes.c_void_p * 2).from_address(pointers)[1])
+        sent.extend((ctypes.c_void_p * 3).from_address(pointers)[1:])
         return (0,)
 
     monkeypatch.setattr(gemms, "tensor_map", encode)
@@ -211,7 +212,7 @@ def test_tensor_maps_are_made_once_for_each_address(
     prepared = prepare(kernel(config=DENSE))
     for address in (A, A + 256, A):
         prepared.start(5, False, a=address, codes=CODES, scales=SCALES, d=D)
-    assert sent == [made[A].address, made[A + 256].address, made[A].address]
+    assert sent == [made[address, rows].address for address in (A, A + 256, A) for rows in (128, 64)]
     assert all(address is not None and address % 64 == 0 for address in sent)
 
 

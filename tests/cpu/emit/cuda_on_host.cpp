@@ -218,9 +218,9 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* fu
   const Kernel* kernel = billhook::kKernels;
   while (billhook::kFunctions[kernel - billhook::kKernels] != function) ++kernel;
   Map map;
-  if (kernel->tensor_map) std::memcpy(&map, arguments[1], sizeof(map));
+  if (kernel->boxes[0]) std::memcpy(&map, arguments[1], sizeof(map));
   const GemmParams& params = argument<GemmParams>(arguments, 0);
-  const bool ran = config->gridDim.x % kernel->cluster == 0 && Gemm(*kernel, params, kernel->tensor_map ? &map : nullptr).run();
+  const bool ran = config->gridDim.x % kernel->cluster == 0 && Gemm(*kernel, params, kernel->boxes[0] ? &map : nullptr).run();
   return ran ? cudaSuccess : cudaErrorInvalidValue;
 }
 

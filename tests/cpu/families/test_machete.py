@@ -23,14 +23,15 @@ def test_the_example_is_legal_and_rounds_group_scaled_weights() -> None:
     assert families.threads(LEGAL) == 384  # two consumers and a producer
     assert families.threads(replace(LEGAL, tile=Tile(48, 256, 128, 4))) == 640
     assert families.threads(replace(LEGAL, tile=Tile(64, 256, 128, 4))) == 384
-    assert families.takes_tensor_map(LEGAL)
-    assert not families.takes_tensor_map(replace(LEGAL, indexed=True))
+    assert families.boxes(LEGAL) == (64,)
+    assert families.boxes(replace(LEGAL, indexed=True)) == ()
 
 
 def test_grouped_rows_are_fetched_as_those_of_dense_layers() -> None:
     grouped = replace(LEGAL, tile=Tile(64, 128, 128, 4, 2), indexed=True, grouped=True)
     assert families.illegal(grouped) is None  # clusters share them
-    assert families.takes_tensor_map(grouped)
+    assert families.boxes(grouped) == (32,)
+    assert families.boxes(replace(LEGAL, tile=Tile(256, 128, 64, 4, 2))) == (128, 64)  # of half a tile, too
     looked_up = replace(grouped, grouped=False)
     table = looked_up.tile.tile_m * 4  # of the rows that are looked up
     assert families.shared_memory(looked_up) == families.shared_memory(grouped) + table

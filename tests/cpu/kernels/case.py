@@ -223,13 +223,14 @@ class Inputs:
         addresses = [arrays[name].ctypes.data if name in arrays else 0 for name in params.POINTERS]
         sizes = (self.rows, case.n, case.k, a.shape[1], ldd, strips, blocks, self.groups, self.top_k)
         values = ctypes.create_string_buffer(params.LAYOUT.pack(*addresses, *sizes, case.shared))
-        tensor_map = model.TensorMap(
-            a.ctypes.data, case.k, len(a), a.strides[0], a.itemsize, tile.tile_m // tile.cluster
-        )
+        maps = [
+            model.TensorMap(a.ctypes.data, case.k, len(a), a.strides[0], a.itemsize, rows)
+            for rows in families.boxes(config)
+        ]
         return model.launch(
             library,
             config.name,
-            (ctypes.c_void_p * 2)(ctypes.addressof(values), ctypes.addressof(tensor_map)),
+            (ctypes.c_void_p * 3)(ctypes.addressof(values), *map(ctypes.addressof, maps)),
             list(arrays.values()),
             grid=(case.grid, 1),
             cluster=(tile.cluster, 1),

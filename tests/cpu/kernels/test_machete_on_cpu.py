@@ -32,6 +32,13 @@ CASES = [
     Case("bf16_u4b8_bf16_bf16_g128_m32n128k64s4_dense", 70, 272, 848, grid=4, shared=True),
     Case("bf16_u4b8_bf16_bf16_g128_m32n128k64s4c2_dense", 32, 272, 1360, grid=6, shared=True),
     Case("bf16_u4b8_bf16_bf16_g128_m16n256k128s4_dense", 9, 272, 1296, grid=3, shared=True),
+    # Halves of tiles: below whole ones, and of tiles that fill no wave.
+    Case("bf16_u4b8_bf16_bf16_g128_m256n128k64s3_dense", 300, 144, 784, grid=2),
+    Case("bf16_u4b8_bf16_bf16_g128_m256n128k64s3_dense", 256, 272, 784, grid=2),
+    Case("bf16_u4b8_bf16_bf16_g128_m256n128k64s4c2_dense", 270, 272, 784, grid=4),
+    Case("bf16_u4b8_bf16_bf16_g128_m256n128k64s3_grouped", 200, 272, 784, grid=4, experts=3),
+    Case("s8_u4b8_bf16_bf16_gch_m256n128k128s3_dense", 300, 144, 1680, grid=2),
+    Case("e4m3fn_u4b8_e4m3fn_bf16_g128_m256n128k128s4_dense", 256, 400, 1680, grid=3),
     # MoE: rows looked up, and rows grouped before.
     Case("bf16_u4b8_bf16_bf16_g128_m16n128k64s4_moe", 30, 144, 208, grid=5, experts=4),
     Case("bf16_u4b8_bf16_bf16_g128_m16n128k64s4_moe", 6, 128, 1424, grid=12, experts=3, shared=True),

@@ -57,9 +57,9 @@ cudaError_t find_resident(const Gpu& gpu, const Kernel& kernel, int32_t* residen
   return cudaSuccess;
 }
 
-// Describes A, whose elements are only moved, to the copy engine: boxes of 128 bytes of features x the tokens that one CTA
-// of a cluster fetches, swizzled as wgmma reads them.
-cudaError_t make_tensor_map(const Kernel& kernel, const GemmParams& params, const Activations& a, CUtensorMap* map) {
+// Describes A, whose elements are only moved, to the copy engine: boxes of 128 bytes of features x the tokens that a CTA
+// fetches at once, swizzled as wgmma reads them.
+cudaError_t make_tensor_map(int32_t box_rows, const GemmParams& params, const Activations& a, CUtensorMap* map) {
   static void* function = nullptr;
   static const cudaError_t found = [] {
     cudaDriverEntryPointQueryResult result;
@@ -70,7 +70,7 @@ cudaError_t make_tensor_map(const Kernel& kernel, const GemmParams& params, cons
   if (found != cudaSuccess) return found;
   const cuuint64_t sizes[] = {static_cast<cuuint64_t>(params.k), static_cast<cuuint64_t>(a.rows)};
   const cuuint64_t strides[] = {static_cast<cuuint64_t>(params.lda) * a.element_bytes};
-  const cuuint32_t box[] = {128u / a.element_bytes, static_cast<cuuint32_t>(kernel.tile_m / kernel.cluster)};
+  const cuuint32_t box[] = {128u / a.element_bytes, static_cast<cuuint32_t>(box_rows)};
   const cuuint32_t steps[] = {1, 1};
   const CUtensorMapDataType type = a.element_bytes == 1 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_UINT16;
   const CUresult result = reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(function)(
@@ -130,10 +130,10 @@ cudaError_t find_grid(const Gpu& gpu, const Kernel& kernel, const GemmParams& pa
 
 cudaError_t launch_gemm(const Gpu& gpu, const Kernel& kernel, const GemmParams& params, const Activations& a, int32_t ctas,
                         cudaStream_t stream) {
-  CUtensorMap map;
-  void* arguments[] = {const_cast<GemmParams*>(&params), &map};  // a kernel reads as many as it has parameters
-  if (kernel.tensor_map)
-    if (const cudaError_t error = make_tensor_map(kernel, params, a, &map)) return error;
+  CUtensorMap maps[2];
+  void* arguments[] = {const_cast<GemmParams*>(&params), &maps[0], &maps[1]};  // a kernel reads as many as it has parameters
+  for (int32_t i = 0; i < 2 && kernel.boxes[i] > 0; ++i)
+    if (const cudaError_t error = make_tensor_map(kernel.boxes[i], params, a, &maps[i])) return error;
   const bool overlaps = gpu.major >= 9 && kTargets[kernel.target].major >= 9;
   return launch(kFunctions[&kernel - kKernels], ctas, kernel.threads, kernel.shared_bytes, overlaps, arguments, stream);
 }

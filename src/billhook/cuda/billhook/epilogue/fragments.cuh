@@ -95,18 +95,21 @@ struct FragmentEpilogue {
   // Takes the sums of a segment.
   __device__ __forceinline__ void store(const Sums& sums, const Segment& at, const Ahead& ahead, const Factors& factors,
                                         const Features& first_features) const {
-    if (at.stage > 0) {
-      hand_over(sums);
-      return;
+    i32 last = waves.worker;
+    if constexpr (C::shares_tiles) {
+      if (at.stage > 0) {
+        hand_over(sums);
+        return;
+      }
+      if (at.count < waves.stages) last = waves.last_owner(at.tile);
     }
-    const i32 last = at.count < waves.stages ? waves.last_owner(at.tile) : waves.worker;
     ptx::sync_some<128>(1 + warpgroup);  // none reads any more what the tile before left
     if constexpr (C::tables > 0) {
       keep(ahead, factors);
       ptx::sync_some<128>(1 + warpgroup);
     }
-    if (last > waves.worker) {
-      finish<true, false>(sums, at, ahead.expert, last, first_features);
+    if (C::shares_tiles && last > waves.worker) {
+      finish<C::shares_tiles, false>(sums, at, ahead.expert, last, first_features);
     } else if (ahead.expert >= 0) {
       if (kMayBePlain && !p.global_scales && !p.channel_scales && !p.bias && !p.topk_weights)
         finish<false, true>(sums, at, ahead.expert, last, first_features);

@@ -65,6 +65,10 @@ struct Config {
   static constexpr i32 strips_each = strips / team;      // of a consumer
   static constexpr i32 sums = strips_each * tile_m / 2;  // registers of a consumer
   static constexpr i32 columns = tile_m / 8;  // 8-token columns of the MMA
+  static constexpr bool halves = tile_m == 256 && !gathers;  // the last tiles may be of half as many tokens (Half)
+  static constexpr bool shares_tiles = true;       // workers may
+  static constexpr i32 expert_rows = tile_m;       // a block of so many is of one expert
+  static constexpr bool one_asks = tile_m == 256;  // one producer thread for all kinds of data is enough there; the others' waiting costs 5 %
   static constexpr bool channel_scales = group_size == -1;
   static constexpr bool scale_sums = false;    // group scales multiply the weights, rounded once to 16 bits
   static constexpr bool folds = narrow && bits<Scale> == 8;               // or are part of weights of 8 bits (w4a8)
@@ -93,7 +97,7 @@ struct Config {
   static constexpr i32 lookup_at = tables_at + consumer_warpgroups * tables * tile_m * 4;  // the producer's: rows of A
   static constexpr i32 full_at = lookup_at + (gathers ? tile_m * 4 : 0);
   static constexpr i32 empty_at = full_at + 8 * stages;
-  static constexpr i32 waves_at = full_at + 128;
+  static constexpr i32 waves_at = full_at + (halves ? 256 : 128);  // barriers of halves, too
   static constexpr i32 turns_at = waves_at + 48;  // of consumers that take tiles in turns
   static constexpr i32 shared_bytes = waves_at + 64;
 
@@ -125,14 +129,26 @@ struct Config {
   static_assert(indexed || !grouped, "only the rows of MoE are grouped");
 };
 
-#if __CUDA_ARCH_FEAT_SM90_ALL
+template <class C, i32 stages>
+using HalfConfig = Config<typename C::Activation, typename C::Weight, typename C::Scale, typename C::Output, C::tile_m / 2, C::tile_n,
+                          2 * C::tile_k, stages, C::cluster, false, C::group_size, C::indexed, C::grouped>;
+
+// Tiles of half as many tokens, for whose units stages are twice as deep, in the stages' memory of the whole ones.
 template <class C>
-__device__ __forceinline__ void consume(const GemmParams& p, const Waves& waves, u32 shared, i32 rank) {
+struct Half : HalfConfig<C, C::stages * C::stage_bytes / HalfConfig<C, 2>::stage_bytes> {
+  static constexpr i32 expert_rows = C::tile_m;
+  static constexpr bool halves = false, shares_tiles = false, one_asks = true;
+  static constexpr i32 scratch_at = C::scratch_at, tables_at = C::tables_at;
+  static constexpr i32 full_at = C::full_at + 128, empty_at = full_at + 8 * Half::stages;
+};
+
+#if __CUDA_ARCH_FEAT_SM90_ALL
+template <class C, class Tiles>
+__device__ __forceinline__ void consume(const GemmParams& p, const Waves& waves, u32 shared, i32 rank, Tiles walk) {
   using Weights = typename Choose<C::folds, FoldedWeights<C>, NarrowWeights<C>>::Type;
   using Narrow = typename Choose<C::promotes, PromotingConsumer<C>, NarrowConsumer<C, Weights>>::Type;
   typename Choose<C::narrow, Narrow, Consumer<C>>::Type consumer;
   const FragmentEpilogue<C> epilogue{p, waves, shared, rank};
-  Walk walk{waves};
   Segment at;
   i32 slot = 0, before = 0;
   u32 parity = 0;
@@ -184,17 +200,27 @@ __device__ __forceinline__ void consume(const GemmParams& p, const Waves& waves,
 }
 
 template <class C>
-__device__ __forceinline__ void run(const GemmParams& p, const TensorMap* map = nullptr) {
+__device__ __forceinline__ void init_stages(u32 shared) {
+  for (i32 s = 0; s < C::stages; ++s) {
+    ptx::mbarrier_init(shared + C::full_at + 8 * s, C::gathers ? 1 + 128 : 1);
+    ptx::mbarrier_init(shared + C::empty_at + 8 * s, C::team * 4 * C::cluster);
+  }
+}
+
+// `map`: of the rows of a tile, unless they are looked up; `half_map`: of those of half a tile, where there are such.
+template <class C>
+__device__ __forceinline__ void run(const GemmParams& p, const TensorMap* map = nullptr, const TensorMap* half_map = nullptr) {
   extern __shared__ __align__(1024) char memory[];
   const u32 shared = ptx::shared_address(memory);
-  const i32 rank = C::cluster > 1 ? ptx::cluster_rank() : 0;
+  const i32 rank = C::cluster > 1 ? ptx::uniform(ptx::cluster_rank()) : 0;
 
   ptx::launch_dependents();
   if (threadIdx.x == 0) {
     if constexpr (!C::gathers) ptx::prefetch_tensor_map(map);
-    for (i32 s = 0; s < C::stages; ++s) {
-      ptx::mbarrier_init(shared + C::full_at + 8 * s, C::gathers ? 1 + 128 : 1);
-      ptx::mbarrier_init(shared + C::empty_at + 8 * s, C::team * 4 * C::cluster);
+    init_stages<C>(shared);
+    if constexpr (C::halves) {
+      ptx::prefetch_tensor_map(half_map);
+      init_stages<Half<C>>(shared);
     }
     for (i32 turn = 0; C::pingpong && turn < 2; ++turn) ptx::mbarrier_init(shared + C::turns_at + 8 * turn, 4);
     ptx::fence_barrier_init();
@@ -202,12 +228,12 @@ __device__ __forceinline__ void run(const GemmParams& p, const TensorMap* map = 
   if constexpr (C::indexed) ptx::wait_for_prerequisites();  // which experts to load is not known before
   Waves& waves = *reinterpret_cast<Waves*>(memory + C::waves_at);
   if (threadIdx.x == 0) {
-    const i32 tiles_m = C::indexed ? *p.num_tokens_padded / C::tile_m : (p.m + C::tile_m - 1) / C::tile_m;
+    const i32 rows = C::indexed ? *p.num_tokens_padded : p.m;
     constexpr i32 worker_strips = C::strips * C::cluster;
     const i32 workers = gridDim.x / C::cluster;
-    waves.init(tiles_m, (p.strips + worker_strips - 1) / worker_strips, (p.blocks + C::blocks - 1) / C::blocks, C::tile_m,
-               C::tile_k, C::tile_m * p.k * (bits<typename C::Activation> / 8), p.split_k, workers,
-               workers - 1 - static_cast<i32>(blockIdx.x) / C::cluster);
+    waves.init<C>(rows, (p.strips + worker_strips - 1) / worker_strips, (p.blocks + C::blocks - 1) / C::blocks,
+                  C::tile_m * p.k * (bits<typename C::Activation> / 8), p.split_k, workers,
+                  workers - 1 - static_cast<i32>(blockIdx.x) / C::cluster);
   }
   if constexpr (C::cluster > 1)
     ptx::cluster_sync();
@@ -216,17 +242,25 @@ __device__ __forceinline__ void run(const GemmParams& p, const TensorMap* map = 
 
   if (threadIdx.x >= C::consumer_threads) {
     ptx::give_up_registers<C::producer_registers>();
-    Producer<C> producer{p, map, shared, rank, static_cast<i32>(threadIdx.x) - C::consumer_threads};
+    const i32 thread = static_cast<i32>(threadIdx.x) - C::consumer_threads, warp = ptx::uniform(thread / 32);
+    // Operands of copies are uniform registers: the compiler computes in them only what whole warps do, or all that is left of them.
+    if (!C::gathers && (thread % 32 != 0 || warp >= (C::one_asks ? 1 : 3))) return;
+    Producer<C> producer{p, map, shared, rank, thread, warp};
     producer.run(Walk{waves});
+    if constexpr (C::halves) {
+      producer.drain();
+      Producer<Half<C>>{p, half_map, shared, rank, thread, warp}.run(HalfWalk{waves});
+    }
   } else {
     ptx::take_registers<C::consumer_registers>();
-    consume<C>(p, waves, shared, rank);
+    consume<C>(p, waves, shared, rank, Walk{waves});
+    if constexpr (C::halves) consume<Half<C>>(p, waves, shared, rank, HalfWalk{waves});
   }
   if constexpr (C::cluster > 1) ptx::cluster_sync();  // others may still write here, or arrive at barriers of this CTA
 }
 #elif !defined(__CUDA_ARCH__)
 template <class C>
-__device__ void run(const GemmParams& p, const TensorMap* map = nullptr);  // nvcc's pass for the host looks the name up
+__device__ void run(const GemmParams& p, const TensorMap* map = nullptr, const TensorMap* half_map = nullptr);  // nvcc's pass for the host looks the name up
 #endif
 
 }  // namespace machete

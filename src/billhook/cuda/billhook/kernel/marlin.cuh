@@ -52,6 +52,7 @@ struct Config {
   static constexpr i32 tile_m = tile_m_, tile_n = tile_n_, tile_k = tile_k_, stages = stages_;
   static constexpr i32 group_size = group_size_;  // -1: one scale per output channel
   static constexpr bool indexed = indexed_;  // MoE: rows of A are found through sorted_token_ids
+  static constexpr i32 expert_rows = tile_m;  // a block of so many is of one expert
 
   static constexpr i32 strips = tile_n / kStrip, blocks = tile_k / kStrip;
   static constexpr i32 warps = strips * blocks, threads = 32 * warps;

@@ -16,7 +16,7 @@ namespace billhook {
 // The expert whose weights a tile needs: 0 if dense, -1 if the block is to be skipped.
 template <class C>
 __device__ __forceinline__ i32 expert_of(const GemmParams& p, i32 tile_m) {
-  return C::indexed ? p.expert_ids[tile_m] : 0;
+  return C::indexed ? p.expert_ids[tile_m / (C::expert_rows / C::tile_m)] : 0;
 }
 
 // The row of D at row `row` of a tile; from m on: there is none.

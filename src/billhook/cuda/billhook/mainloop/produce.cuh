@@ -25,7 +25,7 @@ struct Producer {
   const GemmParams& p;
   const void* map;  // tensor map of A; null where rows are gathered
   const u32 shared;
-  const i32 rank, thread;  // of this CTA in its cluster, of this thread in the warpgroup
+  const i32 rank, thread, warp;  // of this CTA in its cluster; of this thread in the warpgroup, and its warp there
   Segment at;
   i32 expert;  // of the tile
   i32 slot = 0;
@@ -33,27 +33,31 @@ struct Producer {
 
   // Fills the stages of all segments. Weights do not depend on the kernel before: where a warp asks for them alone, it does not
   // wait for that.
-  __device__ __forceinline__ void run(Walk walk) {
+  template <class Tiles>
+  __device__ __forceinline__ void run(Tiles walk) {
     if constexpr (C::gathers) {
       gather_all(walk);
-    } else if constexpr (kOneThread) {
-      if (thread != 0) return;
+    } else if constexpr (C::one_asks) {
       ptx::wait_for_prerequisites();
       each_tile(walk, [&] { each_stage(Codes(*this), Rows(*this), Activations{*this}); });
-    } else if (thread == 0) {
+    } else if (warp == 0) {
       each_tile(walk, [&] { each_stage(Codes(*this)); });
-    } else if (kHasRows && thread == 32) {
-      each_tile(walk, [&] { each_stage(Rows(*this)); });
-    } else if (thread == 64) {
+    } else if (warp == 1) {
+      if constexpr (kHasRows) each_tile(walk, [&] { each_stage(Rows(*this)); });
+    } else {
       ptx::wait_for_prerequisites();
       each_tile(walk, [&] { each_stage(Activations{*this}); });
     }
   }
 
+  // Waits until all stages have been multiplied.
+  __device__ __forceinline__ void drain() {
+    for (i32 s = 0; s < C::stages; ++s, next_slot()) wait_empty();
+  }
+
  private:
   static constexpr u32 kActivationBytes = C::gathers ? 0 : C::codes_at;  // that come by TMA
   static constexpr bool kHasRows = !C::channel_scales || has_zeros<Weight>;
-  static constexpr bool kOneThread = C::tile_m == 256;  // is enough there, and the others' waiting would cost 5 % and more
 
   __device__ __forceinline__ u32 full() const { return shared + C::full_at + 8 * slot; }
   __device__ __forceinline__ u32 stage() const { return shared + slot * C::stage_bytes; }
@@ -67,8 +71,8 @@ struct Producer {
   }
 
   // Calls `work` for each segment. The expert of the next one is looked up meanwhile.
-  template <class Work>
-  __device__ __forceinline__ void each_tile(Walk walk, Work work) {
+  template <class Tiles, class Work>
+  __device__ __forceinline__ void each_tile(Tiles walk, Work work) {
     Segment next;
     if (!walk.next(next)) return;
     i32 next_expert = expert_of<C>(p, next.tile_m);
@@ -204,7 +208,8 @@ struct Producer {
     }
   };
 
-  __device__ __forceinline__ void gather_all(Walk walk) {
+  template <class Tiles>
+  __device__ __forceinline__ void gather_all(Tiles walk) {
     constexpr i32 barrier = 1 + C::consumer_warpgroups;
     Segment next;
     if (!walk.next(next)) return;

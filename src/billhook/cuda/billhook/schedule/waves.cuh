@@ -7,6 +7,9 @@
 // share of it. Where tiles are few, some workers take none: no more share a tile than make it faster. A tile whose stages fall
 // to several workers is summed from their parts in a fixed order, so a result depends on the shape and the grid, not on timing.
 //
+// Kernels of wide tiles can compute halves of them, of half as many tokens, where that takes less time: of the tiles that do not
+// fill a wave, and at the end of m, where half a tile holds the rows that are left. Halves come last, in waves too.
+//
 // Tiles are numbered in bands of a few along m, whose activations fit in L2 beside the weights that pass by; within a band m
 // varies fastest, so that neighbours share weights.
 // Source: Osama et al., "Stream-K", PPoPP 2023, section 5.2 (data-parallel and two-tile stream-K).
@@ -17,7 +20,7 @@ namespace billhook {
 
 // Some stages of a tile: all of them, or those that fall to a worker.
 struct Segment {
-  i32 tile_m, tile_n, tile;
+  i32 tile_m, tile_n, tile;  // along m in tiles, or in halves
   i32 stage, count;  // the first one, and how many
 };
 
@@ -29,31 +32,42 @@ struct Waves {
   static constexpr i32 kLineLoss = 16;
   static __device__ __forceinline__ i32 part_columns(i32 tile_m) { return tile_m > 96 ? 1300 : tile_m > 32 ? 780 : 256; }
   static __device__ __forceinline__ i32 more_columns(i32 tile_m) { return tile_m > 32 ? 256 : tile_m > 16 ? 200 : 100; }
+  // A half takes half the time of a tile and that of some columns more, which 8-bit ones pass in half the time.
+  static constexpr i32 kHalfColumns = 380, kHalfColumns8 = 800;
   static constexpr i32 kBandBytes = 12 << 20;  // of activations
 
   i32 tiles_m, tiles_n, stages;  // stages of one tile
   i32 band;                      // tiles along m
-  i32 workers, worker;
-  i32 line_tiles;  // at the beginning, that workers may share
+  i32 grid, workers, worker;     // all workers, those that take tiles or parts of them, and this one
+  i32 line_tiles;   // at the beginning, that workers may share
+  i32 whole_tiles;  // up to here they are computed whole, or shared
+  i32 halves;       // of the tiles from there on, and below the last ones
 
-  // `tile_m`, `tile_k`: tokens of a tile, columns of a stage; `tile_bytes`: activations of a tile along m; `split`: whether workers
-  // may share tiles.
-  __device__ __forceinline__ void init(i32 tiles_m_, i32 tiles_n_, i32 stages_, i32 tile_m, i32 tile_k, i32 tile_bytes, bool split,
-                                       i32 workers_, i32 worker_) {
-    tiles_m = tiles_m_, tiles_n = tiles_n_, stages = stages_, workers = workers_, worker = worker_;
-    const i32 tiles = tiles_m * tiles_n, more = more_columns(tile_m);
-    const i64 k = static_cast<i64>(stages) * tile_k;
-    // The time of a tile of w workers, k / w + w more, is least at w^2 = k / more.
-    i32 sharing = 1;
-    while ((sharing + 1) * (sharing + 1) * more <= k) ++sharing;
-    workers = min(workers, max(tiles, 1) * sharing);
-    const i32 rest = tiles % workers, on_line = tiles < workers ? tiles : rest + workers;
-    const i32 part = part_columns(tile_m) + (tiles < workers ? more * (workers - tiles) / max(tiles, 1) : 0);
-    // A wave that is not full leaves the time of (workers - rest) tiles unused.
-    const bool pays = split && rest > 0 && (workers - rest) * k > static_cast<i64>(workers) * part + on_line * k / kLineLoss;
-    line_tiles = pays ? on_line : 0;
+  // `rows`: of A; `tile_bytes`: activations of a tile along m; `split`: whether workers may share tiles.
+  template <class C>
+  __device__ __forceinline__ void init(i32 rows, i32 tiles_n_, i32 stages_, i32 tile_bytes, bool split, i32 grid_, i32 worker_) {
+    tiles_n = tiles_n_, stages = stages_, grid = grid_, worker = worker_;
+    tiles_m = (rows + C::tile_m - 1) / C::tile_m;
+    whole_tiles = tiles_m * tiles_n, halves = 0;
+    i64 least = deal<C>(split);
+    if constexpr (C::halves) {
+      // Halves at the end of m alone, or of the tiles that do not fill a wave, too.
+      const i32 full = rows / (C::tile_m / 2) / 2 + (rows % C::tile_m > C::tile_m / 2), below = (tiles_m - full) * tiles_n;
+      const i32 tiles = full * tiles_n, left = tiles % grid;
+      consider<C>(least, tiles, below, split);
+      consider<C>(least, tiles - left, below + 2 * left, split);
+      if (halves > 0) tiles_m = full;
+    }
     const i32 bands = min(tiles_m, static_cast<i32>(static_cast<i64>(tiles_m) * tile_bytes / kBandBytes) + 1);
     band = bands > 0 ? (tiles_m + bands - 1) / bands : 1;
+  }
+
+  // Where a tile is.
+  __device__ __forceinline__ void place(Segment& s) const {
+    const i32 first = s.tile / (band * tiles_n) * band, rest = s.tile - first * tiles_n;
+    const i32 height = min(band, tiles_m - first);
+    s.tile_m = first + rest % height;
+    s.tile_n = rest / height;
   }
 
   // Where a worker's share of the line begins, in stages; the first ones have one more.
@@ -68,9 +82,41 @@ struct Waves {
     const i32 unit = (of_tile + 1) * stages - 1, in_longer = extra * (share + 1);
     return unit < in_longer ? unit / (share + 1) : extra + (unit - in_longer) / share;
   }
+
+ private:
+  // Deals out the whole tiles, some of them shared if that is faster. Returns their time, in columns of k.
+  template <class C>
+  __device__ __forceinline__ i64 deal(bool split) {
+    const i32 tiles = whole_tiles, more = more_columns(C::tile_m);
+    const i64 k = static_cast<i64>(stages) * C::tile_k;
+    // The time of a tile of w workers, k / w + w more, is least at w^2 = k / more.
+    i32 sharing = 1;
+    while ((sharing + 1) * (sharing + 1) * more <= k) ++sharing;
+    workers = min(grid, max(tiles, 1) * sharing);
+    const i32 rest = tiles % workers, on_line = tiles < workers ? tiles : rest + workers;
+    const i32 part = part_columns(C::tile_m) + (tiles < workers ? more * (workers - tiles) / max(tiles, 1) : 0);
+    // A wave that is not full leaves the time of (workers - rest) tiles unused.
+    const i64 cost = static_cast<i64>(workers) * part + on_line * k / kLineLoss;
+    const bool pays = split && rest > 0 && (workers - rest) * k > cost;
+    line_tiles = pays ? on_line : 0;
+    return pays ? (tiles * k + cost) / workers : (tiles + workers - 1) / workers * k;
+  }
+
+  // Takes these whole tiles and halves if they take less time.
+  template <class C>
+  __device__ __forceinline__ void consider(i64& least, i32 tiles, i32 count, bool split) {
+    const Waves before = *this;
+    whole_tiles = tiles, halves = count;
+    const i64 half = static_cast<i64>(stages) * C::tile_k / 2 + (C::narrow ? kHalfColumns8 : kHalfColumns);
+    const i64 time = deal<C>(split) + (count + grid - 1) / grid * half;
+    if (time < least)
+      least = time;
+    else
+      *this = before;
+  }
 };
 
-// The segments of a worker, one after another.
+// The segments of a worker, one after another, but for halves.
 struct Walk {
   const Waves& waves;
   i32 at = waves.begin(waves.worker);  // on the line: next stage
@@ -79,7 +125,7 @@ struct Walk {
 
   // Steps to the next segment; false if there is none.
   __device__ __forceinline__ bool next(Segment& s) {
-    const i32 stages = waves.stages, tiles_n = waves.tiles_n;
+    const i32 stages = waves.stages;
     s.tile = tile, s.stage = 0, s.count = stages;
     if (left > 0) {
       s.tile = at / stages;
@@ -88,13 +134,30 @@ struct Walk {
       at += s.count;
       left -= s.count;
     } else {
-      if (tile >= waves.tiles_m * tiles_n) return false;
+      if (tile >= waves.whole_tiles) return false;
       tile += waves.workers;
     }
-    const i32 first = s.tile / (waves.band * tiles_n) * waves.band, rest = s.tile - first * tiles_n;
-    const i32 height = min(waves.band, waves.tiles_m - first);
-    s.tile_m = first + rest % height;
-    s.tile_n = rest / height;
+    waves.place(s);
+    return true;
+  }
+};
+
+// The halves of a worker, whose stages are twice as deep. Neighbours are those of one tile, which share weights.
+struct HalfWalk {
+  const Waves& waves;
+  i32 half = waves.worker;
+
+  __device__ __forceinline__ bool next(Segment& s) {
+    if (half >= waves.halves) return false;
+    s.tile = waves.whole_tiles + half / 2, s.stage = 0, s.count = (waves.stages + 1) / 2;
+    if (s.tile < waves.tiles_m * waves.tiles_n) {
+      waves.place(s);
+      s.tile_m = s.tile_m * 2 + half % 2;
+    } else {
+      s.tile_m = waves.tiles_m * 2;
+      s.tile_n = half - (waves.tiles_m * waves.tiles_n - waves.whole_tiles) * 2;
+    }
+    half += waves.grid;
     return true;
   }
 };

@@ -1,0 +1,44 @@
+// Reads problems from standard input and writes which part of which tile each worker computes, as schedule/waves.cuh deals them
+// out: a line `worker tile_m tile_n stage count half` for each, and an empty line behind each problem.
+#include <algorithm>
+#include <cstdio>
+
+#define __device__
+#define __forceinline__ inline
+using std::max;
+using std::min;
+#include "billhook/schedule/waves.cuh"
+
+using namespace billhook;
+
+template <i32 tile_m_, i32 tile_k_, bool halves_, bool narrow_>
+struct Config {
+  static constexpr i32 tile_m = tile_m_, tile_k = tile_k_;
+  static constexpr bool halves = halves_, narrow = narrow_;
+};
+
+template <class Tiles>
+void list(Tiles walk, i32 worker, bool half) {
+  for (Segment s; walk.next(s);)
+    std::printf("%d %d %d %d %d %d %d\n", worker, s.tile_m, s.tile_n, s.stage, s.count, half, s.tile);
+}
+
+template <class C>
+void deal(i32 rows, i32 tiles_n, i32 stages, i32 tile_bytes, bool split, i32 grid) {
+  for (i32 worker = 0; worker < grid; ++worker) {
+    Waves waves;
+    waves.init<C>(rows, tiles_n, stages, tile_bytes, split, grid, worker);
+    list(Walk{waves}, worker, false);
+    if constexpr (C::halves) list(HalfWalk{waves}, worker, true);
+  }
+  std::printf("\n");
+}
+
+int main() {
+  i32 kind, rows, tiles_n, stages, tile_bytes, split, grid;
+  while (std::scanf("%d %d %d %d %d %d %d", &kind, &rows, &tiles_n, &stages, &tile_bytes, &split, &grid) == 7) {
+    if (kind == 0) deal<Config<64, 128, false, false>>(rows, tiles_n, stages, tile_bytes, split, grid);
+    if (kind == 1) deal<Config<256, 64, true, false>>(rows, tiles_n, stages, tile_bytes, split, grid);
+    if (kind == 2) deal<Config<256, 128, true, true>>(rows, tiles_n, stages, tile_bytes, split, grid);
+  }
+}
