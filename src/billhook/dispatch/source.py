@@ -99,8 +99,8 @@ class BundleSource:
             raise UnsupportedError(
                 f"bundle {self.bundle.folder} has no kernel for n={problem.n} k={problem.k} "
                 f"group_size={problem.group_size} {problem.types} num_experts={problem.num_experts} "
-                f"top_k={problem.top_k} on a GPU of {capability[0]}.{capability[1]}; build it for that, "
-                "or call use_bundle(None) to compile on first use"
+                f"top_k={problem.top_k} on a GPU of {capability[0]}.{capability[1]}; build it for that "
+                "(--unfused for models of billhook.load), or call use_bundle(None) to compile on first use"
             )
         nearest = max(entries, key=lambda entry: archs.parse(entry.arch))
         chosen = self.configs[nearest.kernel(problem.m)]

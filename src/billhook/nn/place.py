@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ class Placer:
         self._rename = _RENAMED.get(model.config.model_type, ("", ""))
         self._stacked: Counter[str] = Counter()  # parts placed, by parameter
         self._narrow = narrow
+        self._top_k = getattr(model.config, "num_experts_per_tok", 1)
         self.kept_wide: Counter[str] = Counter()  # inputs that stay in 16 bits nevertheless, by reason
 
     def fill_buffers(self) -> None:
@@ -116,7 +118,7 @@ class Placer:
             )
         for projection, layer in (("w13", w13), ("w2", w2)):
             _check_bias(f"{name}.{projection}", getattr(found, "has_bias", False), layer)
-        asked, other = self._choose_activations(w13, w2)
+        asked, other = self._choose_activations(w13, w2, top_ks=(self._top_k, 1))
         both = [one.input_scales for one in (w13, w2)]
         first, second = (None if one is None else float(one.max()) for one in both)
         narrow = asked is not None and asked == other
@@ -132,14 +134,19 @@ class Placer:
         )
         self._model.set_submodule(self._own(name), experts)
 
-    def _choose_activations(self, *layers: Layer) -> list[torch.dtype | None]:
+    def _choose_activations(self, *layers: Layer, top_ks: Sequence[int] = (1,)) -> list[torch.dtype | None]:
         """Return the types that the inputs of a layer, or of the two of its experts, are quantized to.
+
+        Args:
+            layers: The layer, or both of its experts.
+            top_ks: Experts that each row of their inputs visits.
 
         Raises:
             UnsupportedError: No kernel serves a weight that is multiplied by such inputs alone.
         """
         chosen = [
-            choose_activations(one.stored, self._narrow, partial(_why_unserved, one.weight)) for one in layers
+            choose_activations(one.stored, self._narrow, partial(_why_unserved, one.weight, top_k))
+            for one, top_k in zip(layers, top_ks, strict=True)
         ]
         chosen = agree([one.stored for one in layers], chosen)
         self.kept_wide.update(one.why_wide for one in chosen if one.why_wide)
@@ -232,8 +239,8 @@ class Placer:
         return own.endswith(_NEEDLESS) or any(re.search(pattern, own) for pattern in patterns)
 
 
-def _why_unserved(weight: PackedWeight, activations: DType) -> str | None:
-    return why_unserved(weight, NARROW_DTYPES[activations])
+def _why_unserved(weight: PackedWeight, top_k: int, activations: DType) -> str | None:
+    return why_unserved(weight, NARROW_DTYPES[activations], top_k)
 
 
 def _check_bias(name: str, wanted: bool, layer: Layer) -> None:

@@ -217,12 +217,13 @@ def moe_block_m(
     return kernels().choose(_request(weight, kind, tokens, top_k)).tile.tile_m
 
 
-def why_unserved(weight: PackedWeight, dtype: torch.dtype) -> str | None:
+def why_unserved(weight: PackedWeight, dtype: torch.dtype, top_k: int = 1) -> str | None:
     """Return why no kernel multiplies a weight by activations of a type on its device; None if one does.
 
     Args:
         weight: A packed weight.
         dtype: Type of the activations.
+        top_k: Experts that each row visits, which bundles tell apart; of a dense weight it is not looked at.
     """
     kind = find_kind(weight.format, dtype, weight.scales.dtype)
     if kind is None:
@@ -230,7 +231,7 @@ def why_unserved(weight: PackedWeight, dtype: torch.dtype) -> str | None:
     if weight.device.type != "cuda":
         return None
     try:
-        kernels().choose(_request(weight, kind, 1, min(weight.num_experts, 1)))
+        kernels().choose(_request(weight, kind, 1, top_k if weight.num_experts else 0))
     except UnsupportedError as error:
         return str(error)
     return None

@@ -121,6 +121,6 @@ def test_what_cannot_be_folded_is_refused(checkpoint: Path, tmp_path: Path) -> N
 def test_folded_layers_that_no_kernel_serves_are_refused(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(place, "why_unserved", lambda weight, dtype: "9.0a alone folds scales")
+    monkeypatch.setattr(place, "why_unserved", lambda *asked: "9.0a alone folds scales")
     with pytest.raises(UnsupportedError, match=r"9\.0a alone"):
         billhook.load(checkpoint, "cpu", narrow_activations="folded")

@@ -144,7 +144,7 @@ def test_scales_of_every_part_are_packed(tmp_path: Path) -> None:
 
 def test_layers_that_no_kernel_serves_stay_wide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written.write(tmp_path, models.build(models.LLAMA), written.FP8)
-    monkeypatch.setattr(place, "why_unserved", lambda weight, dtype: "e4m3fn activations need SM89")
+    monkeypatch.setattr(place, "why_unserved", lambda *asked: "e4m3fn activations need SM89")
     with pytest.warns(
         UserWarning, match="activations of 14 GEMMs stay in 16 bits: e4m3fn activations need SM89"
     ):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,14 +21,14 @@ import billhook  # noqa: E402
 from billhook.arch import Arch  # noqa: E402
 from billhook.checkpoint import pack_checkpoint  # noqa: E402
 from billhook.config import Problem  # noqa: E402
-from billhook.dispatch.source import Compiler  # noqa: E402
+from billhook.dispatch.source import BundleSource, Compiler, Source  # noqa: E402
 from billhook.driver import native_arch  # noqa: E402
 from billhook.errors import UnsupportedError  # noqa: E402
 from billhook.models import load_model  # noqa: E402
 from billhook.nn import QuantLinear, QuantMoE, place  # noqa: E402
 from billhook.ops import PackedWeight  # noqa: E402
 from billhook.ops.kinds import find_kind  # noqa: E402
-from billhook.plan import make_plan  # noqa: E402
+from billhook.plan import Plan, make_plan  # noqa: E402
 
 COMMON = {"vocab_size": 32, "num_hidden_layers": 2}
 DENSE = LLAMA | COMMON | {"model_type": "llama"}
@@ -81,22 +81,23 @@ def mixed(config: dict[str, Any]) -> tuple[dict[str, Any], encoded.Encode]:
     return compressed("pack-quantized") | {"config_groups": groups}, encode
 
 
-def ask_for(capability: tuple[int, int]) -> Callable[[PackedWeight, Any], str | None]:
-    """Return `why_unserved` of a GPU that this machine need not have."""
+def ask(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], source: Source | None = None) -> None:
+    """Let loading ask for kernels of a GPU that this machine need not have; they are compiled if None."""
 
-    def why_unserved(weight: PackedWeight, dtype: Any) -> str | None:
+    def why_unserved(weight: PackedWeight, dtype: Any, top_k: int) -> str | None:
         kind = find_kind(weight.format, dtype, weight.scales.dtype)
         if kind is None:
             return "there is no such kind"
         experts = weight.num_experts
-        problem = Problem(1, weight.n, weight.k, kind.types, weight.group_size, experts, min(experts, 1))
+        top_k = top_k if experts else 0
+        problem = Problem(1, weight.n, weight.k, kind.types, weight.group_size, experts, top_k)
         try:
-            Compiler().choose(problem, capability, 0)
+            (source or Compiler()).choose(problem, capability, 0)
         except UnsupportedError as error:
             return str(error)
         return None
 
-    return why_unserved
+    monkeypatch.setattr(place, "why_unserved", why_unserved)
 
 
 def asked_by(model: Any, top_k: int) -> Asked:
@@ -118,9 +119,12 @@ def asked_by(model: Any, top_k: int) -> Asked:
     return found
 
 
+def plan_for(folder: Path, arch: Arch, narrow: Any) -> Plan:
+    return make_plan([load_model(folder)], [arch], 64, narrow_activations=narrow, fused=False)
+
+
 def planned_for(folder: Path, arch: Arch, narrow: Any) -> Asked:
-    plan = make_plan([load_model(folder)], [arch], 64, narrow_activations=narrow, fused=False)
-    return {entry.key for entry in plan.dispatch}
+    return {entry.key for entry in plan_for(folder, arch, narrow).dispatch}
 
 
 @capabilities
@@ -142,7 +146,7 @@ def test_a_plan_holds_what_a_loaded_model_asks_for(  # noqa: PLR0917 - one for e
 ) -> None:
     section, encode = {"w4a8": W4A8, "mixed": mixed(config)}.get(name) or ALL[name][1:]
     folder = write(tmp_path / "in", config, section, encode)
-    monkeypatch.setattr(place, "why_unserved", ask_for(capability))
+    ask(monkeypatch, capability)
     asked = asked_by(billhook.load(folder, "cpu", narrow_activations=narrow), 2)
     assert asked == planned_for(folder, native_arch(capability), narrow)
     eight = {key for key in asked if key[2].startswith(("e4m3fn_", "s8_"))}
@@ -166,13 +170,27 @@ def test_folded_scales_are_planned_on_the_way_and_beforehand(
 ) -> None:
     folder, arch = write(tmp_path / "in", config, *W4A8), native_arch((9, 0))
     pack_checkpoint(folder, tmp_path / "packed", fold=True)
-    monkeypatch.setattr(place, "why_unserved", ask_for((9, 0)))
+    ask(monkeypatch, (9, 0))
     on_the_way = asked_by(billhook.load(folder, "cpu", narrow_activations="folded"), 2)
     beforehand = asked_by(billhook.load(tmp_path / "packed", "cpu"), 2)
     assert {key[2] for key in on_the_way} == {"e4m3fn_u4b8_e4m3fn_bf16"}
     assert on_the_way == beforehand == planned_for(folder, arch, "folded")
     assert on_the_way == planned_for(tmp_path / "packed", arch, False)
     assert on_the_way == planned_for(tmp_path / "packed", arch, "folded")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("config", [DENSE, EXPERTS], ids=lambda one: one["model_type"])
+@pytest.mark.parametrize("narrow", [True, "folded"])
+def test_loading_finds_its_kernels_in_a_bundle(
+    config: dict[str, Any], narrow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write(tmp_path / "in", config, *W4A8)
+    plan = plan_for(folder, native_arch((9, 0)), narrow)
+    bundle: Any = SimpleNamespace(plan=plan, folder=tmp_path / "bundle")
+    ask(monkeypatch, (9, 0), BundleSource(bundle))
+    asked = asked_by(billhook.load(folder, "cpu", narrow_activations=narrow), 2)
+    assert asked == {entry.key for entry in plan.dispatch}
 
 
 @pytest.mark.parametrize(
@@ -188,7 +206,7 @@ def test_what_cannot_be_loaded_folded_cannot_be_planned_so(
     form: Any, capability: tuple[int, int], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write(tmp_path / "in", DENSE, *form)
-    monkeypatch.setattr(place, "why_unserved", ask_for(capability))
+    ask(monkeypatch, capability)
     with pytest.raises(UnsupportedError, match=words):
         billhook.load(folder, "cpu", narrow_activations="folded")
     with pytest.raises(UnsupportedError, match=words):
