@@ -20,7 +20,7 @@ from ..dispatch.gemm import GemmLaunch
 from ..dispatch.loader import GemmKernel
 from ..dispatch.provider import Request, kernels
 from ..dispatch.routing import capacity
-from ..errors import InputError
+from ..errors import InputError, WeightError
 from ..families import unserved
 from . import checks
 from .arguments import Gemm, MoeGemm, MoeGemmTopk
@@ -85,25 +85,32 @@ class Call:
         Args:
             arguments: Of the kind that this was prepared for.
             out: D.
+
+        Raises:
+            WeightError: The weight is misaligned.
         """
         if self._clears:
             out.zero_()
         prepared = self._launch
         if prepared is None:
             return
-        a = arguments[0]
+        a, codes, scales = arguments[0], arguments[1].data_ptr(), arguments[2].data_ptr()
         others: dict[str, int] = {}
         if len(arguments) > _REQUIRED:
             rest = zip(self._others, arguments[_REQUIRED:], strict=False)
             others = {name: one.data_ptr() for name, one in rest if isinstance(one, torch.Tensor)}
+        if (codes | scales | others.get("zeros", 0)) % _ALIGNMENT:
+            raise WeightError(
+                f"codes, scales and zeros of weights must be {_ALIGNMENT}-byte aligned; use .clone()"
+            )
         if self._groups:
             a = _group(MoeGemm(*arguments), self._blocks)
         prepared.start(
             current_stream(self._device),
             torch.cuda.is_current_stream_capturing(),
             a=a.data_ptr(),
-            codes=arguments[1].data_ptr(),
-            scales=arguments[2].data_ptr(),
+            codes=codes,
+            scales=scales,
             d=out.data_ptr(),
             **others,
         )

@@ -179,6 +179,28 @@ def test_optional_tensors_and_outputs_are_checked_by_their_own_kind(kernels: Lis
     assert len(kernels.launched) == 1
 
 
+@pytest.mark.parametrize("name", ["codes", "scales", "zeros"])
+def test_a_misaligned_weight_is_refused_though_an_aligned_one_was_not(kernels: Listener, name: str) -> None:
+    a, codes, scales, *numbers = dense()
+    tensors = {"codes": codes, "scales": scales, "zeros": scales.clone()}
+    numbers[-1] = "u4"
+    config = DENSE.name.replace("u4b8", "u4")
+
+    def multiply() -> None:
+        held = (tensors["codes"], tensors["scales"], *numbers, tensors["zeros"], None, None, True, config)
+        on_cuda.gemm(a, *held)
+
+    multiply()
+    one = tensors[name]
+    shifted = one.new_empty(one.numel() + 1)[1:].view(one.shape).copy_(one)
+    tensors[name] = shifted
+    with pytest.raises(WeightError, match=r"16-byte aligned; use \.clone\(\)"):
+        multiply()
+    tensors[name] = shifted.clone()
+    multiply()
+    assert len(kernels.launched) == 2
+
+
 def test_a_kernel_that_is_named_must_serve_the_problem(kernels: Listener) -> None:
     for named, words in (
         (GROUPED, "is for MoE layers"),
