@@ -63,7 +63,7 @@ def load(
     else:
         source = open_source(folder, place, dtype or config.dtype, fold=fold)
     model = _build(config, source.dtype)
-    placer = Placer(model, place, narrow)
+    placer = Placer(model, place, source.dtype, narrow)
     placer.fill_buffers()
     for name in source.modules:
         placer.place_module(name, source)

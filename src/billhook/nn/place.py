@@ -44,11 +44,13 @@ class Placer:
     Args:
         model: A transformers model on the meta device.
         device: Where its tensors shall be.
+        dtype: Type of its activations where they have 16 bits.
         narrow: Whether layers quantize their inputs to 8 bits where the checkpoint asks for that.
     """
 
-    def __init__(self, model: Any, device: torch.device, narrow: bool = False) -> None:
+    def __init__(self, model: Any, device: torch.device, dtype: torch.dtype, narrow: bool = False) -> None:
         self._model = model
+        self._dtype = dtype
         self._device = device
         self._rename = _RENAMED.get(model.config.model_type, ("", ""))
         self._stacked: Counter[str] = Counter()  # parts placed, by parameter
@@ -145,12 +147,15 @@ class Placer:
             UnsupportedError: No kernel serves a weight that is multiplied by such inputs alone.
         """
         chosen = [
-            choose_activations(one.stored, self._narrow, partial(_why_unserved, one.weight, top_k))
+            choose_activations(one.stored, self._narrow, partial(self._why_unserved, one.weight, top_k))
             for one, top_k in zip(layers, top_ks, strict=True)
         ]
         chosen = agree([one.stored for one in layers], chosen)
         self.kept_wide.update(one.why_wide for one in chosen if one.why_wide)
         return [None if one.narrow is None else NARROW_DTYPES[one.narrow] for one in chosen]
+
+    def _why_unserved(self, weight: PackedWeight, top_k: int, activations: DType) -> str | None:
+        return why_unserved(weight, NARROW_DTYPES[activations], self._dtype, top_k)
 
     def place_tensor(self, name: str, source: Source) -> None:
         """Put a tensor that is not quantized into its place.
@@ -237,10 +242,6 @@ class Placer:
     def _is_needless(self, own: str) -> bool:
         patterns = getattr(self._model, "_keys_to_ignore_on_load_unexpected", None) or ()
         return own.endswith(_NEEDLESS) or any(re.search(pattern, own) for pattern in patterns)
-
-
-def _why_unserved(weight: PackedWeight, top_k: int, activations: DType) -> str | None:
-    return why_unserved(weight, NARROW_DTYPES[activations], top_k)
 
 
 def _check_bias(name: str, wanted: bool, layer: Layer) -> None:

@@ -217,17 +217,21 @@ def moe_block_m(
     return kernels().choose(_request(weight, kind, tokens, top_k)).tile.tile_m
 
 
-def why_unserved(weight: PackedWeight, dtype: torch.dtype, top_k: int = 1) -> str | None:
+def why_unserved(
+    weight: PackedWeight, dtype: torch.dtype, output_dtype: torch.dtype | None = None, top_k: int = 1
+) -> str | None:
     """Return why no kernel multiplies a weight by activations of a type on its device; None if one does.
 
     Args:
         weight: A packed weight.
         dtype: Type of the activations.
+        output_dtype: Type of the output; the usual one if None.
         top_k: Experts that each row visits, which bundles tell apart; of a dense weight it is not looked at.
     """
-    kind = find_kind(weight.format, dtype, weight.scales.dtype)
+    kind = find_kind(weight.format, dtype, weight.scales.dtype, output_dtype)
     if kind is None:
-        return f"{weight.format} weights are not multiplied by {dtype}"
+        wanted = "" if output_dtype is None else f" for {output_dtype} outputs"
+        return f"{weight.format} weights are not multiplied by {dtype}{wanted}"
     if weight.device.type != "cuda":
         return None
     try:

@@ -28,6 +28,7 @@ from billhook.models import load_model  # noqa: E402
 from billhook.nn import QuantLinear, QuantMoE, place  # noqa: E402
 from billhook.ops import PackedWeight  # noqa: E402
 from billhook.ops.kinds import find_kind  # noqa: E402
+from billhook.ops.tensors import ELEMENTS  # noqa: E402
 from billhook.plan import Plan, make_plan  # noqa: E402
 
 COMMON = {"vocab_size": 32, "num_hidden_layers": 2}
@@ -84,8 +85,8 @@ def mixed(config: dict[str, Any]) -> tuple[dict[str, Any], encoded.Encode]:
 def ask(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], source: Source | None = None) -> None:
     """Let loading ask for kernels of a GPU that this machine need not have; they are compiled if None."""
 
-    def why_unserved(weight: PackedWeight, dtype: Any, top_k: int) -> str | None:
-        kind = find_kind(weight.format, dtype, weight.scales.dtype)
+    def why_unserved(weight: PackedWeight, dtype: Any, output: Any, top_k: int) -> str | None:
+        kind = find_kind(weight.format, dtype, weight.scales.dtype, output)
         if kind is None:
             return "there is no such kind"
         experts = weight.num_experts
@@ -100,12 +101,12 @@ def ask(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], source: So
     monkeypatch.setattr(place, "why_unserved", why_unserved)
 
 
-def asked_by(model: Any, top_k: int) -> Asked:
+def asked_by(model: Any, top_k: int, output: Any = torch.bfloat16) -> Asked:
     """Return the problem classes that a loaded model's layers ask kernels for."""
     found: Asked = set()
 
     def add(packed: Any, top_k: int) -> None:
-        weight, output = packed.weight, torch.bfloat16
+        weight = packed.weight
         kind = find_kind(weight.format, packed.activations or output, weight.scales.dtype, output)
         key = (weight.n, weight.k, "_".join(kind.names), weight.group_size, weight.num_experts, top_k)
         found.add(key)
@@ -119,8 +120,8 @@ def asked_by(model: Any, top_k: int) -> Asked:
     return found
 
 
-def plan_for(folder: Path, arch: Arch, narrow: Any) -> Plan:
-    return make_plan([load_model(folder)], [arch], 64, narrow_activations=narrow, fused=False)
+def plan_for(folder: Path, arch: Arch, narrow: Any, act: Any = None) -> Plan:
+    return make_plan([load_model(folder)], [arch], 64, act=act, narrow_activations=narrow, fused=False)
 
 
 def planned_for(folder: Path, arch: Arch, narrow: Any) -> Asked:
@@ -182,14 +183,15 @@ def test_folded_scales_are_planned_on_the_way_and_beforehand(
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("config", [DENSE, EXPERTS], ids=lambda one: one["model_type"])
 @pytest.mark.parametrize("narrow", [True, "folded"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_loading_finds_its_kernels_in_a_bundle(
-    config: dict[str, Any], narrow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dtype: Any, narrow: Any, config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write(tmp_path / "in", config, *W4A8)
-    plan = plan_for(folder, native_arch((9, 0)), narrow)
+    plan = plan_for(folder, native_arch((9, 0)), narrow, ELEMENTS[dtype])
     bundle: Any = SimpleNamespace(plan=plan, folder=tmp_path / "bundle")
     ask(monkeypatch, (9, 0), BundleSource(bundle))
-    asked = asked_by(billhook.load(folder, "cpu", narrow_activations=narrow), 2)
+    asked = asked_by(billhook.load(folder, "cpu", dtype, narrow_activations=narrow), 2, dtype)
     assert asked == {entry.key for entry in plan.dispatch}
 
 
