@@ -128,9 +128,10 @@ def _check_operands(p: Gemm | MoeGemm) -> None:
         raise WeightError(f"activations must be [m, k] (got shape {tuple(a.shape)}); use .reshape(-1, k)")
     rows, k = a.shape
     between, step = a.stride()
-    if step != 1 or (between * a.itemsize % 16 and rows > 1) or a.data_ptr() % 16:
+    apart = rows < 2 or (between >= k and between * a.itemsize % 16 == 0)
+    if step != 1 or not apart or a.data_ptr() % 16:
         raise WeightError(
-            "activations must have dense rows that begin at multiples of 16 bytes (got shape "
+            "activations must have dense rows of their own that begin at multiples of 16 bytes (got shape "
             f"{tuple(a.shape)}, strides {a.stride()}, address {a.data_ptr():#x}); use .contiguous()"
         )
     if k % 16 or -(-k // 64) != p.codes.shape[kind.block_axis]:

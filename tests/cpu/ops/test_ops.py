@@ -148,6 +148,7 @@ def test_activations_that_do_not_fit_are_refused() -> None:
         (good[0, 0], r"must be \[m, 64\]"),
         (torch.randn(64, 4, dtype=torch.bfloat16).t(), "contiguous"),
         (torch.randn(4, 68, dtype=torch.bfloat16)[:, :64], "multiples of 16 bytes"),
+        (torch.randn(64, dtype=torch.bfloat16).expand(4, 64), "rows of their own"),
         (torch.randn(4 * 64 + 1, dtype=torch.bfloat16)[1:].view(4, 64), "multiples of 16 bytes"),
         (good[0], r"must be \[m, k\] \(got shape \(64,\)\)"),
         (good.reshape(1, 4, 64), r"reshape\(-1, k\)"),
