@@ -11,11 +11,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs torch (a CPU build will do)")
 pytest.importorskip("transformers", minversion="5", reason="needs transformers 5")
 
-import ml_dtypes  # noqa: E402
-import numpy as np  # noqa: E402
 from cpu.checkpoint import encoded  # noqa: E402
-from cpu.checkpoint.encoded import ALL, compressed, module_sizes, packed, write_model  # noqa: E402
-from cpu.checkpoint.written import LLAMA, MOE  # noqa: E402
+from cpu.checkpoint.encoded import ALL, compressed, module_sizes, packed  # noqa: E402
+from cpu.nn.planned import DENSE, DYNAMIC, EXPERTS, INT4, W4A8, write  # noqa: E402
 
 import billhook  # noqa: E402
 from billhook.arch import Arch  # noqa: E402
@@ -31,35 +29,9 @@ from billhook.ops.kinds import find_kind  # noqa: E402
 from billhook.ops.tensors import ELEMENTS  # noqa: E402
 from billhook.plan import Plan, make_plan  # noqa: E402
 
-COMMON = {"vocab_size": 32, "num_hidden_layers": 2}
-DENSE = LLAMA | COMMON | {"model_type": "llama"}
-EXPERTS = MOE | COMMON | {"model_type": "qwen3_moe", "moe_intermediate_size": 256}
-DYNAMIC = {"num_bits": 8, "type": "float", "dynamic": True, "strategy": "token", "symmetric": True}
-INT4: dict[str, Any] = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 128}
-W4A8 = (compressed("pack-quantized", DYNAMIC, **INT4), packed(group=128))
 IN_64 = (compressed("pack-quantized", DYNAMIC, **INT4 | {"group_size": 64}), packed(group=64))
 capabilities = pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0)])
 Asked = set[tuple[Any, ...]]
-
-
-def write(folder: Path, config: dict[str, Any], section: dict[str, Any], encode: encoded.Encode) -> Path:
-    """Write a model that transformers builds: with its norms and routers."""
-    hidden = config["hidden_size"]
-    sizes = {"model.norm": (hidden,)}
-    for index in range(config["num_hidden_layers"]):
-        layer = f"model.layers.{index}"
-        sizes[f"{layer}.post_attention_layernorm"] = (hidden,)
-        if config is EXPERTS:
-            head = hidden // config["num_attention_heads"]
-            sizes |= {f"{layer}.self_attn.{name}_norm": (head,) for name in "qk"}
-            sizes[f"{layer}.mlp.gate"] = (config["num_experts"], hidden)
-
-    def add(tensors: dict[str, encoded.Array]) -> None:
-        tensors |= {f"{name}.weight": np.ones(shape, ml_dtypes.bfloat16) for name, shape in sizes.items()}
-
-    folder.mkdir()
-    write_model(folder, config, section, encode, change=add)
-    return folder
 
 
 def mixed(config: dict[str, Any]) -> tuple[dict[str, Any], encoded.Encode]:
