@@ -120,10 +120,9 @@ class Placer:
             )
         for projection, layer in (("w13", w13), ("w2", w2)):
             _check_bias(f"{name}.{projection}", getattr(found, "has_bias", False), layer)
-        asked, other = self._choose_activations(w13, w2, top_ks=(self._top_k, 1))
+        asked, _ = self._choose_activations(w13, w2, top_ks=(self._top_k, 1))  # of both or of none
         both = [one.input_scales for one in (w13, w2)]
         first, second = (None if one is None else float(one.max()) for one in both)
-        narrow = asked is not None and asked == other
         experts = QuantMoE(
             w13.weight,
             w2.weight,
@@ -131,8 +130,8 @@ class Placer:
             w2.bias,
             activation=experts_activation(found),
             complete=True,
-            activations=asked if narrow else None,
-            input_scales=(first, second) if narrow and first is not None and second is not None else None,
+            activations=asked,
+            input_scales=(first, second) if asked and first is not None and second is not None else None,
         )
         self._model.set_submodule(self._own(name), experts)
 
