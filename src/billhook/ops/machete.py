@@ -7,43 +7,27 @@ A schedule's name chooses a kernel and whether tiles are split; without one the 
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.weak import WeakIdKeyDictionary, WeakIdRef
 
-from ..config import STRIP, GemmTypes, KernelConfig
+from ..config import STRIP
 from ..dispatch.cuda import capability
-from ..dtypes import ALL, U4, U4B8, U8, U8B128, DType
-from ..errors import ArchError, InputError, UnsupportedError, WeightError
+from ..dtypes import DType
+from ..errors import ArchError, InputError, WeightError
 from ..formats import pack
 from ..formats.blocks import count_groups
 from ..formats.elements import rounding
 from ..formats.packed import find_format
-from ..vllm.machete.cutlass import DataType, named
-from ..vllm.machete.plan import load_catalog, type_configs
-from ..vllm.machete.schedules import schedule_kernel, schedules, splits
-from ..vllm.machete.types import TypeConfig, generate_type_option_name, parse_sch_sig
+from .machete_kernels import find_schedule, find_types, find_weight_type, supported_schedules
 from .operators import gemm
 from .packing import pack_weight
 from .tensors import DTYPES, ELEMENTS
 from .weight import PackedWeight
 
-_WEIGHTS = {"uint4": U4, "uint4b8": U4B8, "uint8": U8, "uint8b128": U8B128}  # names of vLLM's scalar types
-_NATIVE = {"e4m3": "e4m3fn"}  # where the documents have another name
 _NEEDED = ("a", "b_q_weight")  # of the tensors
-_OUTPUTS = (DataType.f16, DataType.bf16)
-_ELEMENTS = {
-    None: DataType.void,
-    torch.float16: DataType.f16,
-    torch.bfloat16: DataType.bf16,
-    torch.float32: DataType.f32,
-    torch.int8: DataType.s8,
-    torch.float8_e4m3fn: DataType.e4m3,
-}
 
 
 class _Shape(NamedTuple):
@@ -56,24 +40,22 @@ class _Shape(NamedTuple):
     group_size: int
 
 
-class _Groups(NamedTuple):
-    """Packed scales and zero points, and what they were made from.
+class _Made(NamedTuple):
+    """A weight, and the tensors that it was made from.
 
     Args:
         shape: The weight's.
-        sources: Tensors of scales and zeros, by identity and version; None where there are none.
-        scales: As in `PackedWeight`.
-        zeros: As in `PackedWeight`.
+        sources: Scales and zeros, by identity and version; None where there are none.
+        weight: With packed scales and zero points.
     """
 
     shape: _Shape
     sources: tuple[tuple[WeakIdRef, int] | None, ...]
-    scales: torch.Tensor
-    zeros: torch.Tensor | None
+    weight: PackedWeight
 
 
-# Prepacked weight -> what was last packed beside it: the operator takes scales as checkpoints hold them.
-_packed: WeakIdKeyDictionary = WeakIdKeyDictionary()
+# Prepacked codes -> the weight last made of them: the operator takes scales as checkpoints hold them.
+_made: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 def machete_mm(  # noqa: PLR0917 - the documented signature
@@ -123,22 +105,17 @@ def machete_mm(  # noqa: PLR0917 - the documented signature
         b_channel_scales=b_channel_scales,
         a_token_scales=a_token_scales,
     )
-    weight_type = _weight_type(b_type)
-    types = _documented(
+    native = find_types(
+        str(b_type),
         a.dtype,
-        weight_type,
-        *(None if one is None else one.dtype for one in (b_group_scales, b_group_zeros)),
-        *(None if one is None else one.dtype for one in (b_channel_scales, a_token_scales)),
+        None if b_group_scales is None else b_group_scales.dtype,
+        None if b_group_zeros is None else b_group_zeros.dtype,
+        None if b_channel_scales is None else b_channel_scales.dtype,
+        None if a_token_scales is None else a_token_scales.dtype,
         a.dtype if out_type is None else out_type,
     )
     group_size = -1 if b_group_size is None else b_group_size
-    native = _native(types)
-    if native is None:
-        raise UnsupportedError(
-            f"machete_mm is not implemented for {generate_type_option_name(types)}; implemented:"
-            + "".join(f"\n  {generate_type_option_name(one)}" for one in _implemented())
-        )
-    config, split_k = (None, True) if schedule is None else _find_schedule(schedule, native, group_size)
+    config, split_k = (None, True) if schedule is None else find_schedule(schedule, native, group_size)
     if a.dim() != 2 or a.shape[0] < 1:
         raise InputError(f"activations must be [m, k] with m at least 1 (got {tuple(a.shape)})")
     if a.is_cuda and capability(a.get_device()) != (9, 0):
@@ -147,17 +124,7 @@ def machete_mm(  # noqa: PLR0917 - the documented signature
     features = b_channel_scales if b_group_scales is None else b_group_scales
     n = features.shape[-1] if features is not None and features.dim() else 0
     shape = _Shape(native.b, DTYPES[native.c], n, a.shape[1], group_size)
-    _check_packed(b_q_weight, shape)
-    groups = _find_groups(b_q_weight, b_group_scales, b_group_zeros, shape)
-    weight = PackedWeight(
-        b_q_weight,
-        groups.scales,
-        shape.n,
-        shape.k,
-        group_size,
-        format=native.b.name,
-        zeros=groups.zeros,
-    )
+    weight = _find_weight(b_q_weight, b_group_scales, b_group_zeros, shape)
     return gemm(
         a,
         weight,
@@ -190,17 +157,7 @@ def machete_prepack_B(  # noqa: N802 - the documented name
         UnsupportedError: No kernel has these types.
         WeightError: A wrong dtype or shape.
     """
-    weight = _weight_type(b_type)
-    known = [types for types in _implemented() if types.b is named(weight.name)]
-    if not any(
-        (types.a, types.b_group_scale) == (_ELEMENTS.get(a_type), _ELEMENTS.get(group_scales_type))
-        for types in known
-    ):
-        raise UnsupportedError(
-            f"no machete kernel multiplies {weight} weights with {group_scales_type} scales of groups by "
-            f"{a_type}; implemented:"
-            + "".join(f"\n  {generate_type_option_name(one)}" for one in _implemented())
-        )
+    weight = find_weight_type(str(b_type), a_type, group_scales_type)
     _check_tensors(b_q_weight=b_q_weight)
     if b_q_weight.dtype != torch.int32 or b_q_weight.dim() != 2:
         raise WeightError(
@@ -241,106 +198,14 @@ def machete_supported_schedules(  # noqa: PLR0917 - the documented signature
         token_scales_type: Type of the token scales.
         out_type: Type of D; a's if None.
     """
-    types = _documented(
+    return supported_schedules(
+        str(b_type),
         a_type,
-        _weight_type(b_type),
         group_scales_type,
         group_zeros_type,
         channel_scales_type,
         token_scales_type,
         a_type if out_type is None else out_type,
-    )
-    native = _native(types)
-    if native is None:
-        return []
-    groups = find_format(native.b.name).group_sizes
-    return [name for name in schedules() if any(name in _legal(native, group) for group in groups)]
-
-
-def _weight_type(b_type: object) -> DType:
-    """Return the type of weights that vLLM's scalar type, its name or ours means."""
-    name = str(b_type)
-    found = _WEIGHTS.get(name) or ALL.get(name)
-    if found is None or found not in _WEIGHTS.values():
-        known = ", ".join(f"{long} or {one}" for long, one in _WEIGHTS.items())
-        raise UnsupportedError(f"no machete kernel has weights of type {name}; implemented: {known}")
-    return found
-
-
-def _documented(a: torch.dtype, weight: DType, *others: torch.dtype | None) -> TypeConfig:
-    """Return element types in the documented form.
-
-    Args:
-        a: Activations.
-        weight: Weights.
-        others: Group scales, group zeros, channel scales, token scales, output.
-
-    Raises:
-        UnsupportedError: One is a type that no Machete kernel takes for anything.
-    """
-    wrong = next((one for one in (a, *others) if one not in _ELEMENTS), None)
-    if wrong is not None:
-        known = ", ".join(str(one) for one in _ELEMENTS if one is not None)
-        raise UnsupportedError(f"no machete kernel takes {wrong}; known: {known}")
-    scale, zero, channel, token, out = (_ELEMENTS[one] for one in others)
-    accumulator = DataType.s32 if a == torch.int8 else DataType.f32
-    return TypeConfig(_ELEMENTS[a], named(weight.name), scale, zero, channel, token, out, accumulator)
-
-
-@cache
-def _implemented() -> tuple[TypeConfig, ...]:
-    """Return the documented types that have kernels, in the documented order; then others of bf16 outputs."""
-    documented = [types for one in load_catalog().types for types in type_configs(one)]
-    others = [_with_output(types, DataType.bf16) for types in documented if types.a not in _OUTPUTS]
-    return tuple(types for types in (*documented, *others) if _native(types) is not None)
-
-
-def _with_output(types: TypeConfig, out: DataType) -> TypeConfig:
-    """Return types with another output, and group scales, if there are any, of its type."""
-    scale = types.b_group_scale
-    return replace(types, out=out, b_group_scale=scale if scale is DataType.void else out)
-
-
-@cache
-def _native(types: TypeConfig) -> GemmTypes | None:
-    """Return the types of the kernels that serve documented ones; None if there are none."""
-    a, b, c = (ALL.get(_NATIVE.get(str(one.value), str(one.value))) for one in (types.a, types.b, types.out))
-    if a is None or b is None or c is None:
-        return None
-    native, of_groups, other = GemmTypes(a, b, c, c), [types.out], DataType.void
-    if a.bits == 8:
-        of_groups, other = [types.out, DataType.void], DataType.f32
-    if types.b_group_scale not in of_groups or (types.b_channel_scale, types.a_token_scale) != (other, other):
-        return None
-    zero = types.b_group_scale if native.b.zero_point else DataType.void
-    if types.b_group_zeropoint is not zero or native.b not in _WEIGHTS.values():
-        return None
-    return native if any(_legal(native, group) for group in find_format(native.b.name).group_sizes) else None
-
-
-@cache
-def _legal(types: GemmTypes, group_size: int) -> dict[str, KernelConfig]:
-    """Return the schedules of `schedules` that have a kernel for a format, with that kernel."""
-    kernels = {name: schedule_kernel(one, types, group_size) for name, one in schedules().items()}
-    return {name: config for name, (config, why_not) in kernels.items() if why_not is None}
-
-
-@cache
-def _find_schedule(name: str, types: GemmTypes, group_size: int) -> tuple[KernelConfig, bool]:
-    """Return a schedule's kernel for a format, and whether tiles are split.
-
-    Raises:
-        UnsupportedError: It has none, or is none; the message lists those of the documented tiles that have.
-    """
-    what, schedule = "does not exist", parse_sch_sig(name)
-    if schedule is not None:
-        config, why_not = schedule_kernel(schedule, types, group_size)
-        if why_not is None:
-            return config, splits(schedule)
-        what = f"has no kernel here: {why_not}"
-    raise UnsupportedError(
-        f"schedule {name!r} {what}; for {types} with group_size {group_size} there are: "
-        f"{', '.join(_legal(types, group_size)) or 'none'}"
     )
 
 
@@ -360,43 +225,69 @@ def _check_packed(codes: torch.Tensor, shape: _Shape) -> None:
         )
 
 
-def _find_groups(
-    weight: torch.Tensor, scales: torch.Tensor | None, zeros: torch.Tensor | None, shape: _Shape
-) -> _Groups:
-    """Return packed scales and zero points: those packed beside the weight before, if nothing has changed."""
-    found: _Groups | None = _packed.get(weight)
-    if found is not None and found.shape == shape and found.sources == _sources(scales, zeros):
-        return found
-    if weight.is_cuda and torch.cuda.is_current_stream_capturing():
+def _find_weight(
+    codes: torch.Tensor, scales: torch.Tensor | None, zeros: torch.Tensor | None, shape: _Shape
+) -> PackedWeight:
+    """Return codes with packed scales and zero points: as they were made before, if nothing has changed."""
+    found: _Made | None = _made.get(codes)
+    if (
+        found is not None
+        and found.weight.codes.data_ptr() == codes.data_ptr()
+        and found.shape == shape
+        and all(map(_is_same, found.sources, (scales, zeros)))
+    ):
+        return found.weight
+    if codes.is_cuda and torch.cuda.is_current_stream_capturing():
         raise InputError(
             "scales and zeros are packed by the first machete_mm with them, which waits for the GPU: call it "
             "once before the stream is captured"
         )
-    made = _ones(weight, shape) if scales is None else _pack_groups(scales, zeros, shape)
-    if made.scales.is_cuda:  # kernels request scales before the kernel ahead of them in the stream has ended
-        torch.cuda.current_stream(made.scales.device).synchronize()
-    _packed[weight] = made
-    return made
+    _check_packed(codes, shape)
+    packed, points = _ones(codes, shape) if scales is None else _pack_groups(scales, zeros, shape)
+    weight = PackedWeight(
+        codes.detach(),  # another tensor of the same memory: `codes` itself would keep its own entry alive
+        packed,
+        shape.n,
+        shape.k,
+        shape.group_size,
+        format=shape.weight.name,
+        zeros=points,
+    )
+    if packed.is_cuda:  # kernels request scales before the kernel ahead of them in the stream has ended
+        torch.cuda.current_stream(packed.device).synchronize()
+    _made[codes] = _Made(shape, (_source(scales), _source(zeros)), weight)
+    return weight
 
 
-def _ones(weight: torch.Tensor, shape: _Shape) -> _Groups:
+def _ones(codes: torch.Tensor, shape: _Shape) -> tuple[torch.Tensor, None]:
     """Return packed scales of one: with 8-bit activations float32 scales of the channels do all."""
     if shape.group_size != -1:
         raise WeightError(f"b_group_size must be None or -1 without b_group_scales (got {shape.group_size})")
     packed = pack.scale_shape(shape.n, shape.k, -1)
-    ones = torch.ones(packed, dtype=shape.scales, device=weight.device)
-    return _Groups(shape, _sources(None, None), ones, None)
+    return torch.ones(packed, dtype=shape.scales, device=codes.device), None
 
 
-def _sources(*tensors: torch.Tensor | None) -> tuple[tuple[WeakIdRef, int] | None, ...]:
-    """Return tensors by identity and version; inference tensors have no version."""
-    return tuple(
-        None if one is None else (WeakIdRef(one), 0 if one.is_inference() else one._version)
-        for one in tensors
-    )
+def _source(tensor: torch.Tensor | None) -> tuple[WeakIdRef, int] | None:
+    """Return what tells whether a tensor is the same and has not changed."""
+    return None if tensor is None else (WeakIdRef(tensor), _version(tensor))
 
 
-def _pack_groups(scales: torch.Tensor, zeros: torch.Tensor | None, shape: _Shape) -> _Groups:
+def _is_same(source: tuple[WeakIdRef, int] | None, tensor: torch.Tensor | None) -> bool:
+    if source is None or tensor is None:
+        return source is tensor
+    held, version = source
+    return held() is tensor and version == _version(tensor)
+
+
+def _version(tensor: torch.Tensor) -> int:
+    """Return how often a tensor was written; inference tensors do not tell."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _pack_groups(
+    scales: torch.Tensor, zeros: torch.Tensor | None, shape: _Shape
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return scales and zero points in the packed order."""
     known = find_format(shape.weight.name).group_sizes
     if shape.group_size not in known:
         raise WeightError(f"b_group_size must be None or one of {known} (got {shape.group_size})")
@@ -409,12 +300,7 @@ def _pack_groups(scales: torch.Tensor, zeros: torch.Tensor | None, shape: _Shape
     if not bool(torch.isfinite(scales).all()):
         raise WeightError("b_group_scales must be finite; found NaN or infinity")
     points = None if zeros is None else _zero_points(scales, zeros, shape.weight)
-    return _Groups(
-        shape,
-        _sources(scales, zeros),
-        _order(scales, shape),
-        None if points is None else _order(points, shape),
-    )
+    return _order(scales, shape), None if points is None else _order(points, shape)
 
 
 def _zero_points(scales: torch.Tensor, zeros: torch.Tensor, weight: DType) -> torch.Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from billhook.dtypes import ALL  # noqa: E402
 from billhook.errors import ArchError, InputError, UnsupportedError, WeightError  # noqa: E402
 from billhook.formats.blocks import count_groups  # noqa: E402
 from billhook.ops import machete  # noqa: E402
+from billhook.ops.machete_kernels import find_schedule  # noqa: E402
 
 WEIGHTS = {"u4b8": "uint4b8", "u4": "uint4", "u8b128": "uint8b128", "u8": "uint8"}
 SCHEDULE = "128x128_2x1x1_TmaMI__TmaCoop_streamK"
@@ -106,6 +109,26 @@ def test_scales_are_packed_once_and_again_when_they_change(monkeypatch: pytest.M
     one.zeros = one.zeros.clone()
     one.mm(b, "u4", 64)
     assert count == 3
+
+
+def test_codes_that_moved_are_read_where_they_are() -> None:
+    one, other = Operands("u4b8", torch.float16, 64), Operands("u4b8", torch.float16, 64)
+    other.words = one.words ^ 0x11111111
+    b, moved = one.prepack("u4b8"), other.prepack("u4b8")
+    one.mm(b, "u4b8", 64)
+    want = one.mm(moved, "u4b8", 64)
+    b.data = moved.clone()
+    assert torch.equal(one.mm(b, "u4b8", 64), want)
+
+
+def test_what_was_packed_lives_as_long_as_the_codes() -> None:
+    one = Operands("u4b8", torch.float16, 64)
+    b = one.prepack("u4b8")
+    one.mm(b, "u4b8", 64)
+    made = weakref.ref(machete._made[b].weight)
+    del b
+    gc.collect()
+    assert made() is None
 
 
 def test_every_documented_type_has_every_documented_schedule() -> None:
@@ -238,7 +261,7 @@ def test_a_schedule_chooses_the_kernel_and_whether_tiles_are_split(monkeypatch: 
     for schedule in (None, SCHEDULE, WHOLE, ALONE, ALONE.replace("128x64_2", "192x48_1")):
         one.mm(b, "u4b8", 64, schedule=schedule)
     assert [options["split_k"] for options in asked] == [True, True, False, False, False]
-    kernels = {name: machete._find_schedule(name, types, 64)[0].tile for name in (SCHEDULE, WHOLE, ALONE)}
+    kernels = {name: find_schedule(name, types, 64)[0].tile for name in (SCHEDULE, WHOLE, ALONE)}
     assert kernels[SCHEDULE] == kernels[WHOLE]
     assert [kernels[name].pingpong for name in (WHOLE, ALONE)] == [False, True]
 

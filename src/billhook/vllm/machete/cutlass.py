@@ -95,10 +95,13 @@ UNSIGNED = {4: DataType.u4, 8: DataType.u8}
 """The plain unsigned type of a width: prepacking moves bits and knows no bias."""
 
 
+_NAMED = {str(one.value): one for one in SPELLINGS}
+
+
 def named(name: str) -> AnyType:
     """Return the type with CUTLASS's short name `name`.
 
     Raises:
         KeyError: No type of Machete's has that name.
     """
-    return {one.value: one for one in SPELLINGS}[name]
+    return _NAMED[name]
