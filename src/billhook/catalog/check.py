@@ -9,6 +9,7 @@ from functools import cache
 
 from ..arch import Arch, parse, supported
 from ..config import GemmTypes, KernelConfig
+from ..dtypes import DType
 from ..families import fewest_stages, illegal
 from .coverage import Kind, first_gap, unreachable
 from .entry import Catalog, Shape
@@ -48,8 +49,9 @@ def wrong_rule(catalog: Catalog) -> tuple[int, str] | None:
             )
         if not rule.moe and rule.experts != ANY:
             return position, "has bounds on experts, which only MoE layers have; set moe = true"
-        if rule.activations not in (None, *_widths(catalog)):
-            return position, f"is for {rule.activations}-bit activations, which no format has"
+        wrong_activations = _wrong_activations(rule, catalog)
+        if wrong_activations:
+            return position, wrong_activations
         if catalog.by_name[rule.tile].grouped and not rule.moe:
             return (
                 position,
@@ -70,8 +72,8 @@ def wrong_order(catalog: Catalog) -> tuple[int, str] | None:
     # A rule holds for a capability with and without the suffix `a`: what exists without it must be served
     # without it; what only the suffix adds makes kinds of its own.
     served: dict[Kind, list[_Format]] = {}
-    for moe, bits, arch in itertools.product((False, True), _widths(catalog), _TARGETS):
-        kind = Kind(moe, bits, arch.capability, arch.suffix)
+    for moe, a, arch in itertools.product((False, True), _activations(catalog), _TARGETS):
+        kind = Kind(moe, a, arch.capability, arch.suffix)
         found = _served(catalog, kind, served.get(kind._replace(suffix=""), ()))
         if found:
             served[kind] = found
@@ -92,9 +94,23 @@ def wrong_order(catalog: Catalog) -> tuple[int, str] | None:
     return None
 
 
-def _widths(catalog: Catalog) -> tuple[int, ...]:
-    """Return the bits that activations have in some format, the most first."""
-    return tuple(sorted({types.a.bits for one in catalog.formats for types in one.types()}, reverse=True))
+def _activations(catalog: Catalog) -> tuple[DType, ...]:
+    """Return the types that activations have in some format, in catalog order."""
+    return tuple(dict.fromkeys(types.a for one in catalog.formats for types in one.types()))
+
+
+def _wrong_activations(rule: Rule, catalog: Catalog) -> str | None:
+    known = _activations(catalog)
+    names = [one.name for one in known]
+    if isinstance(rule.activations, int) and rule.activations not in {one.bits for one in known}:
+        return f"is for {rule.activations}-bit activations, which no format has; there are {', '.join(names)}"
+    if rule.activations == ():
+        return "lists no type of activations; leave `activations` out for all"
+    if isinstance(rule.activations, tuple):
+        for name in rule.activations:
+            if name not in names:
+                return f"names the unknown type of activations {name!r}; there are {', '.join(names)}"
+    return None
 
 
 def _words(rule: Rule) -> str:
@@ -103,16 +119,16 @@ def _words(rule: Rule) -> str:
 
 def _configs(catalog: Catalog, shape: Shape) -> Iterator[KernelConfig]:
     """Yield the shape as a kernel of every kind on every target."""
-    for moe, bits, arch in itertools.product((False, True), _widths(catalog), _TARGETS):
-        kind = Kind(moe, bits, arch.capability, arch.suffix)
-        yield from (_kernel(shape, one, kind) for one in _formats(catalog, bits))
+    for moe, a, arch in itertools.product((False, True), _activations(catalog), _TARGETS):
+        kind = Kind(moe, a, arch.capability, arch.suffix)
+        yield from (_kernel(shape, one, kind) for one in _formats(catalog, a))
 
 
-def _formats(catalog: Catalog, bits: int) -> Iterator[_Format]:
-    """Yield the types and group sizes that go with activations of so many bits."""
+def _formats(catalog: Catalog, a: DType) -> Iterator[_Format]:
+    """Yield the types and group sizes that go with activations of a type."""
     for one in catalog.formats:
         for types, group_size in itertools.product(one.types(), one.group_sizes):
-            if types.a.bits == bits:
+            if types.a == a:
                 yield types, group_size
 
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+from ..dtypes import DType
 from .rule import Rule
 
 Box = tuple[tuple[float, float], ...]
@@ -24,19 +25,19 @@ class Kind(NamedTuple):
 
     Args:
         moe: Whether the layer has experts.
-        activations: Bits of the activations.
+        activations: Their element type.
         target: Compute capability.
         suffix: "a" for formats that only code for this very capability has.
     """
 
     moe: bool
-    activations: int
+    activations: DType
     target: tuple[int, int]
     suffix: str = ""
 
     def __str__(self) -> str:
         layers = f"{'MoE' if self.moe else 'dense'} layers on {self.target[0]}.{self.target[1]}{self.suffix}"
-        return layers if self.activations == 16 else f"{layers}, {self.activations}-bit activations,"
+        return f"{layers}, {self.activations} activations,"
 
 
 def uncovered(box: Box, covers: Iterable[Box]) -> list[Box]:

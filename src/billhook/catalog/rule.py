@@ -7,6 +7,7 @@ import math
 import msgspec
 
 from ..config import Problem
+from ..dtypes import DType
 
 
 class Bounds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -46,7 +47,8 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         experts: Weight matrices of a MoE layer on one GPU; says nothing of dense layers.
         moe: True for MoE layers only, False for dense layers only.
         arch: Compute capabilities, such as `9.0`; empty for all.
-        activations: Bits of the activations, 8 or 16.
+        activations: Bits of the activations, 8 or 16; or names of their element types, to tell those of 8
+            bits apart.
     """
 
     tile: str
@@ -56,20 +58,20 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     experts: Bounds = ANY
     moe: bool | None = None
     arch: tuple[str, ...] = ()
-    activations: int | None = None
+    activations: int | tuple[str, ...] | None = None
 
-    def applies(self, moe: bool, activations: int, capability: tuple[int, int]) -> bool:
-        """Whether the conditions on the kind of layer, the bits of activations and the GPU target hold."""
+    def applies(self, moe: bool, activations: DType, capability: tuple[int, int]) -> bool:
+        """Whether the conditions on the kind of layer, the type of activations and the GPU target hold."""
         return (
             self.moe in (None, moe)
-            and self.activations in (None, activations)
+            and self._takes(activations)
             and (not self.arch or "{}.{}".format(*capability) in self.arch)
         )
 
     def matches(self, problem: Problem, capability: tuple[int, int]) -> bool:
         """Whether every condition holds."""
         return (
-            self.applies(problem.moe, problem.types.a.bits, capability)
+            self.applies(problem.moe, problem.types.a, capability)
             and last_m(self.rows.above, problem) < problem.m <= last_m(self.rows.max, problem)
             and problem.n in self.n
             and problem.k in self.k
@@ -79,7 +81,10 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def describe(self) -> str:
         """Return the conditions in words."""
         words = [] if self.moe is None else ["moe" if self.moe else "dense"]
-        words += [] if self.activations is None else [f"{self.activations}-bit activations"]
+        if isinstance(self.activations, int):
+            words.append(f"{self.activations}-bit activations")
+        elif self.activations:
+            words.append(f"{' or '.join(self.activations)} activations")
         words += [bounds.describe(name) for name, bounds in self.bounds().items()]
         words += [f"arch {' or '.join(self.arch)}"] if self.arch else []
         return ", ".join(word for word in words if word) or "otherwise"
@@ -87,6 +92,11 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def bounds(self) -> dict[str, Bounds]:
         """Return the conditions on numbers by name."""
         return {"rows": self.rows, "n": self.n, "k": self.k, "experts": self.experts}
+
+    def _takes(self, activations: DType) -> bool:
+        if isinstance(self.activations, tuple):
+            return activations.name in self.activations
+        return self.activations in (None, activations.bits)
 
 
 def last_m(rows: float, problem: Problem) -> float:
