@@ -42,7 +42,7 @@ def test_the_first_rule_with_a_legal_tile_wins(asked: tuple[Problem, Arch]) -> N
             rule.rows.above < problem.rows_per_expert <= rule.rows.max
             and problem.n in rule.n
             and problem.k in rule.k
-            and rule.applies(problem.moe, problem.types.a.bits, arch.capability)
+            and rule.applies(problem.moe, problem.types.a, arch.capability)
         )
         shape = catalog.by_name[rule.tile]
         config, why = deepest(shape.kernel(problem.types, problem.group_size, problem.moe, arch))
@@ -190,6 +190,75 @@ def test_nonsense_is_refused(problem: Problem, word: str) -> None:
 def test_spans_need_a_last_m() -> None:
     with pytest.raises(InputError, match="largest m"):
         spans(DENSE, 0, parse("9.0a"))
+
+
+EXPERTS = replace(MOE, types=GemmTypes(E4M3FN, U4B8, E4M3FN, BF16))  # W4A8
+SMALL, WIDE, DEEP = DENSE, replace(DENSE, n=28672), replace(DENSE, k=14336)
+M8, M16 = "m8n128k256", "machete-m16n128k256"
+
+
+def tile_of(problem: Problem, arch: str = "9.0a") -> str:
+    return Shape.of(select(problem, parse(arch)).config).name
+
+
+@pytest.mark.parametrize(
+    ("problem", "a", "m", "tile"),
+    [
+        *((one, a, 8, M8) for one in (SMALL, WIDE, DEEP) for a in (F16, BF16, S8)),
+        *((one, a, m, M16) for one in (SMALL, WIDE) for a in (F16, BF16, E4M3FN, S8) for m in (9, 16)),
+        (SMALL, E4M3FN, 8, M8),
+        (DEEP, E4M3FN, 8, M8),
+        (WIDE, E4M3FN, 1, M16),
+        (replace(SMALL, n=4160), E4M3FN, 8, M16),
+        *((SMALL, a, m, M16) for a in (E4M3FN, S8) for m in (17, 24)),
+        *((one, a, 17, "machete-m32n128k256") for one in (WIDE, DEEP) for a in (E4M3FN, S8)),
+        *((SMALL, a, 25, "machete-m32n128k256") for a in (E4M3FN, S8)),
+        *((SMALL, a, 17, "machete-m32n128k256") for a in (F16, BF16)),
+    ],
+)
+@pytest.mark.parametrize("group_size", [128, -1])
+def test_few_rows_of_a_dense_layer(problem: Problem, a: DType, m: int, tile: str, group_size: int) -> None:
+    c = F16 if a == F16 else BF16
+    asked = replace(problem, m=m, types=GemmTypes(a, U4B8, c, c), group_size=group_size)
+    assert tile_of(asked) == tile
+
+
+@pytest.mark.parametrize(
+    ("m", "tile"), [(1, M16), (8, M16), (16, M16), (24, M16), (25, "machete-m32n128k256")]
+)
+def test_few_rows_of_w4a8_are_machete_s(m: int, tile: str) -> None:
+    assert tile_of(replace(DENSE, m=m, types=EXPERTS.types)) == tile
+
+
+def test_few_rows_are_marlin_s_on_other_targets() -> None:
+    assert tile_of(replace(WIDE, types=GemmTypes(E4M3FN, U4B8, BF16, BF16)), "8.9") == M8
+    assert tile_of(replace(WIDE, m=16), "9.0") == "m16n128k256"
+
+
+@pytest.mark.parametrize(
+    ("rows", "tile"),
+    [
+        (11, "m16n128k256"),
+        (12, "m32n128k256"),
+        (22, "m32n128k256"),
+        (23, "m64n128k256"),
+        (51, "m64n128k256"),
+        (52, "m80n128k256"),
+        (66, "m80n128k256"),
+        (67, "m128n128k256"),
+        (120, "m128n128k256"),
+        (121, "m256n128k128"),
+        (1000, "m256n128k128"),
+    ],
+)
+def test_experts_under_8_bit_activations_have_rows_that_a_tile_holds(rows: int, tile: str) -> None:
+    m = rows * MOE.num_experts // MOE.top_k
+    assert tile_of(replace(EXPERTS, m=m)) == f"machete-grouped-{tile}"
+    promoted = tile_of(replace(EXPERTS, m=m, types=GemmTypes(S8, U4B8, BF16, BF16)))
+    if rows > 66:  # group scales of the output's type: wider tiles do not exist
+        assert promoted == "machete-grouped-m80n128k256"
+    else:
+        assert promoted == (f"machete-grouped-{tile}" if rows > 11 else tile)
 
 
 def test_rules_tell_many_experts_from_few() -> None:

@@ -224,7 +224,11 @@ def test_every_moe_rule_has_tiles_for_every_format_on_its_target() -> None:
         ('[[rules]]\nexperts = { max = 8 }\ntile = "m8n128k128"\n', [":1", "experts", "moe = true"]),
         ('[[rules]]\nrows = { max = 0 }\ntile = "m8n128k128"\n', [":1", "rows", "max = 0"]),
         ('[[rules]]\nn = { above = 9, max = 8 }\ntile = "m8n128k128"\n', [":1", "above = 9"]),
-        ('[[rules]]\nactivations = 8\ntile = "m8n128k128"\n', [":1", "8-bit"]),
+        ('[[rules]]\nactivations = 8\ntile = "m8n128k128"\n', [":1", "8-bit", "there are f16"]),
+        ('[[rules]]\nactivations = ["e5m2"]\ntile = "m8n128k128"\n', [":1", "'e5m2'", "there are f16"]),
+        ('[[rules]]\nactivations = ["f16", "u4b8"]\ntile = "m8n128k128"\n', [":1", "'u4b8'", "are f16"]),
+        ('[[rules]]\nactivations = []\ntile = "m8n128k128"\n', [":1", "lists no type", "for all"]),
+        ('[[rules]]\nactivations = "f16"\ntile = "m8n128k128"\n', [":1", "activations", "str"]),
         ('[[rules]]\narch = ["7.0"]\ntile = "m8n128k128"\n', [":1", "7.0"]),
         ('[[rules]]\narch = ["9.0a"]\ntile = "m8n128k128"\n', [":1", "9.0a", "9.0"]),
         ('[[rules]]\ntile = "m8n128k128"\n\n[[rules]]\ntile = "m64n128k128"\n', [":4", "rule 2", "never"]),
@@ -259,10 +263,20 @@ def test_rules_for_what_only_9_0a_has_come_after_those_of_others(tmp_path: Path)
     with_it, without, gap = (tmp_path / name for name in ("with", "without", "gap"))
     with_it.mkdir(), without.mkdir(), gap.mkdir()
     load(folder_with(with_it, kernels=EXACT + FOLDED + TILES + NARROW, rules=rules))
-    with pytest.raises(ConfigError, match=r"no rule serves MoE layers on 9\.0a, 8-bit"):
+    with pytest.raises(ConfigError, match=r"no rule serves MoE layers on 9\.0a, e4m3fn act"):
         load(folder_with(gap, kernels=EXACT + FOLDED + TILES + NARROW, rules=first + dense))
     with pytest.raises(ConfigError, match=r"rule 2 .* never wins"):
         load(folder_with(without, kernels=EXACT + TILES + NARROW, rules=rules))
+
+
+def test_rules_that_serve_e4m3_alone_leave_a_gap(tmp_path: Path) -> None:
+    formats = EXACT.replace('["e4m3fn"]', '["e4m3fn", "s8"]')
+    rule = '[[rules]]\nactivations = {}\ntile = "m8n128k128"\n'
+    right, gap = tmp_path / "right", tmp_path / "gap"
+    right.mkdir(), gap.mkdir()
+    load(folder_with(right, kernels=formats + TILES, rules=rule.format('["e4m3fn"]') + rule.format('["s8"]')))
+    with pytest.raises(ConfigError, match=r"rule 1 is the last, and no rule serves .* s8 activations"):
+        load(folder_with(gap, kernels=formats + TILES, rules=rule.format('["e4m3fn"]')))
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

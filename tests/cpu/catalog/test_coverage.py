@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from billhook.catalog.coverage import Kind, first_gap, unreachable
 from billhook.catalog.rule import ANY, Bounds, Rule
+from billhook.dtypes import BF16, E4M3FN, S8
 
 KINDS = [
     Kind(*one)
-    for one in itertools.product((False, True), (16, 8), [(8, 0), (8, 6), (9, 0)])
-    if one[1] == 16 or one[2] == (9, 0)
-] + [Kind(False, 8, (9, 0), "a")]
+    for one in itertools.product((False, True), (BF16, E4M3FN, S8), [(8, 0), (8, 6), (9, 0)])
+    if one[1] == BF16 or one[2] == (9, 0)
+] + [Kind(False, E4M3FN, (9, 0), "a")]
 VALUES = [1, 2, 3, 5, 8]
 TILES = ["small", "big"]
 
@@ -23,7 +24,7 @@ TILES = ["small", "big"]
 def legal(tile: str, kind: Kind) -> bool:
     if kind.suffix:
         return tile == "big"
-    return tile == "small" or (kind.target != (8, 6) and not (kind.moe and kind.activations == 8))
+    return tile == "small" or (kind.target != (8, 6) and not (kind.moe and kind.activations == S8))
 
 
 @st.composite
@@ -44,7 +45,7 @@ rules = st.lists(
         experts=st.sampled_from([ANY, Bounds(max=2), Bounds(above=2)]),
         moe=st.none() | st.booleans(),
         arch=st.just(()) | st.just(("8.6",)) | st.just(("8.0", "9.0")),
-        activations=st.none() | st.sampled_from([8, 16]),
+        activations=st.none() | st.sampled_from([8, 16, ("e4m3fn",), ("bf16", "s8")]),
     ),
     max_size=7,
 )
@@ -73,11 +74,23 @@ def test_agrees_with_trying_everything(found: list[Rule]) -> None:
 
 def test_a_gap_is_told_in_words() -> None:
     found = [Rule("small", rows=Bounds(max=8)), Rule("small", n=Bounds(max=64))]
-    assert first_gap(found, [Kind(False, 16, (9, 0))], legal) == "dense layers on 9.0 with rows > 8, n > 64"
-    narrow = first_gap(found, [Kind(True, 8, (9, 0))], legal)
-    assert narrow == "MoE layers on 9.0, 8-bit activations, with rows > 8, n > 64"
-    folded = first_gap([Rule("big", rows=Bounds(max=8))], [Kind(False, 8, (9, 0), "a")], legal)
-    assert folded == "dense layers on 9.0a, 8-bit activations, with rows > 8"
+    wide = first_gap(found, [Kind(False, BF16, (9, 0))], legal)
+    assert wide == "dense layers on 9.0, bf16 activations, with rows > 8, n > 64"
+    narrow = first_gap(found, [Kind(True, S8, (9, 0))], legal)
+    assert narrow == "MoE layers on 9.0, s8 activations, with rows > 8, n > 64"
+    folded = first_gap([Rule("big", rows=Bounds(max=8))], [Kind(False, E4M3FN, (9, 0), "a")], legal)
+    assert folded == "dense layers on 9.0a, e4m3fn activations, with rows > 8"
+
+
+def test_types_of_as_many_bits_are_told_apart() -> None:
+    both = [Kind(False, a, (9, 0)) for a in (E4M3FN, S8)]
+    one = [Rule("small", activations=("e4m3fn",))]
+    assert (
+        first_gap(one, both, legal) == "dense layers on 9.0, s8 activations, with any rows, n, k and experts"
+    )
+    assert first_gap([*one, Rule("small", activations=8)], both, legal) is None
+    assert unreachable([*one, Rule("small", activations=8)], both, legal) == []
+    assert unreachable([Rule("small", activations=8), *one], both, legal) == [1]
 
 
 def test_bounds_in_words() -> None:
@@ -87,4 +100,5 @@ def test_bounds_in_words() -> None:
     assert ANY.describe("n") == ""
     assert Rule("small").describe() == "otherwise"
     assert Rule("small", activations=8).describe() == "8-bit activations"
+    assert Rule("small", activations=("e4m3fn", "s8")).describe() == "e4m3fn or s8 activations"
     assert Rule("small", moe=True, k=Bounds(max=4), arch=("9.0",)).describe() == "moe, k <= 4, arch 9.0"
