@@ -8,7 +8,7 @@ from billhook.measure.tune import choose, exceptions, losses, render_rules
 SMALL, BIG = "m8n128k256s4", "m64n256k128s4"
 
 
-def tile_records(times: dict[int, tuple[float, float]], **case: int) -> list:
+def tile_records(times: dict[int, tuple[float, float]], **case: int | str) -> list:
     return [
         make_record(f"ours:{tile}", median, make_case(tokens, **case))
         for tokens, medians in times.items()
@@ -81,3 +81,19 @@ def test_rules_are_what_the_catalog_reads() -> None:
         (False, 8, float("inf"), "m64n256k128"),
         (True, 0, float("inf"), "m64n256k128"),
     ]
+
+
+def test_types_of_activations_have_rules_of_their_own_if_several_were_measured() -> None:
+    records = tile_records({8: (5.0, 9.0)}) + tile_records({8: (9.0, 5.0)}, act="e4m3fn")
+    records += tile_records({16: (9.0, 5.0)}) + tile_records({16: (9.0, 5.0)}, act="e4m3fn")
+    wide, last, narrow = choose(records)
+    assert [(one.activations, one.last, one.tile) for one in (wide, last, narrow)] == [
+        ("bf16", 8, "m8n128k256"),
+        ("bf16", None, "m64n256k128"),
+        ("e4m3fn", None, "m64n256k128"),
+    ]
+    text = render_rules([wide, last, narrow])
+    rules = msgspec.convert(msgspec.toml.decode(text)["rules"], list[Rule])
+    assert [rule.activations for rule in rules] == [("bf16",), ("bf16",), ("e4m3fn",)]
+    assert "activations" not in render_rules([wide, last])
+    assert exceptions(records) == []
