@@ -41,9 +41,7 @@ def emit(configs: Iterable[KernelConfig]) -> list[SourceFile]:
     """
     template = templates().get_template("kernel.cu.jinja")
     return [
-        SourceFile(
-            f"{config.name}.cu", template.render(kernel=config, boxes=families.boxes(config))
-        )
+        SourceFile(f"{config.name}.cu", template.render(kernel=config, boxes=families.boxes(config)))
         for config in dict.fromkeys(configs)
     ]
 

@@ -116,5 +116,7 @@ def boxes(config: KernelConfig) -> tuple[int, ...]:
     """Return the rows of A that come at once, by TMA: of a tile, and of half a tile where there are such."""
     if config.indexed and not config.grouped:
         return ()
-    rows = config.tile.tile_m // config.tile.cluster
-    return (rows, rows // 2) if config.tile.tile_m == _HALVED_TILE_M else (rows,)
+    tile = config.tile
+    if tile.cluster == 1 and tile.tile_m == _HALVED_TILE_M:
+        return (tile.tile_m, tile.tile_m // 2)
+    return (tile.tile_m // tile.cluster,)

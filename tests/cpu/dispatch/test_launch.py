@@ -17,7 +17,7 @@ from billhook.errors import CudaError
 from billhook.families import threads
 
 CONFIG = parse_name("marlin_bf16_u4b8_bf16_bf16_g128_m16n128k256s4_dense_sm90a")
-DENSE = parse_name("machete_bf16_u4b8_bf16_bf16_g128_m256n128k64s5c2_dense_sm90a")
+DENSE = parse_name("machete_bf16_u4b8_bf16_bf16_g128_m256n128k64s5_dense_sm90a")
 GROUPED = parse_name("machete_bf16_u4b8_bf16_bf16_g128_m256n128k64s5c2_grouped_sm90a")
 A, CODES, SCALES, D, M, N, K = 0x1000, 0x2000, 0x3000, 0x4000, 40, 2880, 1104
 
@@ -175,9 +175,13 @@ def test_allocation_leaves_capture_mode_and_context_as_they_were(driver: Listene
     assert modes == [2, 7]  # relaxed, then what the driver said it was
 
 
-@pytest.mark.parametrize(("config", "rows"), [(DENSE, M), (GROUPED, 3 * 256)], ids=str)
+@pytest.mark.parametrize(
+    ("config", "rows", "boxes"),
+    [(DENSE, M, (256, 128)), (GROUPED, 3 * 256, (128,))],  # and half a tile; two CTAs share a tile
+    ids=str,
+)
 def test_tensor_maps_span_the_rows_that_a_kernel_is_given(
-    driver: Listener, monkeypatch: pytest.MonkeyPatch, config: KernelConfig, rows: int
+    driver: Listener, monkeypatch: pytest.MonkeyPatch, config: KernelConfig, rows: int, boxes: tuple[int, ...]
 ) -> None:
     asked: list[tuple[tensor_map.Matrix, int]] = []
 
@@ -188,7 +192,7 @@ def test_tensor_maps_span_the_rows_that_a_kernel_is_given(
     monkeypatch.setattr(gemms, "tensor_map", encode)
     start(kernel(config=config), tiles_m=3)
     matrix = tensor_map.Matrix("bf16", A, rows=rows, features=K, stride=K)
-    assert asked == [(matrix, 128), (matrix, 64)]  # of a tile, shared by two CTAs, and of half a tile
+    assert asked == [(matrix, box) for box in boxes]
 
 
 def test_tensor_maps_are_made_once_for_each_address(
@@ -212,7 +216,7 @@ def test_tensor_maps_are_made_once_for_each_address(
     prepared = prepare(kernel(config=DENSE))
     for address in (A, A + 256, A):
         prepared.start(5, False, a=address, codes=CODES, scales=SCALES, d=D)
-    assert sent == [made[address, rows].address for address in (A, A + 256, A) for rows in (128, 64)]
+    assert sent == [made[address, rows].address for address in (A, A + 256, A) for rows in (256, 128)]
     assert all(address is not None and address % 64 == 0 for address in sent)
 
 

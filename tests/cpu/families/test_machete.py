@@ -31,7 +31,7 @@ def test_grouped_rows_are_fetched_as_those_of_dense_layers() -> None:
     grouped = replace(LEGAL, tile=Tile(64, 128, 128, 4, 2), indexed=True, grouped=True)
     assert families.illegal(grouped) is None  # clusters share them
     assert families.boxes(grouped) == (32,)
-    assert families.boxes(replace(LEGAL, tile=Tile(256, 128, 64, 4, 2))) == (128, 64)  # of half a tile, too
+    assert families.boxes(replace(LEGAL, tile=Tile(256, 128, 64, 4))) == (256, 128)  # of half a tile, too
     looked_up = replace(grouped, grouped=False)
     table = looked_up.tile.tile_m * 4  # of the rows that are looked up
     assert families.shared_memory(looked_up) == families.shared_memory(grouped) + table

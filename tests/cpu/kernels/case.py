@@ -206,7 +206,7 @@ class Inputs:
         arrays = {name: surrounded(array) for name, array in self.arrays.items()}
         partials = surrounded(np.full(families.workspace(config, case.grid), 0xFF, np.uint8))
         error = self.launch(library, arrays | {"d": d, "partials": partials}, ldd, seed)
-        assert error == ""
+        assert error == "", error
         assert (library.count_handed_over() > 0) == case.shared
         for array in (d, partials):
             around: Any = array.base

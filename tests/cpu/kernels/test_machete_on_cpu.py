@@ -32,14 +32,21 @@ CASES = [
     Case("bf16_u4b8_bf16_bf16_g128_m32n128k64s4_dense", 70, 272, 848, grid=4, shared=True),
     Case("bf16_u4b8_bf16_bf16_g128_m32n128k64s4c2_dense", 32, 272, 1360, grid=6, shared=True),
     Case("bf16_u4b8_bf16_bf16_g128_m16n256k128s4_dense", 9, 272, 1296, grid=3, shared=True),
+    # Parts that come through the stages: two of a tile, three, and of tiles that follow whole ones.
+    Case("bf16_u4b8_bf16_bf16_g128_m128n128k64s3_dense", 120, 256, 3344, grid=4, shared=True),
+    Case("bf16_u4b8_bf16_bf16_g128_m96n128k64s4_dense", 90, 128, 2816, grid=3, shared=True),
+    Case("bf16_u4b8_bf16_bf16_g128_m192n128k64s3_dense", 190, 272, 3344, grid=2, shared=True),
+    Case("bf16_u4b8_bf16_bf16_g128_m128n128k64s4c2_dense", 120, 272, 3344, grid=8, shared=True),
+    Case("s8_u4b8_bf16_bf16_gch_m128n128k128s3_grouped", 90, 256, 3344, grid=12, experts=3, shared=True),
     # Halves of tiles: below whole ones, and of tiles that fill no wave.
     Case("bf16_u4b8_bf16_bf16_g128_m256n128k64s3_dense", 300, 144, 784, grid=2),
     Case("bf16_u4b8_bf16_bf16_g128_m256n128k64s3_dense", 256, 272, 784, grid=2),
-    Case("bf16_u4b8_bf16_bf16_g128_m256n128k64s4c2_dense", 270, 272, 784, grid=4),
+    Case("bf16_u4b8_bf16_bf16_g128_m256n128k64s4_dense", 270, 272, 784, grid=3),
     Case("bf16_u4b8_bf16_bf16_g128_m256n128k64s3_grouped", 200, 272, 784, grid=4, experts=3),
     Case("s8_u4b8_bf16_bf16_gch_m256n128k128s3_dense", 300, 144, 1680, grid=2),
     Case("e4m3fn_u4b8_e4m3fn_bf16_g128_m256n128k128s4_dense", 256, 400, 1680, grid=3),
-    # MoE: rows looked up, and rows grouped before.
+    # MoE: rows looked up, and rows grouped before; blocks that are skipped for longer than there are stages.
+    Case("bf16_u4b8_bf16_bf16_g128_m32n128k64s2_grouped", 60, 144, 848, grid=3, experts=3),
     Case("bf16_u4b8_bf16_bf16_g128_m16n128k64s4_moe", 30, 144, 208, grid=5, experts=4),
     Case("bf16_u4b8_bf16_bf16_g128_m16n128k64s4_moe", 6, 128, 1424, grid=12, experts=3, shared=True),
     Case("bf16_e2m1f_e8m0fnu_bf16_g32_m32n128k64s4_moe", 40, 144, 96, grid=4, experts=3),
@@ -142,8 +149,15 @@ def test_turns_are_taken_whatever_the_order_of_threads_and_copies(library: Any, 
         # A part is taken before all of it is there.
         (
             Case("s8_u4b8_f16_f16_gch_m32n128k256s2_dense", 32, 144, 1296, grid=4, shared=True),
-            "epilogue/partial.cuh",
+            "schedule/partial.cuh",
             " || u.y == kEmpty || u.z == kEmpty || u.w == kEmpty",
+            "",
+        ),
+        # A stage with another worker's part is given back while a lane reads it.
+        (
+            Case("bf16_u4b8_bf16_bf16_g128_m96n128k64s4_dense", 90, 128, 2816, grid=3, shared=True),
+            "epilogue/fragments.cuh",
+            "__syncwarp();  // all lanes have read",
             "",
         ),
         # A warpgroup begins a tile while several phases of its first stage are to come.
@@ -154,7 +168,7 @@ def test_turns_are_taken_whatever_the_order_of_threads_and_copies(library: Any, 
             "i == 0 &&",
         ),
     ],
-    ids=("stage", "part", "turn"),
+    ids=("stage", "part", "lane", "turn"),
 )
 def test_a_race_is_seen(tmp_path: Path, case: Case, header: str, right: str, wrong: str) -> None:
     compiler = shutil.which("g++")

@@ -7,6 +7,7 @@
 #define __forceinline__ inline
 using std::max;
 using std::min;
+inline float __fdividef(float a, float b) { return a / b; }
 #include "billhook/schedule/waves.cuh"
 
 using namespace billhook;

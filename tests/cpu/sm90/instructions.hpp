@@ -278,6 +278,7 @@ inline void prefetch_tensormap(const void*) {}
 inline void fence_mbarrier_init_release_cluster() {}
 inline void fence_proxy_async() {}
 inline void fence_proxy_async_shared() {}
+inline void fence_proxy_async_global() {}
 
 // ---- threads
 

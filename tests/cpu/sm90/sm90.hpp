@@ -38,8 +38,12 @@ T __shfl_sync(unsigned, T v, int from) {
   });
   return got;
 }
-inline void __syncwarp() {}
+inline void __syncwarp() {
+  int nothing = 0;
+  cpu::together(nothing, [](int* const*) {});
+}
 inline void __syncthreads() { cpu::meet(cpu::self->cta->meeting, cpu::self->cta->live); }
+inline float __fdividef(float a, float b) { return a / b; }
 inline unsigned __float_as_uint(float v) { return cpu::as_bits(v); }
 inline float __uint_as_float(unsigned bits) { return cpu::as_float(bits); }
 inline float __int_as_float(int bits) { return cpu::as_float(bits); }

@@ -7,9 +7,10 @@
 //
 // A shared tile is finished by the worker that holds its first stage: it comes to it last, when the others, which begin with
 // it, have long written their parts. Workers are numbered against the grid, so a CTA waits only for CTAs of lower index, which
-// start no later than itself. Parts are kept as the registers hold them: no order to restore.
+// start no later than itself. Parts are kept as the registers hold them: no order to restore. Those of large tiles come through the
+// stages, asked for by the producer ahead of time.
 #pragma once
-#include "billhook/epilogue/partial.cuh"
+#include "billhook/schedule/partial.cuh"
 #include "billhook/mainloop/load.cuh"
 #include "billhook/mma/wgmma.cuh"
 #include "billhook/ptx/memory.cuh"
@@ -23,10 +24,8 @@ template <class C>
 struct FragmentEpilogue {
   using T = typename C::Output;
   static constexpr i32 strips = C::strips_each, threads = 128 * C::team;  // of a consumer; of those that compute a tile
-  static constexpr i32 quads = strips * C::columns;                       // accumulators of a thread
+  static constexpr i32 quads = C::quads, kBatch = C::batch;               // accumulators of a thread; finished at a time
   static constexpr i32 kTokens = C::epilogue_tokens;                      // that the scratch holds
-  // Accumulators finished at a time, as registers allow.
-  static constexpr i32 kBatch = kTokens % 32 == 0 && C::sums > 16 && strips == 1 && !C::promotes ? 4 : 2;
   using Sum = typename C::Sum;
   using Sums = Sum[strips][C::columns];
 
@@ -92,9 +91,9 @@ struct FragmentEpilogue {
     return kFeaturesAhead && at.stage == 0 ? Features(*this, at, ahead.expert, 0) : Features();
   }
 
-  // Takes the sums of a segment.
+  // Takes the sums of a segment. `slot`, `parity`: of the stage that comes next.
   __device__ __forceinline__ void store(const Sums& sums, const Segment& at, const Ahead& ahead, const Factors& factors,
-                                        const Features& first_features) const {
+                                        const Features& first_features, i32 slot, u32 parity) const {
     i32 last = waves.worker;
     if constexpr (C::shares_tiles) {
       if (at.stage > 0) {
@@ -109,12 +108,12 @@ struct FragmentEpilogue {
       ptx::sync_some<128>(1 + warpgroup);
     }
     if (C::shares_tiles && last > waves.worker) {
-      finish<C::shares_tiles, false>(sums, at, ahead.expert, last, first_features);
+      finish<C::shares_tiles, false>(sums, at, ahead.expert, last, first_features, slot, parity);
     } else if (ahead.expert >= 0) {
       if (kMayBePlain && !p.global_scales && !p.channel_scales && !p.bias && !p.topk_weights)
-        finish<false, true>(sums, at, ahead.expert, last, first_features);
+        finish<false, true>(sums, at, ahead.expert, last, first_features, slot, parity);
       else
-        finish<false, false>(sums, at, ahead.expert, last, first_features);
+        finish<false, false>(sums, at, ahead.expert, last, first_features, slot, parity);
     }
   }
 
@@ -130,13 +129,13 @@ struct FragmentEpilogue {
             static_cast<float>(sum.v[3])};
   }
 
-  __device__ __forceinline__ u32x4* slot(i32 of_worker) const {
+  __device__ __forceinline__ u32x4* place(i32 of_worker) const {
     const i64 cta = static_cast<i64>(of_worker) * C::cluster + rank;
     return reinterpret_cast<u32x4*>(p.partials) + cta * (quads * threads) + threadIdx.x % threads;
   }
 
   __device__ __forceinline__ void hand_over(const Sums& sums) const {
-    u32x4* const to = slot(waves.worker);
+    u32x4* const to = place(waves.worker);
 #pragma unroll
     for (i32 s = 0; s < strips; ++s)
 #pragma unroll
@@ -149,7 +148,7 @@ struct FragmentEpilogue {
 
   // Begins to read a batch of a worker's part.
   __device__ __forceinline__ void request(u32x4 (&part)[kBatch], i32 of_worker, i32 first) const {
-    const u32x4* const from = slot(of_worker) + first * threads;
+    const u32x4* const from = place(of_worker) + first * threads;
 #pragma unroll
     for (i32 i = 0; i < kBatch; ++i) part[i] = ptx::load_relaxed(from + i * threads);
   }
@@ -158,18 +157,38 @@ struct FragmentEpilogue {
   __device__ __forceinline__ void collect(Accumulator (&sum)[kBatch], u32x4 (&part)[kBatch], i32 first, i32 last) const {
 #pragma unroll 1
     for (i32 other = waves.worker + 1;;) {
-      u32x4* const from = slot(other) + first * threads;
+      u32x4* const from = place(other) + first * threads;
 #pragma unroll
-      for (i32 i = 0; i < kBatch; ++i) {
-        u32x4 u = part[i];
-        while (is_partly_empty(u)) u = ptx::load_relaxed(from + i * threads);
-        ptx::store_relaxed(from + i * threads, {kEmpty, kEmpty, kEmpty, kEmpty});
-        sum[i].v[0] += __uint_as_float(u.x), sum[i].v[1] += __uint_as_float(u.y);
-        sum[i].v[2] += __uint_as_float(u.z), sum[i].v[3] += __uint_as_float(u.w);
-      }
+      for (i32 i = 0; i < kBatch; ++i) add(sum[i], part[i], from + i * threads);
       if (++other > last) return;
       request(part, other, first);
     }
+  }
+
+  // The same where they come through the stages.
+  __device__ __forceinline__ void take(Accumulator (&sum)[kBatch], i32 first, i32 last, i32& slot, u32& parity) const {
+#pragma unroll 1
+    for (i32 other = waves.worker + 1; other <= last; ++other) {
+      ptx::mbarrier_wait(shared + C::full_at + 8 * slot, parity);
+      const u32 stage = shared + slot * C::stage_bytes + threadIdx.x % threads * 16;
+      u32x4* const from = place(other) + first * threads;
+#pragma unroll
+      for (i32 i = 0; i < kBatch; ++i) add(sum[i], ptx::load_shared(stage + i * (threads * 16)), from + i * threads);
+      __syncwarp();  // all lanes have read
+      ptx::mbarrier_arrive_cluster(shared + C::empty_at + 8 * slot, lane, lane < C::cluster);
+      if (++slot == C::stages) {
+        slot = 0;
+        parity ^= 1;
+      }
+    }
+  }
+
+  // Adds a worker's sums; waits until they are in their place if they are not there yet, and empties it.
+  static __device__ __forceinline__ void add(Accumulator& sum, u32x4 part, u32x4* from) {
+    while (is_partly_empty(part)) part = ptx::load_relaxed(from);
+    ptx::store_relaxed(from, {kEmpty, kEmpty, kEmpty, kEmpty});
+    sum.v[0] += __uint_as_float(part.x), sum.v[1] += __uint_as_float(part.y);
+    sum.v[2] += __uint_as_float(part.z), sum.v[3] += __uint_as_float(part.w);
   }
 
   // Tables of a warpgroup's tokens, as far as the kernel has them: rows of D, top-k weights, scales.
@@ -194,10 +213,10 @@ struct FragmentEpilogue {
   // Finishes a tile: with the parts of others up to worker `last` if it is shared, by rounding alone if it is plain.
   template <bool is_shared, bool is_plain>
   __device__ __forceinline__ void finish(const Sums& sums, const Segment& at, i32 expert, i32 last,
-                                         const Features& first_features) const {
+                                         const Features& first_features, i32 slot, u32 parity) const {
     const u32 scratch = shared + C::scratch_at + warpgroup * C::scratch_bytes;
     u32x4 part[kBatch];
-    if constexpr (is_shared) request(part, waves.worker + 1, 0);
+    if constexpr (is_shared && !C::fetches_parts) request(part, waves.worker + 1, 0);
 #pragma unroll
     for (i32 s = 0; s < strips; ++s) {
       const i32 strip = strip_of(at, s);
@@ -211,7 +230,9 @@ struct FragmentEpilogue {
           Accumulator sum[kBatch];
 #pragma unroll
           for (i32 i = 0; i < kBatch; ++i) sum[i] = to_float(sums[s][column + i]);
-          if constexpr (is_shared) {
+          if constexpr (is_shared && C::fetches_parts) {
+            take(sum, quad, last, slot, parity);
+          } else if constexpr (is_shared) {
             collect(sum, part, quad, last);
             if (quad + kBatch < quads) request(part, waves.worker + 1, quad + kBatch);
           }

@@ -65,11 +65,13 @@ struct Config {
   static constexpr i32 strips_each = strips / team;      // of a consumer
   static constexpr i32 sums = strips_each * tile_m / 2;  // registers of a consumer
   static constexpr i32 columns = tile_m / 8;  // 8-token columns of the MMA
-  static constexpr bool halves = tile_m == 256 && !gathers;  // the last tiles may be of half as many tokens (Half)
+  static constexpr bool channel_scales = group_size == -1;
+  static constexpr bool halves = tile_m == 256 && cluster == 1 && !gathers;  // the last tiles may be of half as many tokens (Half)
   static constexpr bool shares_tiles = true;       // workers may
   static constexpr i32 expert_rows = tile_m;       // a block of so many is of one expert
-  static constexpr bool one_asks = tile_m == 256;  // one producer thread for all kinds of data is enough there; the others' waiting costs 5 %
-  static constexpr bool channel_scales = group_size == -1;
+  static constexpr bool has_rows = !channel_scales || has_zeros<Weight>;  // of scales or zero points in each stage
+  static constexpr bool one_asks = tile_m == 256;  // one producer thread is enough there; others' waiting costs 5 %
+  static constexpr i32 askers = !gathers && !one_asks && has_rows ? 2 : 1;  // who arrive when they have asked for a stage
   static constexpr bool scale_sums = false;    // group scales multiply the weights, rounded once to 16 bits
   static constexpr bool folds = narrow && bits<Scale> == 8;               // or are part of weights of 8 bits (w4a8)
   static constexpr bool promotes = narrow && !channel_scales && !folds;  // or, of 8-bit activations, multiply the sums of a group
@@ -100,6 +102,13 @@ struct Config {
   static constexpr i32 waves_at = full_at + (halves ? 256 : 128);  // barriers of halves, too
   static constexpr i32 turns_at = waves_at + 48;  // of consumers that take tiles in turns
   static constexpr i32 shared_bytes = waves_at + 64;
+
+  // Accumulators of a thread, those finished at a time, as registers allow, and their bytes in all threads.
+  static constexpr i32 quads = strips_each * columns;
+  static constexpr i32 batch = epilogue_tokens % 32 == 0 && sums > 16 && strips_each == 1 && !promotes ? 4 : 2;
+  static constexpr i32 batch_bytes = batch * team * 128 * 16;
+  // Whether parts of shared tiles come through the stages: where they are small it is faster to read them from memory, as they come.
+  static constexpr bool fetches_parts = quads >= 12 && sums <= 128 && !gathers && !pingpong && batch_bytes <= stage_bytes;
 
   // Small tiles leave room for a CTA of the next kernel, which requests its weights while this one ends.
   static constexpr i32 min_ctas = consumer_warpgroups == 2 && !pingpong && !promotes && sums <= 32 ? fitting_ctas(2, shared_bytes) : 1;
@@ -137,7 +146,8 @@ using HalfConfig = Config<typename C::Activation, typename C::Weight, typename C
 template <class C>
 struct Half : HalfConfig<C, C::stages * C::stage_bytes / HalfConfig<C, 2>::stage_bytes> {
   static constexpr i32 expert_rows = C::tile_m;
-  static constexpr bool halves = false, shares_tiles = false, one_asks = true;
+  static constexpr bool halves = false, shares_tiles = false, fetches_parts = false, one_asks = true;
+  static constexpr i32 askers = 1;
   static constexpr i32 scratch_at = C::scratch_at, tables_at = C::tables_at;
   static constexpr i32 full_at = C::full_at + 128, empty_at = full_at + 8 * Half::stages;
 };
@@ -157,11 +167,13 @@ __device__ __forceinline__ void consume(const GemmParams& p, const Waves& waves,
   const i32 me = C::pingpong ? static_cast<i32>(threadIdx.x / 128) : 0;
   const u32 my_turn = shared + C::turns_at + 8 * me, other_turn = shared + C::turns_at + 8 * (1 - me);
   u32 turn_parity = 1 - me;  // a fresh barrier lets pass who waits for the phase before its first
-  const auto leave_to_other = [&] {
-    if (!walk.next(at)) return;
-    slot += at.count;
+  const auto skip = [&](i32 slots) {
+    slot += slots;
     parity ^= slot / C::stages & 1;
     slot %= C::stages;
+  };
+  const auto leave_to_other = [&] {
+    if (walk.next(at)) skip(at.count);
   };
   if (me > 0) leave_to_other();
   if (!walk.next(at)) return;
@@ -195,14 +207,17 @@ __device__ __forceinline__ void consume(const GemmParams& p, const Waves& waves,
     more = walk.next(at);
     ahead = typename FragmentEpilogue<C>::Ahead(p, at);
     if constexpr (!C::promotes) consumer.finish(last);
-    epilogue.store(consumer.sums, done, known, factors, features);
+    epilogue.store(consumer.sums, done, known, factors, features, slot, parity);
+    if constexpr (C::fetches_parts)
+      if (done.stage == 0 && done.count < waves.stages)
+        skip((waves.last_owner(done.tile) - waves.worker) * (C::quads / C::batch));
   }
 }
 
 template <class C>
 __device__ __forceinline__ void init_stages(u32 shared) {
   for (i32 s = 0; s < C::stages; ++s) {
-    ptx::mbarrier_init(shared + C::full_at + 8 * s, C::gathers ? 1 + 128 : 1);
+    ptx::mbarrier_init(shared + C::full_at + 8 * s, C::gathers ? 1 + 128 : C::askers);
     ptx::mbarrier_init(shared + C::empty_at + 8 * s, C::team * 4 * C::cluster);
   }
 }
@@ -227,13 +242,15 @@ __device__ __forceinline__ void run(const GemmParams& p, const TensorMap* map = 
   }
   if constexpr (C::indexed) ptx::wait_for_prerequisites();  // which experts to load is not known before
   Waves& waves = *reinterpret_cast<Waves*>(memory + C::waves_at);
-  if (threadIdx.x == 0) {
+  if (threadIdx.x == 32) {  // while the first warp sees to the barriers
     const i32 rows = C::indexed ? *p.num_tokens_padded : p.m;
     constexpr i32 worker_strips = C::strips * C::cluster;
     const i32 workers = gridDim.x / C::cluster;
-    waves.init<C>(rows, (p.strips + worker_strips - 1) / worker_strips, (p.blocks + C::blocks - 1) / C::blocks,
+    Waves dealt{};
+    dealt.init<C>(rows, (p.strips + worker_strips - 1) / worker_strips, (p.blocks + C::blocks - 1) / C::blocks,
                   C::tile_m * p.k * (bits<typename C::Activation> / 8), p.split_k, workers,
                   workers - 1 - static_cast<i32>(blockIdx.x) / C::cluster);
+    waves = dealt;
   }
   if constexpr (C::cluster > 1)
     ptx::cluster_sync();
@@ -245,11 +262,11 @@ __device__ __forceinline__ void run(const GemmParams& p, const TensorMap* map = 
     const i32 thread = static_cast<i32>(threadIdx.x) - C::consumer_threads, warp = ptx::uniform(thread / 32);
     // Operands of copies are uniform registers: the compiler computes in them only what whole warps do, or all that is left of them.
     if (!C::gathers && (thread % 32 != 0 || warp >= (C::one_asks ? 1 : 3))) return;
-    Producer<C> producer{p, map, shared, rank, thread, warp};
+    Producer<C> producer{p, waves, map, shared, rank, thread, warp};
     producer.run(Walk{waves});
     if constexpr (C::halves) {
       producer.drain();
-      Producer<Half<C>>{p, half_map, shared, rank, thread, warp}.run(HalfWalk{waves});
+      Producer<Half<C>>{p, waves, half_map, shared, rank, thread, warp}.run(HalfWalk{waves});
     }
   } else {
     ptx::take_registers<C::consumer_registers>();

@@ -7,6 +7,7 @@
 //
 // A thread takes some hundred cycles to ask for a few copies: where tiles are small, each warp asks for those of one kind.
 #pragma once
+#include "billhook/schedule/partial.cuh"
 #include "billhook/mainloop/load.cuh"
 #include "billhook/ptx/grid.cuh"
 #include "billhook/ptx/memory.cuh"
@@ -23,6 +24,7 @@ struct Producer {
   using Scale = typename C::Scale;
 
   const GemmParams& p;
+  const Waves& waves;
   const void* map;  // tensor map of A; null where rows are gathered
   const u32 shared;
   const i32 rank, thread, warp;  // of this CTA in its cluster; of this thread in the warpgroup, and its warp there
@@ -43,7 +45,7 @@ struct Producer {
     } else if (warp == 0) {
       each_tile(walk, [&] { each_stage(Codes(*this)); });
     } else if (warp == 1) {
-      if constexpr (kHasRows) each_tile(walk, [&] { each_stage(Rows(*this)); });
+      if constexpr (C::has_rows) each_tile(walk, [&] { each_stage(Rows(*this)); });
     } else {
       ptx::wait_for_prerequisites();
       each_tile(walk, [&] { each_stage(Activations{*this}); });
@@ -57,7 +59,6 @@ struct Producer {
 
  private:
   static constexpr u32 kActivationBytes = C::gathers ? 0 : C::codes_at;  // that come by TMA
-  static constexpr bool kHasRows = !C::channel_scales || has_zeros<Weight>;
 
   __device__ __forceinline__ u32 full() const { return shared + C::full_at + 8 * slot; }
   __device__ __forceinline__ u32 stage() const { return shared + slot * C::stage_bytes; }
@@ -90,6 +91,15 @@ struct Producer {
     for (i32 k_stage = at.stage; k_stage < at.stage + at.count; ++k_stage, next_slot()) {
       wait_empty();
       (kind.request(k_stage), ...);
+    }
+    if constexpr (C::fetches_parts) {
+      if (at.stage > 0 || at.count == waves.stages) return;
+      const i32 last = waves.last_owner(at.tile);
+      for (i32 first = 0; first < C::quads; first += C::batch)
+        for (i32 other = waves.worker + 1; other <= last; ++other, next_slot()) {
+          wait_empty();
+          (kind.request_part(other, first), ...);
+        }
     }
   }
 
@@ -136,6 +146,8 @@ struct Producer {
         if (s < strips.count)
           ptx::bulk_copy(to + s * (C::blocks * block_bytes<Weight>), codes + s * pitch, run, of.full());
     }
+
+    __device__ __forceinline__ void request_part(i32, i32) const { ptx::mbarrier_arrive_expect(of.full(), C::batch_bytes); }
   };
 
   // Group scales and zero points.
@@ -155,9 +167,17 @@ struct Producer {
         if constexpr (!C::channel_scales) copy<Scale>(C::scales_at, C::groups_per_stage, of.p.scales, row, groups, s);
         if constexpr (has_zeros<Weight>) copy<T>(C::zeros_at, C::zero_groups, of.p.zeros, row, groups, s);
       }
+      arrive();
     }
 
+    __device__ __forceinline__ void request_part(i32, i32) const { arrive(); }
+
    private:
+    // Who only looked on where there is nothing to ask for might fall behind by two phases of a barrier, which look the same.
+    __device__ __forceinline__ void arrive() const {
+      if constexpr (C::askers > 1) ptx::mbarrier_arrive(of.full(), true);
+    }
+
     template <class Element>
     __device__ __forceinline__ void copy(i32 base, i32 room, const void* from, u64 row, i32 groups, i32 s) const {
       ptx::bulk_copy(of.stage() + base + s * (room * row_bytes<Element>),
@@ -182,6 +202,20 @@ struct Producer {
         else
           ptx::tensor_copy(to, of.map, x, y, of.full());
       }
+    }
+
+    // A batch of what another worker computed of this tile (epilogue/fragments.cuh), once it has written the last of it. What this
+    // copy may still find missing, the epilogue waits for.
+    __device__ __forceinline__ void request_part(i32 other, i32 first) const {
+      constexpr i32 row = C::team * 128;  // words of four for each accumulator
+      const i64 cta = static_cast<i64>(other) * C::cluster + of.rank;
+      const u32x4* const part = reinterpret_cast<const u32x4*>(of.p.partials) + cta * (C::quads * row);
+      if (first == 0) {
+        while (is_partly_empty(ptx::load_relaxed(part + C::quads * row - 1))) {
+        }
+        ptx::fence_proxy_async_global();
+      }
+      ptx::bulk_copy(of.stage(), part + first * row, C::batch_bytes, of.full());
     }
   };
 
@@ -246,7 +280,7 @@ struct Producer {
     for (i32 k_stage = at.stage; k_stage < at.stage + at.count; ++k_stage, next_slot()) {
       wait_empty();
       if (thread == 0) codes.request(k_stage);
-      if (kHasRows && thread == 32) scales.request(k_stage);
+      if (C::has_rows && thread == 32) scales.request(k_stage);
 #pragma unroll
       for (i32 block = 0; block < C::blocks; ++block) {
         const i32 first = k_stage * C::tile_k + block * kStrip, k = first + chunk * 8;

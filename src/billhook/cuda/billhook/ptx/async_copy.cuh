@@ -88,6 +88,8 @@ __device__ __forceinline__ void mbarrier_wait(u32 barrier, u32 parity) {
 
 // Makes this thread's ordinary writes to shared memory (cp.async among them) visible to bulk copies and wgmma.
 __device__ __forceinline__ void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// Makes what this thread has seen in global memory visible to its bulk copies.
+__device__ __forceinline__ void fence_proxy_async_global() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
 
 // `bytes`, both addresses: multiples of 16.
 __device__ __forceinline__ void bulk_copy(u32 to, const void* from, u32 bytes, u32 barrier) {

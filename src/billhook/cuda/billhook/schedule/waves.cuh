@@ -49,17 +49,20 @@ struct Waves {
     tiles_n = tiles_n_, stages = stages_, grid = grid_, worker = worker_;
     tiles_m = (rows + C::tile_m - 1) / C::tile_m;
     whole_tiles = tiles_m * tiles_n, halves = 0;
-    i64 least = deal<C>(split);
+    // The time of a tile of w workers, k / w + w more, is least at w^2 = k / more.
+    i32 sharing = 1;
+    while ((sharing + 1) * (sharing + 1) * more_columns(C::tile_m) <= stages * C::tile_k) ++sharing;
+    float least = deal<C>(split ? sharing : 0);
     if constexpr (C::halves) {
       // Halves at the end of m alone, or of the tiles that do not fill a wave, too.
       const i32 full = rows / (C::tile_m / 2) / 2 + (rows % C::tile_m > C::tile_m / 2), below = (tiles_m - full) * tiles_n;
       const i32 tiles = full * tiles_n, left = tiles % grid;
-      consider<C>(least, tiles, below, split);
-      consider<C>(least, tiles - left, below + 2 * left, split);
+      if (below > 0) consider<C>(least, tiles, below, split ? sharing : 0);
+      if (left > 0) consider<C>(least, tiles - left, below + 2 * left, split ? sharing : 0);
       if (halves > 0) tiles_m = full;
     }
     const i32 bands = min(tiles_m, static_cast<i32>(static_cast<i64>(tiles_m) * tile_bytes / kBandBytes) + 1);
-    band = bands > 0 ? (tiles_m + bands - 1) / bands : 1;
+    band = bands > 1 ? (tiles_m + bands - 1) / bands : max(tiles_m, 1);
   }
 
   // Where a tile is.
@@ -84,31 +87,30 @@ struct Waves {
   }
 
  private:
-  // Deals out the whole tiles, some of them shared if that is faster. Returns their time, in columns of k.
+  // Deals out the whole tiles, some of them, if that is faster, shared by workers: `sharing` of them a tile at most, 0: none.
+  // Returns the time of it, in columns of k. In float32, since every CTA begins with this.
   template <class C>
-  __device__ __forceinline__ i64 deal(bool split) {
-    const i32 tiles = whole_tiles, more = more_columns(C::tile_m);
-    const i64 k = static_cast<i64>(stages) * C::tile_k;
-    // The time of a tile of w workers, k / w + w more, is least at w^2 = k / more.
-    i32 sharing = 1;
-    while ((sharing + 1) * (sharing + 1) * more <= k) ++sharing;
-    workers = min(grid, max(tiles, 1) * sharing);
+  __device__ __forceinline__ float deal(i32 sharing) {
+    const i32 tiles = whole_tiles;
+    const float k = stages * C::tile_k;
+    workers = min(grid, max(tiles, 1) * max(sharing, 1));
     const i32 rest = tiles % workers, on_line = tiles < workers ? tiles : rest + workers;
-    const i32 part = part_columns(C::tile_m) + (tiles < workers ? more * (workers - tiles) / max(tiles, 1) : 0);
+    const i32 more = tiles < workers ? more_columns(C::tile_m) * (workers - tiles) : 0;  // of all tiles
+    const float part = part_columns(C::tile_m) + __fdividef(more, max(tiles, 1));
     // A wave that is not full leaves the time of (workers - rest) tiles unused.
-    const i64 cost = static_cast<i64>(workers) * part + on_line * k / kLineLoss;
-    const bool pays = split && rest > 0 && (workers - rest) * k > cost;
+    const float cost = workers * part + on_line * k / kLineLoss;
+    const bool pays = sharing > 0 && rest > 0 && (workers - rest) * k > cost;
     line_tiles = pays ? on_line : 0;
-    return pays ? (tiles * k + cost) / workers : (tiles + workers - 1) / workers * k;
+    return __fdividef(pays ? tiles * k + cost : (tiles + (rest > 0 ? workers - rest : 0)) * k, workers);
   }
 
   // Takes these whole tiles and halves if they take less time.
   template <class C>
-  __device__ __forceinline__ void consider(i64& least, i32 tiles, i32 count, bool split) {
+  __device__ __forceinline__ void consider(float& least, i32 tiles, i32 count, i32 sharing) {
     const Waves before = *this;
     whole_tiles = tiles, halves = count;
-    const i64 half = static_cast<i64>(stages) * C::tile_k / 2 + (C::narrow ? kHalfColumns8 : kHalfColumns);
-    const i64 time = deal<C>(split) + (count + grid - 1) / grid * half;
+    const float half = stages * C::tile_k / 2 + (C::narrow ? kHalfColumns8 : kHalfColumns);
+    const float time = deal<C>(sharing) + (count + grid - 1) / grid * half;
     if (time < least)
       least = time;
     else
