@@ -205,7 +205,10 @@ def tile_of(problem: Problem, arch: str = "9.0a") -> str:
     ("problem", "a", "m", "tile"),
     [
         *((one, a, 8, M8) for one in (SMALL, WIDE, DEEP) for a in (F16, BF16, S8)),
-        *((one, a, m, M16) for one in (SMALL, WIDE) for a in (F16, BF16, E4M3FN, S8) for m in (9, 16)),
+        *((WIDE, a, m, M16) for a in (F16, BF16, E4M3FN, S8) for m in (9, 16)),
+        *((SMALL, a, m, M16) for a in (E4M3FN, S8) for m in (9, 16)),
+        *((SMALL, a, m, "m16n128k256") for a in (F16, BF16) for m in (9, 16)),
+        *((DEEP, a, 16, M16) for a in (F16, BF16)),
         (SMALL, E4M3FN, 8, M8),
         (DEEP, E4M3FN, 8, M8),
         (WIDE, E4M3FN, 1, M16),
@@ -221,6 +224,52 @@ def test_few_rows_of_a_dense_layer(problem: Problem, a: DType, m: int, tile: str
     c = F16 if a == F16 else BF16
     asked = replace(problem, m=m, types=GemmTypes(a, U4B8, c, c), group_size=group_size)
     assert tile_of(asked) == tile
+
+
+# As few rows of a tile as may be are padding.
+MANY = [
+    (257, "m144n128k128"),
+    (288, "m144n128k128"),
+    (289, "m160n128k64"),
+    (320, "m160n128k64"),
+    (321, "m192n128k64"),
+    (385, "m224n128k64"),
+    (449, "m256n128k64"),
+    (512, "m256n128k64"),
+    (513, "m192n128k64"),
+    (577, "m160n128k64"),
+    (641, "m192n128k64"),
+    (769, "m224n128k64"),
+    (897, "m256n128k64"),
+    (5000, "m256n128k64"),
+]
+
+
+@pytest.mark.parametrize(("m", "tile"), MANY)
+def test_many_rows_of_a_dense_layer(m: int, tile: str) -> None:
+    assert tile_of(replace(WIDE, m=m)) == f"machete-{tile}"
+    small = (
+        "m96n128k128" if m <= 384 else "m128n128k128" if m <= 512 else "m144n128k128" if m <= 576 else tile
+    )
+    assert tile_of(replace(SMALL, m=m)) == f"machete-{small}"
+
+
+@pytest.mark.parametrize(
+    ("m", "tile"),
+    [
+        (257, "m160"),
+        (320, "m160"),
+        (384, "m192"),
+        (448, "m224"),
+        (512, "m256"),
+        (576, "m192"),
+        (577, "m256"),
+        (896, "m224"),
+        (897, "m256"),
+    ],
+)
+def test_many_rows_of_a_dense_layer_under_w4a8(m: int, tile: str) -> None:
+    assert tile_of(replace(WIDE, m=m, types=EXPERTS.types)) == f"machete-{tile}n128k128"
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,6 @@ def boxes(config: KernelConfig) -> tuple[int, ...]:
     if config.indexed and not config.grouped:
         return ()
     tile = config.tile
-    if tile.cluster == 1 and tile.tile_m == _HALVED_TILE_M:
+    if tile.tile_m == _HALVED_TILE_M and tile.stages > FEWEST_STAGES and tile.cluster == 1:
         return (tile.tile_m, tile.tile_m // 2)
     return (tile.tile_m // tile.cluster,)

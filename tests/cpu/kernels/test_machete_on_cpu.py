@@ -32,6 +32,11 @@ CASES = [
     Case("bf16_u4b8_bf16_bf16_g128_m32n128k64s4_dense", 70, 272, 848, grid=4, shared=True),
     Case("bf16_u4b8_bf16_bf16_g128_m32n128k64s4c2_dense", 32, 272, 1360, grid=6, shared=True),
     Case("bf16_u4b8_bf16_bf16_g128_m16n256k128s4_dense", 9, 272, 1296, grid=3, shared=True),
+    Case("bf16_u8b128_bf16_bf16_g128_m256n128k64s2_dense", 300, 144, 208, grid=2),
+    Case("bf16_u4b8_bf16_bf16_g128_m160n128k64s3_dense", 300, 144, 208, grid=2),
+    Case("bf16_u4_bf16_bf16_g128_m224n128k64s3_dense", 230, 144, 208, grid=3),
+    Case("e4m3fn_u4b8_e4m3fn_bf16_g128_m160n128k128s3_dense", 300, 144, 336, grid=2),
+    Case("s8_u4b8_bf16_bf16_gch_m224n128k128s3_dense", 230, 144, 336, grid=3),
     # Parts that come through the stages: two of a tile, three, and of tiles that follow whole ones.
     Case("bf16_u4b8_bf16_bf16_g128_m128n128k64s3_dense", 120, 256, 3344, grid=4, shared=True),
     Case("bf16_u4b8_bf16_bf16_g128_m96n128k64s4_dense", 90, 128, 2816, grid=3, shared=True),

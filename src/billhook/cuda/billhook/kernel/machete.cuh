@@ -66,7 +66,8 @@ struct Config {
   static constexpr i32 sums = strips_each * tile_m / 2;  // registers of a consumer
   static constexpr i32 columns = tile_m / 8;  // 8-token columns of the MMA
   static constexpr bool channel_scales = group_size == -1;
-  static constexpr bool halves = tile_m == 256 && cluster == 1 && !gathers;  // the last tiles may be of half as many tokens (Half)
+  // The last tiles may be of half as many tokens (Half), whose deeper stages are at least two where there are three.
+  static constexpr bool halves = tile_m == 256 && stages > 2 && cluster == 1 && !gathers;
   static constexpr bool shares_tiles = true;       // workers may
   static constexpr i32 expert_rows = tile_m;       // a block of so many is of one expert
   static constexpr bool has_rows = !channel_scales || has_zeros<Weight>;  // of scales or zero points in each stage
