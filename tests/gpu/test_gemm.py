@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import numpy as np  # noqa: E402
-from gpu.problems import ELEMENTS, GROUPS, check, compiled, draw_weight, exact, host  # noqa: E402
+from gpu.problems import ELEMENTS, GROUPS, check, compiled, draw_weight, exact, host, multiply  # noqa: E402
 
 import billhook  # noqa: E402
 from billhook.errors import InputError, WeightError  # noqa: E402
@@ -89,6 +89,28 @@ def test_more_tokens_than_a_wave_of_tiles() -> None:
     weight = draw_weight(1024, 512, 128, torch.bfloat16)
     a = activations(5000, 1024, torch.bfloat16)
     check(billhook.gemm(a, weight), reference.gemm(host(a), exact(weight)), weight, None, "m=5000")
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "k"),
+    [
+        (300, 17920, 1024),  # tiles of 256 tokens: halves below whole ones, on 132 multiprocessors
+        (520, 4096, 4096),  # and of tiles that fill no wave
+        (200, 4096, 4096),  # tiles of 96 and more: parts of others come through the stages
+        (100, 1024, 8192),  # of several others
+    ],
+)
+def test_tiles_are_halved_and_shared(m: int, n: int, k: int) -> None:
+    weight = draw_weight(k, n, 128, torch.bfloat16)
+    a = activations(m, k, torch.bfloat16)
+    ref = multiply(a, torch.from_numpy(exact(weight)).cuda())
+    for config in compiled(torch.bfloat16, 128, indexed=False):
+        if config.tile.tile_m < 96:
+            continue
+        for split_k in (True, False):
+            out = billhook.gemm(a, weight, config=config, split_k=split_k)
+            check(out, ref, weight, config, f"{config} m={m} n={n} k={k} split_k={split_k}")
+            assert torch.equal(out, billhook.gemm(a, weight, config=config, split_k=split_k))
 
 
 def test_nothing_but_the_output_is_written_and_strides_are_heeded() -> None:
