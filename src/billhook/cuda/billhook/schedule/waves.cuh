@@ -50,15 +50,15 @@ struct Waves {
     tiles_m = (rows + C::tile_m - 1) / C::tile_m;
     whole_tiles = tiles_m * tiles_n, halves = 0;
     // The time of a tile of w workers, k / w + w more, is least at w^2 = k / more.
-    i32 sharing = 1;
-    while ((sharing + 1) * (sharing + 1) * more_columns(C::tile_m) <= stages * C::tile_k) ++sharing;
-    float least = deal<C>(split ? sharing : 0);
+    i32 sharing = split;
+    while (split && (sharing + 1) * (sharing + 1) * more_columns(C::tile_m) <= stages * C::tile_k) ++sharing;
+    float least = deal<C>(sharing);
     if constexpr (C::halves) {
       // Halves at the end of m alone, or of the tiles that do not fill a wave, too.
       const i32 full = rows / (C::tile_m / 2) / 2 + (rows % C::tile_m > C::tile_m / 2), below = (tiles_m - full) * tiles_n;
       const i32 tiles = full * tiles_n, left = tiles % grid;
-      if (below > 0) consider<C>(least, tiles, below, split ? sharing : 0);
-      if (left > 0) consider<C>(least, tiles - left, below + 2 * left, split ? sharing : 0);
+      if (below > 0) consider<C>(least, tiles, below, sharing);
+      if (left > 0) consider<C>(least, tiles - left, below + 2 * left, sharing);
       if (halves > 0) tiles_m = full;
     }
     const i32 bands = min(tiles_m, static_cast<i32>(static_cast<i64>(tiles_m) * tile_bytes / kBandBytes) + 1);
