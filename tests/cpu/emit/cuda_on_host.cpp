@@ -219,6 +219,12 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* fu
   while (billhook::kFunctions[kernel - billhook::kKernels] != function) ++kernel;
   Map map;
   if (kernel->boxes[0]) std::memcpy(&map, arguments[1], sizeof(map));
+  if (kernel->boxes[1]) {  // the same rows in other boxes
+    Map other;
+    std::memcpy(&other, arguments[2], sizeof(other));
+    if (other.box_rows != static_cast<uint32_t>(kernel->boxes[1]) || other.address != map.address || other.rows != map.rows)
+      return cudaErrorInvalidValue;
+  }
   const GemmParams& params = argument<GemmParams>(arguments, 0);
   const bool ran = config->gridDim.x % kernel->cluster == 0 && Gemm(*kernel, params, kernel->boxes[0] ? &map : nullptr).run();
   return ran ? cudaSuccess : cudaErrorInvalidValue;
