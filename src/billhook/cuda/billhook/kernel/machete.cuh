@@ -109,7 +109,8 @@ struct Config {
   static constexpr i32 batch = epilogue_tokens % 32 == 0 && sums > 16 && strips_each == 1 && !promotes ? 4 : 2;
   static constexpr i32 batch_bytes = batch * team * 128 * 16;
   // Whether parts of shared tiles come through the stages: where they are small it is faster to read them from memory, as they come.
-  static constexpr bool fetches_parts = quads >= 12 && sums <= 128 && !gathers && !pingpong && batch_bytes <= stage_bytes;
+  static constexpr bool fetches_parts =
+      quads >= 12 && sums <= 128 && stages > 2 && !gathers && !pingpong && batch_bytes <= stage_bytes;
 
   // Small tiles leave room for a CTA of the next kernel, which requests its weights while this one ends.
   static constexpr i32 min_ctas = consumer_warpgroups == 2 && !pingpong && !promotes && sums <= 32 ? fitting_ctas(2, shared_bytes) : 1;
