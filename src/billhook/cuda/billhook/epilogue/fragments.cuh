@@ -10,11 +10,11 @@
 // start no later than itself. Parts are kept as the registers hold them: no order to restore. Those of large tiles come through the
 // stages, asked for by the producer ahead of time.
 #pragma once
-#include "billhook/schedule/partial.cuh"
 #include "billhook/mainloop/load.cuh"
 #include "billhook/mma/wgmma.cuh"
 #include "billhook/ptx/memory.cuh"
 #include "billhook/ptx/warpgroup.cuh"
+#include "billhook/schedule/partial.cuh"
 #include "billhook/schedule/waves.cuh"
 
 namespace billhook {
@@ -130,8 +130,7 @@ struct FragmentEpilogue {
   }
 
   __device__ __forceinline__ u32x4* place(i32 of_worker) const {
-    const i64 cta = static_cast<i64>(of_worker) * C::cluster + rank;
-    return reinterpret_cast<u32x4*>(p.partials) + cta * (quads * threads) + threadIdx.x % threads;
+    return part_of<C>(p.partials, of_worker, rank) + threadIdx.x % threads;
   }
 
   __device__ __forceinline__ void hand_over(const Sums& sums) const {

@@ -4,9 +4,9 @@
 // A shared tile is finished by its last CTA, which holds its end and meets it first; it does so after its own share, when the CTAs
 // before it are about to be done too. A CTA waits only for CTAs of lower index, which start no later than itself.
 #pragma once
-#include "billhook/schedule/partial.cuh"
 #include "billhook/mainloop/load.cuh"
 #include "billhook/ptx/memory.cuh"
+#include "billhook/schedule/partial.cuh"
 
 namespace billhook {
 

@@ -7,11 +7,11 @@
 //
 // A thread takes some hundred cycles to ask for a few copies: where tiles are small, each warp asks for those of one kind.
 #pragma once
-#include "billhook/schedule/partial.cuh"
 #include "billhook/mainloop/load.cuh"
 #include "billhook/ptx/grid.cuh"
 #include "billhook/ptx/memory.cuh"
 #include "billhook/ptx/warpgroup.cuh"
+#include "billhook/schedule/partial.cuh"
 #include "billhook/schedule/waves.cuh"
 
 namespace billhook {
@@ -208,8 +208,7 @@ struct Producer {
     // copy may still find missing, the epilogue waits for.
     __device__ __forceinline__ void request_part(i32 other, i32 first) const {
       constexpr i32 row = C::team * 128;  // words of four for each accumulator
-      const i64 cta = static_cast<i64>(other) * C::cluster + of.rank;
-      const u32x4* const part = reinterpret_cast<const u32x4*>(of.p.partials) + cta * (C::quads * row);
+      const u32x4* const part = part_of<C>(of.p.partials, other, of.rank);
       if (first == 0) {
         while (is_partly_empty(ptx::load_relaxed(part + C::quads * row - 1))) {
         }

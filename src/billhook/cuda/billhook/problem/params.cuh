@@ -14,7 +14,7 @@ struct GemmParams {
   const float* global_scales;           // [E]: multiplies all of an expert's D (NVFP4, FP8 per tensor); may be null
   const void* bias;                     // [E,] n in the output's type; may be null
   void* d;                              // output, rows of ldd elements
-  u32* partials;                        // 2 slots of tile_m x tile_n words per CTA; all ones before and after the launch
+  u32* partials;                        // a slot or two of tile_m x tile_n words a CTA, by family; all ones before and after the launch
   const i32* sorted_token_ids;          // MoE: row ids in blocks of tile_m; an id >= m is padding
   const i32* expert_ids;                // MoE: expert of each block; -1 skips the block
   const i32* num_tokens_padded;         // MoE: one number, the used length of sorted_token_ids

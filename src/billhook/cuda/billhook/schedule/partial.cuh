@@ -19,4 +19,12 @@ __device__ __forceinline__ bool is_partly_empty(const u32x4& u) {
   return u.x == kEmpty || u.y == kEmpty || u.z == kEmpty || u.w == kEmpty;
 }
 
+// Where a worker of the Machete family, the CTA `rank` of a cluster, leaves its part of a tile: for each accumulator of a thread a row
+// of one of each thread.
+template <class C>
+__device__ __forceinline__ u32x4* part_of(u32* partials, i32 worker, i32 rank) {
+  const i64 cta = static_cast<i64>(worker) * C::cluster + rank;
+  return reinterpret_cast<u32x4*>(partials) + cta * (C::quads * C::team * 128);
+}
+
 }  // namespace billhook
