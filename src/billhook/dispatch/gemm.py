@@ -14,7 +14,7 @@ from .. import families
 from . import params
 from .launch import describe, launch_described
 from .loader import GemmKernel
-from .tensor_map import Matrix, tensor_map
+from .tensor_map import Matrix, tensor_maps
 from .workspace import workspace
 
 _MOST_MAPS = 256  # tensor maps that one launch keeps; an allocator gives the same addresses again and again
@@ -160,7 +160,7 @@ class GemmLaunch:
         config = self.gemm.config
         _, _, k, lda, *_ = self._numbers
         matrix = Matrix(config.types.a.name, address, rows=self._rows, features=k, stride=lda)
-        made = [tensor_map(matrix, rows) for rows in self._boxes]
+        made = [tensor_maps(matrix, rows) for rows in self._boxes]
         if len(self._maps) >= _MOST_MAPS:
             self._maps.clear()
         self._maps[address] = made

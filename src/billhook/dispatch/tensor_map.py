@@ -2,6 +2,10 @@
 
 One is 128 bytes, made by the driver from address, extents and box, and passed to the
 kernel by value. Making one takes microseconds, so whoever launches keeps it.
+
+They come in pairs: of boxes of a number of rows, and of a box of the rows that these leave
+over. To fill what a box has beyond the matrix with zeros takes the hardware longer than to
+copy as many rows (docs/decisions/machete-kernel.md, "The end of m").
 """
 
 from __future__ import annotations
@@ -40,28 +44,35 @@ class Matrix(NamedTuple):
     stride: int
 
 
-class TensorMap:
-    """A tensor map in the host's memory, at `address` for as long as this lives."""
+class TensorMaps:
+    """Two tensor maps in the host's memory, one behind the other, at `address` for as long as this lives."""
 
     def __init__(self) -> None:
-        self._memory = ctypes.create_string_buffer(SIZE + _ALIGNMENT)
+        self._memory = ctypes.create_string_buffer(2 * SIZE + _ALIGNMENT)
         self.address = -(-ctypes.addressof(self._memory) // _ALIGNMENT) * _ALIGNMENT
 
 
-def tensor_map(matrix: Matrix, box_rows: int) -> TensorMap:
-    """Return the tensor map by which boxes of 128 bytes a row come into shared memory as wgmma reads them.
+def tensor_maps(matrix: Matrix, box_rows: int) -> TensorMaps:
+    """Return the tensor maps by which boxes of 128 bytes a row come into shared memory as wgmma reads them.
 
     Args:
-        matrix: The activations; boxes that reach beyond are filled with zeros.
-        box_rows: Rows of a box, at most 256.
+        matrix: The activations.
+        box_rows: Rows of a box of the first map, at most 256. The second one's are those that such boxes
+            leave over at the end of the matrix; as many, if there are none.
 
     Raises:
         CudaError: The driver refused.
     """
-    made = TensorMap()
+    made = TensorMaps()
+    _encode(made.address, matrix, box_rows)
+    _encode(made.address + SIZE, matrix, matrix.rows % box_rows or box_rows)
+    return made
+
+
+def _encode(address: int, matrix: Matrix, box_rows: int) -> None:
     element_bytes = ALL[matrix.element].bits // 8
     status = _encoder()(
-        ctypes.c_void_p(made.address),
+        ctypes.c_void_p(address),
         _TYPES[matrix.element],
         2,
         ctypes.c_void_p(matrix.address),
@@ -80,7 +91,6 @@ def tensor_map(matrix: Matrix, box_rows: int) -> TensorMap:
             f"{matrix.element} activations at {matrix.address:#x}, {matrix.stride} elements between rows; "
             "address and rows must be aligned to 16 bytes"
         )
-    return made
 
 
 @cache

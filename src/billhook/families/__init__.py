@@ -71,7 +71,7 @@ def rounds_weights(config: KernelConfig) -> bool:
 
 
 def boxes(config: KernelConfig) -> tuple[int, ...]:
-    """Return the rows of A that a box holds, for each pair of tensor maps that the kernel takes after its parameters.
+    """Return the rows of A in a box, for each pair of tensor maps that the kernel takes after its parameters.
 
     The first of a pair is of whole boxes, the second of the rows that are left of A below them.
     """

@@ -185,33 +185,51 @@ def test_tensor_maps_span_the_rows_that_a_kernel_is_given(
 ) -> None:
     asked: list[tuple[tensor_map.Matrix, int]] = []
 
-    def encode(matrix: tensor_map.Matrix, box_rows: int) -> tensor_map.TensorMap:
+    def encode(matrix: tensor_map.Matrix, box_rows: int) -> tensor_map.TensorMaps:
         asked.append((matrix, box_rows))
-        return tensor_map.TensorMap()
+        return tensor_map.TensorMaps()
 
-    monkeypatch.setattr(gemms, "tensor_map", encode)
+    monkeypatch.setattr(gemms, "tensor_maps", encode)
     start(kernel(config=config), tiles_m=3)
     matrix = tensor_map.Matrix("bf16", A, rows=rows, features=K, stride=K)
     assert asked == [(matrix, box) for box in boxes]
+
+
+@pytest.mark.parametrize(("rows", "rest"), [(300, 44), (512, 256), (7, 7)])
+def test_the_second_of_two_tensor_maps_has_boxes_of_the_rows_that_the_first_leaves_over(
+    monkeypatch: pytest.MonkeyPatch, rows: int, rest: int
+) -> None:
+    """Both describe the same matrix, one behind the other."""
+    asked: list[tuple[Any, ...]] = []
+
+    def encode(*arguments: Any) -> int:
+        address, _, _, base, extents, strides, box, *_ = arguments
+        asked.append((address.value, base.value, list(extents), list(strides), list(box)))
+        return 0
+
+    monkeypatch.setattr(tensor_map, "_encoder", lambda: encode)
+    made = tensor_map.tensor_maps(tensor_map.Matrix("bf16", A, rows=rows, features=K, stride=K + 8), 256)
+    alike = (A, [K, rows], [2 * K + 16])
+    assert asked == [(made.address, *alike, [64, 256]), (made.address + 128, *alike, [64, rest])]
 
 
 def test_tensor_maps_are_made_once_for_each_address(
     driver: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel's further arguments are the maps of A, whichever thread or call had the array before."""
-    made: dict[tuple[int, int], tensor_map.TensorMap] = {}
+    made: dict[tuple[int, int], tensor_map.TensorMaps] = {}
     sent: list[int | None] = []
 
-    def encode(matrix: tensor_map.Matrix, box_rows: int) -> tensor_map.TensorMap:
+    def encode(matrix: tensor_map.Matrix, box_rows: int) -> tensor_map.TensorMaps:
         assert (matrix.address, box_rows) not in made
-        made[matrix.address, box_rows] = tensor_map.TensorMap()
+        made[matrix.address, box_rows] = tensor_map.TensorMaps()
         return made[matrix.address, box_rows]
 
     def listen(description: Any, function: Any, pointers: int, extra: int) -> tuple[int]:
         sent.extend((ctypes.c_void_p * 3).from_address(pointers)[1:])
         return (0,)
 
-    monkeypatch.setattr(gemms, "tensor_map", encode)
+    monkeypatch.setattr(gemms, "tensor_maps", encode)
     monkeypatch.setattr(driver, "cuLaunchKernelEx", listen, raising=False)
     prepared = prepare(kernel(config=DENSE))
     for address in (A, A + 256, A):

@@ -218,12 +218,17 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* fu
   const Kernel* kernel = billhook::kKernels;
   while (billhook::kFunctions[kernel - billhook::kKernels] != function) ++kernel;
   Map map;
-  if (kernel->boxes[0]) std::memcpy(&map, arguments[1], sizeof(map));
-  if (kernel->boxes[1]) {  // the same rows in other boxes
-    Map other;
-    std::memcpy(&other, arguments[2], sizeof(other));
-    if (other.box_rows != static_cast<uint32_t>(kernel->boxes[1]) || other.address != map.address || other.rows != map.rows)
-      return cudaErrorInvalidValue;
+  for (int i = 0; i < 2 && kernel->boxes[i]; ++i) {  // a pair of the same rows: in boxes, and what those leave over
+    const uint32_t box_rows = kernel->boxes[i];
+    for (int left = 0; left < 2; ++left) {
+      Map one;
+      std::memcpy(&one, static_cast<const CUtensorMap*>(arguments[1 + i]) + left, sizeof(one));
+      if (i == 0 && left == 0) map = one;
+      const uint32_t rest = one.rows % box_rows;
+      if (one.box_rows != (left && rest ? rest : box_rows) || one.address != map.address || one.rows != map.rows ||
+          one.stride != map.stride || one.features != map.features || one.element_bytes != map.element_bytes)
+        return cudaErrorInvalidValue;
+    }
   }
   const GemmParams& params = argument<GemmParams>(arguments, 0);
   const bool ran = config->gridDim.x % kernel->cluster == 0 && Gemm(*kernel, params, kernel->boxes[0] ? &map : nullptr).run();

@@ -223,10 +223,7 @@ class Inputs:
         addresses = [arrays[name].ctypes.data if name in arrays else 0 for name in params.POINTERS]
         sizes = (self.rows, case.n, case.k, a.shape[1], ldd, strips, blocks, self.groups, self.top_k)
         values = ctypes.create_string_buffer(params.LAYOUT.pack(*addresses, *sizes, case.shared))
-        maps = [
-            model.TensorMap(a.ctypes.data, case.k, len(a), a.strides[0], a.itemsize, rows)
-            for rows in families.boxes(config)
-        ]
+        maps = [model.tensor_maps(a, case.k, rows) for rows in families.boxes(config)]
         return model.launch(
             library,
             config.name,

@@ -256,6 +256,7 @@ inline void tensor_box(u32 to, const void* of, std::array<const i32*, 2> at, u32
   const TensorMap& map = *static_cast<const TensorMap*>(of);
   const i32 x = *at[0], y = *at[1];
   if (to % 1024) return fail("the swizzle needs a place that is a multiple of 1024");
+  if (map.ends && y + map.box_rows > map.rows) return fail("a box reaches beyond the last row");
   std::vector<char> data(map.box_rows * 128, 0);
   const u32 box_columns = 128 / map.element_bytes;
   for (u32 row = 0; row < map.box_rows; ++row)

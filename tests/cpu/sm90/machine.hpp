@@ -34,6 +34,7 @@ constexpr size_t kStack = 1 << 16;  // bytes of a thread's stack
 struct TensorMap {  // the test fills it in: a matrix, and the boxes of it that are copied
   const char* base;
   u64 columns, rows, row_bytes, element_bytes, box_rows;
+  u64 ends;  // whether a box past the last row is an error
 };
 
 struct Range { const char *begin, *end; };

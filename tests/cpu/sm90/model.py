@@ -26,8 +26,16 @@ class TensorMap(ctypes.Structure):
         ("row_bytes", ctypes.c_uint64),
         ("element_bytes", ctypes.c_uint64),
         ("box_rows", ctypes.c_uint64),
-        ("padding", ctypes.c_uint64 * 10),
+        ("ends", ctypes.c_uint64),
+        ("padding", ctypes.c_uint64 * 9),
     )
+
+
+def tensor_maps(a: np.ndarray, columns: int, box_rows: int) -> Any:
+    """Return two of a matrix, as kernels take them: of whole boxes, and of the rows that those leave over."""
+    matrix = (a.ctypes.data, columns, len(a), a.strides[0], a.itemsize)
+    rest = len(a) % box_rows or box_rows
+    return (TensorMap * 2)(TensorMap(*matrix, box_rows, True), TensorMap(*matrix, rest, True))
 
 
 class Launch(ctypes.Structure):

@@ -17,7 +17,7 @@ struct Kernel {
   int32_t stages_per_cta;  // that are worth a CTA more on a multiprocessor
   int32_t threads;  // of a CTA
   int32_t shared_bytes, workspace_bytes;  // of a CTA: dynamic shared memory, partial sums
-  int32_t boxes[2];     // rows of those of each tensor map of A, further arguments; 0: there is none
+  int32_t boxes[2];     // rows of those of each pair of tensor maps of A, further arguments; 0: there is none
   bool rounds_weights;  // scaled weights are rounded to A's type; for error bounds
 };
 

@@ -57,8 +57,8 @@ cudaError_t find_resident(const Gpu& gpu, const Kernel& kernel, int32_t* residen
   return cudaSuccess;
 }
 
-// Describes A, whose elements are only moved, to the copy engine: boxes of 128 bytes of features x the tokens that a CTA
-// fetches at once, swizzled as wgmma reads them.
+// Describes A, whose elements are only moved, to the copy engine: boxes of 128 bytes of features x some tokens, swizzled as wgmma
+// reads them.
 cudaError_t make_tensor_map(int32_t box_rows, const GemmParams& params, const Activations& a, CUtensorMap* map) {
   static void* function = nullptr;
   static const cudaError_t found = [] {
@@ -77,6 +77,13 @@ cudaError_t make_tensor_map(int32_t box_rows, const GemmParams& params, const Ac
       map, type, 2, const_cast<void*>(params.a), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
       CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+// Makes a pair of them: of the tokens that a CTA fetches at once, and of those that are left at the end of A.
+cudaError_t make_tensor_maps(int32_t box_rows, const GemmParams& params, const Activations& a, CUtensorMap maps[2]) {
+  const int32_t rest = static_cast<int32_t>(a.rows % box_rows);
+  const cudaError_t error = make_tensor_map(box_rows, params, a, &maps[0]);
+  return error ? error : make_tensor_map(rest > 0 ? rest : box_rows, params, a, &maps[1]);
 }
 
 cudaError_t launch(const void* function, int32_t ctas, int32_t threads, int32_t shared_bytes, bool overlaps, void** arguments,
@@ -130,10 +137,10 @@ cudaError_t find_grid(const Gpu& gpu, const Kernel& kernel, const GemmParams& pa
 
 cudaError_t launch_gemm(const Gpu& gpu, const Kernel& kernel, const GemmParams& params, const Activations& a, int32_t ctas,
                         cudaStream_t stream) {
-  CUtensorMap maps[2];
-  void* arguments[] = {const_cast<GemmParams*>(&params), &maps[0], &maps[1]};  // a kernel reads as many as it has parameters
+  CUtensorMap maps[2][2];
+  void* arguments[] = {const_cast<GemmParams*>(&params), maps[0], maps[1]};  // a kernel reads as many as it has parameters
   for (int32_t i = 0; i < 2 && kernel.boxes[i] > 0; ++i)
-    if (const cudaError_t error = make_tensor_map(kernel.boxes[i], params, a, &maps[i])) return error;
+    if (const cudaError_t error = make_tensor_maps(kernel.boxes[i], params, a, maps[i])) return error;
   const bool overlaps = gpu.major >= 9 && kTargets[kernel.target].major >= 9;
   return launch(kFunctions[&kernel - kKernels], ctas, kernel.threads, kernel.shared_bytes, overlaps, arguments, stream);
 }

@@ -17,11 +17,6 @@
 
 namespace billhook {
 
-// A CUtensorMap: 2-D, boxes of 128 bytes of features x tile_m / cluster tokens of A, 128-byte swizzle.
-struct alignas(64) TensorMap {
-  u64 opaque[16];
-};
-
 namespace machete {
 
 // Of a type by condition: the standard library is not at hand.
@@ -216,6 +211,11 @@ __device__ __forceinline__ void consume(const GemmParams& p, const Waves& waves,
   }
 }
 
+__device__ __forceinline__ void prefetch(const TensorMaps& maps) {
+  ptx::prefetch_tensor_map(&maps.whole);
+  ptx::prefetch_tensor_map(&maps.rest);
+}
+
 template <class C>
 __device__ __forceinline__ void init_stages(u32 shared) {
   for (i32 s = 0; s < C::stages; ++s) {
@@ -224,19 +224,19 @@ __device__ __forceinline__ void init_stages(u32 shared) {
   }
 }
 
-// `map`: of the rows of a tile, unless they are looked up; `half_map`: of those of half a tile, where there are such.
+// `maps`: of the rows of a tile, unless they are looked up; `half_maps`: of those of half a tile, where there are such.
 template <class C>
-__device__ __forceinline__ void run(const GemmParams& p, const TensorMap* map = nullptr, const TensorMap* half_map = nullptr) {
+__device__ __forceinline__ void run(const GemmParams& p, const TensorMaps* maps = nullptr, const TensorMaps* half_maps = nullptr) {
   extern __shared__ __align__(1024) char memory[];
   const u32 shared = ptx::shared_address(memory);
   const i32 rank = C::cluster > 1 ? ptx::uniform(ptx::cluster_rank()) : 0;
 
   ptx::launch_dependents();
   if (threadIdx.x == 0) {
-    if constexpr (!C::gathers) ptx::prefetch_tensor_map(map);
+    if constexpr (!C::gathers) prefetch(*maps);
     init_stages<C>(shared);
     if constexpr (C::halves) {
-      ptx::prefetch_tensor_map(half_map);
+      prefetch(*half_maps);
       init_stages<Half<C>>(shared);
     }
     for (i32 turn = 0; C::pingpong && turn < 2; ++turn) ptx::mbarrier_init(shared + C::turns_at + 8 * turn, 4);
@@ -264,11 +264,11 @@ __device__ __forceinline__ void run(const GemmParams& p, const TensorMap* map = 
     const i32 thread = static_cast<i32>(threadIdx.x) - C::consumer_threads, warp = ptx::uniform(thread / 32);
     // Operands of copies are uniform registers: the compiler computes in them only what whole warps do, or all that is left of them.
     if (!C::gathers && (thread % 32 != 0 || warp >= (C::one_asks ? 1 : 3))) return;
-    Producer<C> producer{p, waves, map, shared, rank, thread, warp};
+    Producer<C> producer{p, waves, maps, shared, rank, thread, warp};
     producer.run(Walk{waves});
     if constexpr (C::halves) {
       producer.drain();
-      Producer<Half<C>>{p, waves, half_map, shared, rank, thread, warp}.run(HalfWalk{waves});
+      Producer<Half<C>>{p, waves, half_maps, shared, rank, thread, warp}.run(HalfWalk{waves});
     }
   } else {
     ptx::take_registers<C::consumer_registers>();
@@ -279,7 +279,7 @@ __device__ __forceinline__ void run(const GemmParams& p, const TensorMap* map = 
 }
 #elif !defined(__CUDA_ARCH__)
 template <class C>
-__device__ void run(const GemmParams& p, const TensorMap* map = nullptr, const TensorMap* half_map = nullptr);  // nvcc's pass for the host looks the name up
+__device__ void run(const GemmParams& p, const TensorMaps* maps = nullptr, const TensorMaps* half_maps = nullptr);  // nvcc's pass for the host looks the name up
 #endif
 
 }  // namespace machete

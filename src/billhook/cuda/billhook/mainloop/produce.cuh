@@ -16,6 +16,17 @@
 
 namespace billhook {
 
+// A CUtensorMap: 2-D, boxes of 128 bytes of features x some tokens of A, 128-byte swizzle.
+struct alignas(64) TensorMap {
+  u64 opaque[16];
+};
+
+// Of boxes of tile_m / cluster tokens, and of as many as are left at the end of m: what a box has beyond A takes longer to fill
+// with zeros than rows of A to copy.
+struct TensorMaps {
+  TensorMap whole, rest;
+};
+
 #if __CUDA_ARCH__ >= 900
 template <class C>
 struct Producer {
@@ -25,7 +36,7 @@ struct Producer {
 
   const GemmParams& p;
   const Waves& waves;
-  const void* map;  // tensor map of A; null where rows are gathered
+  const TensorMaps* maps;  // of A; null where rows are gathered
   const u32 shared;
   const i32 rank, thread, warp;  // of this CTA in its cluster; of this thread in the warpgroup, and its warp there
   Segment at;
@@ -41,14 +52,14 @@ struct Producer {
       gather_all(walk);
     } else if constexpr (C::one_asks) {
       ptx::wait_for_prerequisites();
-      each_tile(walk, [&] { each_stage(Codes(*this), Rows(*this), Activations{*this}); });
+      each_tile(walk, [&] { each_stage(Codes(*this), Rows(*this), Activations(*this)); });
     } else if (warp == 0) {
       each_tile(walk, [&] { each_stage(Codes(*this)); });
     } else if (warp == 1) {
       if constexpr (C::has_rows) each_tile(walk, [&] { each_stage(Rows(*this)); });
     } else {
       ptx::wait_for_prerequisites();
-      each_tile(walk, [&] { each_stage(Activations{*this}); });
+      each_tile(walk, [&] { each_stage(Activations(*this)); });
     }
   }
 
@@ -58,7 +69,6 @@ struct Producer {
   }
 
  private:
-  static constexpr u32 kActivationBytes = C::gathers ? 0 : C::codes_at;  // that come by TMA
 
   __device__ __forceinline__ u32 full() const { return shared + C::full_at + 8 * slot; }
   __device__ __forceinline__ u32 stage() const { return shared + slot * C::stage_bytes; }
@@ -115,6 +125,13 @@ struct Producer {
     }
   };
 
+  // Of a stage's activations, as far as they come by TMA: tokens past the end of m are left as they are, since what they hold
+  // reaches no other token's sums.
+  __device__ __forceinline__ u32 activation_bytes() const {
+    constexpr u32 all = C::gathers ? 0 : C::codes_at;
+    return C::indexed ? all : min(C::tile_m, p.m - at.tile_m * C::tile_m) * (all / C::tile_m);
+  }
+
   // Groups of scales, or of zero points, that a stage holds.
   static __device__ __forceinline__ i32 first_group(i32 k_stage) {
     return C::channel_scales ? 0 : k_stage * C::blocks * kStrip / C::group_size;
@@ -129,6 +146,7 @@ struct Producer {
     const Strips strips{of};
     const u64 pitch = static_cast<u64>(of.p.blocks) * block_bytes<Weight>;  // from strip to strip
     const char* from = reinterpret_cast<const char*>(of.p.codes) + strips.first * pitch;
+    const u32 activations = of.activation_bytes();
 
     __device__ __forceinline__ explicit Codes(const Producer& of) : of(of) {}
 
@@ -138,7 +156,7 @@ struct Producer {
       u32 row = 0;
       if constexpr (!C::channel_scales) row += of.groups(k_stage) * row_bytes<Scale>;
       if constexpr (has_zeros<Weight>) row += of.groups(k_stage) * row_bytes<T>;
-      ptx::mbarrier_arrive_expect(of.full(), strips.count * (run + row) + kActivationBytes);
+      ptx::mbarrier_arrive_expect(of.full(), strips.count * (run + row) + activations);
       const u32 to = of.stage() + C::codes_at;
       const char* const codes = from + static_cast<u64>(block) * block_bytes<Weight>;
 #pragma unroll
@@ -188,19 +206,23 @@ struct Producer {
 
   // This CTA's part of the tokens, for all CTAs of the cluster.
   struct Activations {
+    static constexpr i32 rows = C::tile_m / C::cluster;
     const Producer& of;
+    const i32 y = of.at.tile_m * C::tile_m + of.rank * rows;
+    const TensorMap* const map = C::indexed || y + rows <= of.p.m ? &of.maps->whole : &of.maps->rest;
+
+    __device__ __forceinline__ explicit Activations(const Producer& of) : of(of) {}
 
     __device__ __forceinline__ void request(i32 k_stage) const {
-      constexpr i32 rows = C::tile_m / C::cluster;
-      const i32 y = of.at.tile_m * C::tile_m + of.rank * rows;
+      if (C::cluster > 1 && !C::indexed && y >= of.p.m) return;
 #pragma unroll
       for (i32 block = 0; block < C::tile_k / C::chunk; ++block) {
         const u32 to = of.stage() + C::activations_at + (block * C::tile_m + of.rank * rows) * 128;
         const i32 x = k_stage * C::tile_k + block * C::chunk;
         if constexpr (C::cluster > 1)
-          ptx::tensor_copy_multicast(to, of.map, x, y, of.full(), (1 << C::cluster) - 1);
+          ptx::tensor_copy_multicast(to, map, x, y, of.full(), (1 << C::cluster) - 1);
         else
-          ptx::tensor_copy(to, of.map, x, y, of.full());
+          ptx::tensor_copy(to, map, x, y, of.full());
       }
     }
 
