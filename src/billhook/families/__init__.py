@@ -8,11 +8,14 @@ from __future__ import annotations
 from typing import Protocol
 
 from ..config import KernelConfig
-from . import machete, marlin
+from . import machete, machete_work, marlin
 from .base import unserved
+from .machete_work import MULTIPROCESSORS, Work
 
 __all__ = [
     "FAMILIES",
+    "MULTIPROCESSORS",
+    "Work",
     "boxes",
     "ctas_per_sm",
     "fewest_stages",
@@ -20,8 +23,11 @@ __all__ = [
     "rounds_weights",
     "shared_memory",
     "stages_per_cta",
+    "tells_work",
     "threads",
     "unserved",
+    "work",
+    "work_step",
     "workspace",
 ]
 
@@ -40,7 +46,15 @@ class Family(Protocol):
     def boxes(self, config: KernelConfig) -> tuple[int, ...]: ...
 
 
+class TellsWork(Protocol):
+    """What the module of a family answers that tells its work; described below too."""
+
+    def work(self, config: KernelConfig, m: int, n: int, k: int, multiprocessors: int) -> Work: ...
+    def step(self, config: KernelConfig) -> int: ...
+
+
 FAMILIES: dict[str, Family] = {marlin.FAMILY: marlin, machete.FAMILY: machete}
+_WORK: dict[str, TellsWork] = {machete.FAMILY: machete_work}
 
 
 def illegal(config: KernelConfig) -> str | None:
@@ -105,3 +119,26 @@ def ctas_per_sm(config: KernelConfig, stages: int, sms: int, fitting: int) -> in
         fitting: CTAs of the kernel that one of them holds.
     """
     return min(fitting, max(1, stages // (stages_per_cta(config) * sms)))
+
+
+def tells_work(family: str) -> bool:
+    """Return whether a family tells what its kernels do for a dense problem, which predicts their time."""
+    return family in _WORK
+
+
+def work(config: KernelConfig, m: int, n: int, k: int, multiprocessors: int = MULTIPROCESSORS) -> Work:
+    """Return what a kernel does for a dense problem, one CTA on each multiprocessor.
+
+    Args:
+        config: A kernel for dense layers, of a family that tells its work.
+        m: Rows of A.
+        n: Output features.
+        k: Input features.
+        multiprocessors: Of the GPU.
+    """
+    return _WORK[config.family].work(config, m, n, k, multiprocessors)
+
+
+def work_step(config: KernelConfig) -> int:
+    """Return the rows that its work goes by: it is the same from above one multiple of this to the next."""
+    return _WORK[config.family].step(config)
