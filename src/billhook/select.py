@@ -1,7 +1,7 @@
 """Choose the kernel that serves a problem on a GPU target, and tell why.
 
-The catalog's rules are tried in order; the first that matches and whose tile is legal on the target
-wins. Nothing here needs a GPU.
+The catalog's rules are tried in order; the first that matches and has a tile that is legal on the target
+wins. Of several tiles it takes the one that is predicted to be the fastest. Nothing here needs a GPU.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from .arch import Arch
-from .catalog import Catalog, Origin, Shape, deepest, last_m, load
+from .catalog import Catalog, Origin, Rule, Shape, TileTimes, deepest, last_m, load
 from .config import GemmTypes, KernelConfig, Problem, Tile
 from .errors import InputError, UnsupportedError
-from .families import unserved
+from .families import unserved, work_step
 
 
 @dataclass(frozen=True)
@@ -106,26 +106,105 @@ def select(problem: Problem, arch: Arch, catalog: Catalog | None = None) -> Choi
     """
     catalog = catalog or load()
     _check(problem, catalog)
+    winner = _find_rule(problem, arch, catalog)
+    return winner.choice(winner.fastest(problem), problem)
+
+
+@dataclass(frozen=True)
+class _Winner:
+    """The rule that wins for a problem, and for others that no rule tells from it.
+
+    Args:
+        rule: The rule.
+        origin: Where it was read.
+        kernels: Those of its tiles that are legal, at least one.
+        times: Of each of them, if it chooses by time.
+        passed: Why rules before it were not taken.
+        arch: The GPU target.
+        catalog: Where it was found.
+    """
+
+    rule: Rule
+    origin: Origin
+    kernels: tuple[KernelConfig, ...]
+    times: tuple[TileTimes, ...]
+    passed: tuple[str, ...]
+    arch: Arch
+    catalog: Catalog
+
+    def fastest(self, problem: Problem) -> KernelConfig:
+        """Return the kernel that is predicted to take the least time, the first of equals."""
+        return next(self.fastest_from(problem, problem.m))[1]
+
+    def fastest_from(self, problem: Problem, last: int) -> Iterator[tuple[int, KernelConfig]]:
+        """Yield the fastest kernel for the problem, and each m up to `last` from which another one is."""
+        if len(self.kernels) == 1:
+            yield problem.m, self.kernels[0]
+            return
+        times = [self._predict(index, problem) for index in range(len(self.kernels))]
+        best = times.index(min(times))
+        yield problem.m, self.kernels[best]
+        steps = [work_step(config) for config in self.kernels]
+        edges = {edge for step in steps for edge in range(-(-problem.m // step) * step, last, step)}
+        for edge in sorted(edges):
+            beyond = replace(problem, m=edge + 1)
+            for index, step in enumerate(steps):
+                if edge % step == 0:
+                    times[index] = self._predict(index, beyond)
+            now = times.index(min(times))
+            if now != best:
+                best = now
+                yield edge + 1, self.kernels[best]
+
+    def choice(self, config: KernelConfig, problem: Problem) -> Choice:
+        """Return one of its kernels as what serves a problem."""
+        words = f"{self.origin} ({self.rule.describe()})"
+        if self.rule.predicts:
+            words += f": {_count(len(self.kernels), len(self.rule.tiles))}"
+        wanted = self.catalog.by_name[Shape.of(config).name].tile
+        reason = "; ".join([words, *self.passed, *_shallower(config, wanted)])
+        return Choice(problem, self.arch, config, reason, self.catalog, self.origin)
+
+    def _predict(self, index: int, problem: Problem) -> float:
+        return self.times[index].predict(self.kernels[index], problem.m, problem.n, problem.k)
+
+
+def _count(legal: int, listed: int) -> str:
+    if legal == 1:
+        return "the only one of its tiles that can be" if listed > 1 else "its only tile"
+    return f"the fastest of {legal} tiles, as predicted"
+
+
+def _find_rule(problem: Problem, arch: Arch, catalog: Catalog) -> _Winner:
+    """Return the first rule that matches and has a legal tile.
+
+    Raises:
+        UnsupportedError: No kernel serves the problem on this target; the message says why.
+    """
     passed: list[tuple[Origin, str, str]] = []
     for rule, origin in zip(catalog.rules, catalog.origins, strict=True):
         if not rule.matches(problem, arch.capability):
             continue
-        shape = catalog.by_name[rule.tile]
-        config, why = _kernel(shape, problem.types, problem.group_size, problem.moe, arch)
-        if why is not None:
-            passed.append((origin, rule.tile, why))
+        kernels: dict[str, KernelConfig] = {}
+        refused: list[str] = []
+        for tile in rule.tiles:
+            shape = catalog.by_name[tile]
+            config, why = _kernel(shape, problem.types, problem.group_size, problem.moe, arch)
+            if why is None:
+                kernels[tile] = config
+            else:
+                refused.append(why)
+        if not kernels:
+            wanted = f"one of {len(rule.tiles)} tiles" if len(rule.tiles) > 1 else rule.tiles[0]
+            passed.append((origin, wanted, refused[0]))
             continue
-        why = unserved(config, problem)
+        why = unserved(next(iter(kernels.values())), problem)  # which asks nothing of the tile
         if why is not None:
             raise UnsupportedError(f"no kernel serves {describe(problem)}: {why}")
-        reason = "; ".join(
-            [
-                f"{origin} ({rule.describe()})",
-                *_tell_passed(passed, origin),
-                *_shallower(config, shape.tile),
-            ]
-        )
-        return Choice(problem, arch, config, reason, catalog, origin)
+        bits = problem.types.a.bits
+        times = tuple(catalog.times_of[tile, bits] for tile in kernels) if rule.predicts else ()
+        words = tuple(_tell_passed(passed, origin))
+        return _Winner(rule, origin, tuple(kernels.values()), times, words, arch, catalog)
     reasons = dict.fromkeys(why for _, _, why in passed)
     raise UnsupportedError(
         f"no kernel serves {describe(problem)} on {arch}: {'; '.join(reasons) or 'no rule matches'}"
@@ -135,12 +214,12 @@ def select(problem: Problem, arch: Arch, catalog: Catalog | None = None) -> Choi
 def _tell_passed(passed: Iterable[tuple[Origin, str, str]], winner: Origin) -> list[str]:
     """Tell which rules matched but want tiles that cannot be; those with one reason together."""
     reasons: dict[str, dict[str, str]] = {}
-    for origin, tile, why in passed:
-        reasons.setdefault(why, {})[origin.beside(winner)] = tile
+    for origin, wanted, why in passed:
+        reasons.setdefault(why, {})[origin.beside(winner)] = wanted
     told = []
-    for why, tiles in reasons.items():
-        (_, tile), *others = tiles.items()
-        told.append(f"{', '.join(tiles)} {'want other tiles' if others else f'wants {tile}'}: {why}")
+    for why, rules in reasons.items():
+        (_, wanted), *others = rules.items()
+        told.append(f"{', '.join(rules)} {'want other tiles' if others else f'wants {wanted}'}: {why}")
     return told
 
 
@@ -162,14 +241,16 @@ def spans(problem: Problem, last: int, arch: Arch, catalog: Catalog | None = Non
     catalog = catalog or load()
     _check(replace(problem, m=1), catalog)
     starts = sorted({1, *_switches(problem, last, catalog)})
-    found: list[Span] = []
+    found: list[Choice] = []
     for first, next_first in zip(starts, [*starts[1:], last + 1], strict=True):
-        choice = select(replace(problem, m=first), arch, catalog)
-        if found and found[-1].choice.config == choice.config and found[-1].choice.reason == choice.reason:
-            found[-1] = replace(found[-1], last=next_first - 1)
-        else:
-            found.append(Span(first, next_first - 1, choice))
-    return found
+        beginning = replace(problem, m=first)
+        winner = _find_rule(beginning, arch, catalog)
+        for m, config in winner.fastest_from(beginning, next_first - 1):
+            choice = winner.choice(config, replace(problem, m=m))
+            if not found or (found[-1].config, found[-1].reason) != (config, choice.reason):
+                found.append(choice)
+    lasts = [*(choice.problem.m - 1 for choice in found[1:]), last]
+    return [Span(choice.problem.m, end, choice) for choice, end in zip(found, lasts, strict=True)]
 
 
 def _switches(problem: Problem, last: int, catalog: Catalog) -> Iterator[int]:
@@ -231,9 +312,22 @@ def _outranked(config: KernelConfig, choice: Choice) -> str:
     """Return why a kernel that could serve the problem was not chosen."""
     name = Shape.of(config).name
     rules = zip(choice.catalog.rules, choice.catalog.origins, strict=True)
-    naming = [(origin.beside(choice.origin), rule) for rule, origin in rules if rule.tile == name]
-    for told, rule in naming:
+    naming = [(origin, rule) for rule, origin in rules if name in rule.tiles]
+    for origin, rule in naming:
+        if rule.predicts and origin == choice.origin:
+            time, least = (_predict(one, choice) for one in (config, choice.config))
+            slower = "slower" if time > least else "no faster"
+            return (
+                f"could serve, but is predicted to be {slower}: {time:.2f} us, the chosen one {least:.2f} us"
+            )
         if rule.matches(choice.problem, choice.arch.capability):
-            return f"could serve; {told} names it, but an earlier rule won"
-    wanted = ", ".join(f"{told} ({rule.describe()})" for told, rule in naming)
+            return f"could serve; {origin.beside(choice.origin)} names it, but an earlier rule won"
+    wanted = ", ".join(f"{origin.beside(choice.origin)} ({rule.describe()})" for origin, rule in naming)
     return f"could serve; named only by {wanted}" if wanted else "could serve; no rule names it"
+
+
+def _predict(config: KernelConfig, choice: Choice) -> float:
+    """Return the time that a kernel is predicted to take for a choice's problem, microseconds."""
+    problem = choice.problem
+    times = choice.catalog.times_of[Shape.of(config).name, problem.types.a.bits]
+    return times.predict(config, problem.m, problem.n, problem.k)

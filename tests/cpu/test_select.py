@@ -1,7 +1,8 @@
-"""Selection: the first rule whose tile is legal wins, the others are told why not, spans agree with it."""
+"""Selection: the first rule with a legal tile wins, the others are told why not, spans agree with it."""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +13,11 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from billhook.arch import Arch, parse
-from billhook.catalog import Catalog, Origin, Shape, deepest, load
+from billhook.catalog import Catalog, Format, Origin, Shape, deepest, load
 from billhook.config import GemmTypes, Problem
 from billhook.dtypes import BF16, E2M1F, E4M3FN, E8M0FNU, F16, S8, U4B8, U8B128, DType
 from billhook.errors import InputError, UnsupportedError
-from billhook.families import illegal, unserved
+from billhook.families import illegal, unserved, work
 from billhook.select import candidates, select, spans
 
 TYPES = GemmTypes(BF16, U4B8, BF16, BF16)
@@ -44,10 +45,11 @@ def test_the_first_rule_with_a_legal_tile_wins(asked: tuple[Problem, Arch]) -> N
             and problem.k in rule.k
             and rule.applies(problem.moe, problem.types.a, arch.capability)
         )
-        shape = catalog.by_name[rule.tile]
-        config, why = deepest(shape.kernel(problem.types, problem.group_size, problem.moe, arch))
-        if inside and why is None:
-            assert select(problem, arch).config == config
+        shapes = [catalog.by_name[tile] for tile in rule.tiles]
+        tried = [deepest(one.kernel(problem.types, problem.group_size, problem.moe, arch)) for one in shapes]
+        legal = [config for config, why in tried if why is None]
+        if inside and legal:
+            assert select(problem, arch).config in legal
             return
     pytest.fail("no rule serves the problem")
 
@@ -214,7 +216,7 @@ def tile_of(problem: Problem, arch: str = "9.0a") -> str:
         (WIDE, E4M3FN, 1, M16),
         (replace(SMALL, n=4160), E4M3FN, 8, M16),
         *((SMALL, a, m, M16) for a in (E4M3FN, S8) for m in (17, 24)),
-        *((one, a, 17, "machete-m32n128k256") for one in (WIDE, DEEP) for a in (E4M3FN, S8)),
+        *((WIDE, a, 17, "machete-m32n128k256") for a in (E4M3FN, S8)),
         *((SMALL, a, 25, "machete-m32n128k256") for a in (E4M3FN, S8)),
         *((SMALL, a, 17, "machete-m32n128k256") for a in (F16, BF16)),
     ],
@@ -226,50 +228,23 @@ def test_few_rows_of_a_dense_layer(problem: Problem, a: DType, m: int, tile: str
     assert tile_of(asked) == tile
 
 
-# As few rows of a tile as may be are padding.
-MANY = [
-    (257, "m144n128k128"),
-    (288, "m144n128k128"),
-    (289, "m160n128k64"),
-    (320, "m160n128k64"),
-    (321, "m192n128k64"),
-    (385, "m224n128k64"),
-    (449, "m256n128k64"),
-    (512, "m256n128k64"),
-    (513, "m192n128k64"),
-    (577, "m160n128k64"),
-    (641, "m192n128k64"),
-    (769, "m224n128k64"),
-    (897, "m256n128k64"),
-    (5000, "m256n128k64"),
-]
-
-
-@pytest.mark.parametrize(("m", "tile"), MANY)
-def test_many_rows_of_a_dense_layer(m: int, tile: str) -> None:
-    assert tile_of(replace(WIDE, m=m)) == f"machete-{tile}"
-    small = (
-        "m96n128k128" if m <= 384 else "m128n128k128" if m <= 512 else "m144n128k128" if m <= 576 else tile
-    )
-    assert tile_of(replace(SMALL, m=m)) == f"machete-{small}"
-
-
 @pytest.mark.parametrize(
-    ("m", "tile"),
+    ("problem", "a", "m", "tile"),
     [
-        (257, "m160"),
-        (320, "m160"),
-        (384, "m192"),
-        (448, "m224"),
-        (512, "m256"),
-        (576, "m192"),
-        (577, "m256"),
-        (896, "m224"),
-        (897, "m256"),
+        *((WIDE, BF16, m, "m256n128k64") for m in (512, 4096, 5000)),
+        *((WIDE, E4M3FN, m, "m256n128k128") for m in (512, 4096, 5000)),
+        (WIDE, BF16, 300, "m160n128k64"),
+        (WIDE, BF16, 272, "m144n128k128"),
+        (WIDE, E4M3FN, 300, "m160n128k128"),
+        (SMALL, BF16, 512, "m128n128k128"),
+        (replace(SMALL, n=8192, k=8192), BF16, 100, "m128n128k128"),
     ],
 )
-def test_many_rows_of_a_dense_layer_under_w4a8(m: int, tile: str) -> None:
-    assert tile_of(replace(WIDE, m=m, types=EXPERTS.types)) == f"machete-{tile}n128k128"
+def test_many_rows_of_a_dense_layer_are_those_that_were_measured_to_be_fast(
+    problem: Problem, a: DType, m: int, tile: str
+) -> None:
+    types = TYPES if a == BF16 else EXPERTS.types
+    assert tile_of(replace(problem, m=m, types=types)) == f"machete-{tile}"
 
 
 @pytest.mark.parametrize(
@@ -317,3 +292,133 @@ def test_rules_tell_many_experts_from_few() -> None:
     assert few.rows_per_expert == many.rows_per_expert
     assert select(few, target).config.grouped
     assert not select(many, target).config.grouped
+
+
+TIMES = """
+[[times]]
+tile = "machete-m64n128k128"
+activations = 16
+launch = 2.0
+column = 0.004
+wave = 0.5
+
+[[times]]
+tile = "machete-m128n128k128"
+activations = 16
+launch = 1.0
+column = 0.006
+wave = 0.5
+
+[[times]]
+tile = "machete-m256n128k64"
+activations = 16
+launch = 1.0
+column = 0.0105
+wave = 0.0
+"""
+
+
+@pytest.fixture
+def timed(tmp_path: Path) -> Catalog:
+    """A catalog of tiles that are chosen by time up to 1000 rows, of which the widest holds halves."""
+    (tmp_path / "rules").mkdir()
+    (tmp_path / "native.toml").write_text(
+        '[[formats]]\nweight = "u4b8"\nactivations = ["bf16"]\ngroup_sizes = [128]\n'
+        '[[tiles]]\nfamily = "marlin"\nm = [16]\nn = 128\nk = 128\nstages = 4\n'
+        '[[tiles]]\nfamily = "machete"\nm = [64, 128]\nn = 128\nk = 128\nstages = 8\n'
+        '[[tiles]]\nfamily = "machete"\nm = [256]\nn = 128\nk = 64\nstages = 5\n'
+    )
+    (tmp_path / "rules/native.toml").write_text(
+        "[[rules]]\nmoe = false\nrows = { above = 16, max = 1000 }\n"
+        'tile = ["machete-m64n128k128", "machete-m256n128k64", "machete-m128n128k128"]\n'
+        '[[rules]]\nmoe = false\nrows = { above = 16 }\ntile = "machete-m256n128k64"\n'
+        f'[[rules]]\ntile = "m16n128k128"\n{TIMES}'
+    )
+    return load(tmp_path)
+
+
+@pytest.mark.parametrize("m", [17, 64, 65, 200, 256, 300, 600, 1000])
+@pytest.mark.parametrize(("n", "k"), [(4096, 4096), (28672, 4096), (1024, 8192)])
+def test_of_several_tiles_the_one_with_the_least_predicted_time_wins(
+    timed: Catalog, m: int, n: int, k: int
+) -> None:
+    problem, arch = replace(DENSE, m=m, n=n, k=k), parse("9.0a")
+    times = {}
+    for one in timed.times:
+        config, _ = deepest(timed.by_name[one.tile].kernel(TYPES, 128, False, arch))
+        done = work(config, m, n, k)
+        times[one.tile] = one.launch + one.column * done.columns + one.wave * done.waves
+    choice = select(problem, arch, timed)
+    best = Shape.of(choice.config).name
+    assert best == min(times, key=lambda tile: times[tile])
+    assert "rule 1 (dense, 16 < rows <= 1000): the fastest of 3 tiles, as predicted" in choice.reason
+    told = {Shape.of(one.config).name: one.why_not for one in choice.rejected}
+    for tile in times.keys() - {best}:
+        words = f"predicted to be slower: {times[tile]:.2f} us, the chosen one {times[best]:.2f} us"
+        assert told[tile] == f"could serve, but is {words}"
+    assert told["m16n128k128"] == "could serve; rule 3 names it, but an earlier rule won"
+
+
+def test_the_first_of_equal_tiles_wins(timed: Catalog) -> None:
+    same = tuple(structs.replace(one, launch=9.0, column=0.0, wave=0.0) for one in timed.times)
+    choice = select(replace(DENSE, m=300), parse("9.0a"), structs.replace(timed, times=same))
+    assert Shape.of(choice.config).name == "machete-m64n128k128"
+    assert any("9.00 us, the chosen one 9.00 us" in one.why_not for one in choice.rejected)
+
+
+def test_tiles_that_are_not_legal_are_left_out_of_the_choice(timed: Catalog) -> None:
+    first, *rest = timed.rules
+    fewer = structs.replace(timed, rules=(first, rest[-1]), origins=timed.origins[:2])
+    refused = select(replace(DENSE, m=300), parse("8.0"), fewer)
+    assert "rule 1 wants one of 3 tiles: needs the target 9.0a" in refused.reason
+    narrow = GemmTypes(E4M3FN, U4B8, E4M3FN, BF16)  # W4A8, whose stages are of 128 inputs
+    asked = replace(DENSE, m=300, types=narrow)
+    formats = (*timed.formats, Format("u4b8", ("e4m3fn",), (128,), "e4m3fn", ("bf16",)))
+    times = (*timed.times, *(structs.replace(one, activations=8) for one in timed.times))
+    choice = select(asked, parse("9.0a"), structs.replace(timed, formats=formats, times=times))
+    assert "the fastest of 2 tiles, as predicted" in choice.reason
+    told = {Shape.of(one.config).name: one.why_not for one in choice.rejected}
+    assert told["machete-m256n128k64"].startswith("tile_k must be a multiple of 128")
+    alone = structs.replace(first, tile=("machete-m256n128k64", "machete-m64n128k128"))
+    only = structs.replace(timed, formats=formats, times=times, rules=(alone, *rest))
+    assert "the only one of its tiles that can be" in select(asked, parse("9.0a"), only).reason
+
+
+BRUTE_FORCE = [
+    (28672, 4096, TYPES, 128),
+    (4096, 4096, TYPES, 128),
+    (1008, 1536, TYPES, -1),
+    (8192, 7168, GemmTypes(F16, U8B128, F16, F16), 64),
+    (6144, 4096, EXPERTS.types, 128),
+    (2048, 4096, GemmTypes(S8, U4B8, BF16, BF16), -1),
+    (4096, 4096, GemmTypes(S8, U4B8, BF16, BF16), 128),
+]
+
+
+@pytest.mark.parametrize(("n", "k", "types", "group_size"), BRUTE_FORCE, ids=str)
+def test_spans_are_those_of_every_m(n: int, k: int, types: GemmTypes, group_size: int) -> None:
+    problem, arch, last = Problem(1, n, k, types, group_size), parse("9.0a"), 1100
+    every = [select(replace(problem, m=m), arch) for m in range(1, last + 1)]
+    runs = [list(run) for _, run in itertools.groupby(every, key=lambda one: (one.config, one.reason))]
+    found = [
+        (span.first, span.last, span.choice.config, span.choice.reason) for span in spans(problem, last, arch)
+    ]
+    assert found == [(run[0].problem.m, run[-1].problem.m, run[0].config, run[0].reason) for run in runs]
+
+
+def test_spans_of_tiles_with_halves_are_those_of_every_m(timed: Catalog) -> None:
+    arch, last = parse("9.0a"), 1100
+    for n, k in ((28672, 4096), (14336, 512), (9216, 4096)):
+        problem = replace(DENSE, n=n, k=k)
+        every = [select(replace(problem, m=m), arch, timed).config for m in range(1, last + 1)]
+        found = spans(problem, last, arch, timed)
+        assert [one.choice.config for one in found for _ in range(one.first, one.last + 1)] == every
+        assert len(found) > 3
+
+
+def test_an_edge_between_rules_is_one_between_times(timed: Catalog) -> None:
+    """A span never reaches over the end of a rule, whatever m it ends at."""
+    for last in (1000, 1001, 1024, 1025):
+        found = spans(replace(DENSE, n=28672), last, parse("9.0a"), timed)
+        assert found[-1].last == last
+        assert "rule 2" in found[-1].choice.reason or last == 1000

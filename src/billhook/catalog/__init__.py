@@ -1,8 +1,8 @@
 """What may exist, as data: tiles of the kernel families, and the rules that choose one.
 
 `load` reads `native.toml` and `rules/native.toml` beside this file, or the same two files of another
-folder, and checks that they agree: every rule names a listed tile, can be chosen by some problem, and
-together the rules serve every problem on every GPU target that a family has.
+folder, and checks that they agree: every rule names listed tiles, and times if it names several, can be
+chosen by some problem, and together the rules serve every problem on every GPU target that a family has.
 """
 
 from __future__ import annotations
@@ -20,8 +20,20 @@ from ..families import FAMILIES
 from . import check
 from .entry import Catalog, Format, Origin, Shape, all_formats, deepest
 from .rule import Bounds, Rule, last_m
+from .times import TileTimes
 
-__all__ = ["Bounds", "Catalog", "Format", "Origin", "Rule", "Shape", "deepest", "last_m", "load"]
+__all__ = [
+    "Bounds",
+    "Catalog",
+    "Format",
+    "Origin",
+    "Rule",
+    "Shape",
+    "TileTimes",
+    "deepest",
+    "last_m",
+    "load",
+]
 
 _FOLDER = Path(__file__).parent
 
@@ -44,6 +56,7 @@ class _CatalogFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class _RuleFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rules: tuple[Rule, ...]
+    times: tuple[TileTimes, ...] = ()
 
 
 _File = TypeVar("_File", _CatalogFile, _RuleFile)
@@ -67,14 +80,15 @@ def _load(folder: Path) -> Catalog:
     path, rules_path = folder / "native.toml", folder / "rules" / "native.toml"
     text, rules_text = _read(path), _read(rules_path)
     table = _decode(text, path, _CatalogFile)
-    rules = _decode(rules_text, rules_path, _RuleFile).rules
+    rule_table = _decode(rules_text, rules_path, _RuleFile)
+    rules = rule_table.rules
     shapes = _expand(table.tiles, path, text)
     formats = all_formats() if table.formats is None else table.formats
     _check_formats(formats, path, text)
     if not rules:
         raise ConfigError(f"{rules_path}: holds no rule; add a [[rules]] table")
     origins = tuple(Origin(f"rules/{rules_path.name}", number) for number, _ in enumerate(rules, 1))
-    catalog = Catalog(formats, shapes, rules, origins)
+    catalog = Catalog(formats, shapes, rules, origins, rule_table.times)
     wrong_tile = check.wrong_tile(catalog)
     if wrong_tile:
         raise ConfigError(f"{path}: {wrong_tile}")
@@ -82,6 +96,10 @@ def _load(folder: Path) -> Catalog:
     if wrong:
         position, why = wrong
         raise ConfigError(f"{rules_path}{_line(rules_text, 'rules', position)}: rule {position + 1} {why}")
+    wrong = check.wrong_times(catalog)
+    if wrong:
+        position, why = wrong
+        raise ConfigError(f"{rules_path}{_line(rules_text, 'times', position)}: times {position + 1} {why}")
     return catalog
 
 

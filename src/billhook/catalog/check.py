@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
@@ -10,7 +11,7 @@ from functools import cache
 from ..arch import Arch, parse, supported
 from ..config import GemmTypes, KernelConfig
 from ..dtypes import DType
-from ..families import fewest_stages, illegal
+from ..families import fewest_stages, illegal, tells_work
 from .coverage import Kind, first_gap, unreachable
 from .entry import Catalog, Shape
 from .rule import ANY, Rule
@@ -36,8 +37,9 @@ def wrong_tile(catalog: Catalog) -> str | None:
 def wrong_rule(catalog: Catalog) -> tuple[int, str] | None:
     """Return the position of the first rule that is wrong by itself, and what is wrong."""
     for position, rule in enumerate(catalog.rules):
-        if rule.tile not in catalog.by_name:
-            return position, f"names the unknown tile {rule.tile!r}; listed are {', '.join(catalog.by_name)}"
+        wrong_tiles = _wrong_tiles(rule, catalog)
+        if wrong_tiles:
+            return position, wrong_tiles
         for name, bounds in rule.bounds().items():
             if not 0 <= bounds.above < bounds.max:
                 got = f"above = {bounds.above:g}, max = {bounds.max:g}"
@@ -52,14 +54,39 @@ def wrong_rule(catalog: Catalog) -> tuple[int, str] | None:
         wrong_activations = _wrong_activations(rule, catalog)
         if wrong_activations:
             return position, wrong_activations
-        if catalog.by_name[rule.tile].grouped and not rule.moe:
-            return (
-                position,
-                f"names {rule.tile} for dense layers, which have no rows to group; set moe = true",
-            )
+        wrong_choice = _wrong_choice(rule, catalog)
+        if wrong_choice:
+            return position, wrong_choice
         for target in rule.arch:
             if target not in supported():
                 return position, f"names the unknown arch {target!r}; known are {', '.join(supported())}"
+    return None
+
+
+def wrong_times(catalog: Catalog) -> tuple[int, str] | None:
+    """Return the position of the first times that are wrong, and what is wrong."""
+    used = {
+        (tile, a.bits)
+        for rule in catalog.rules
+        for a in _activations(catalog)
+        if rule.predicts and rule.takes(a)
+        for tile in rule.tiles
+    }
+    seen: set[tuple[str, int]] = set()
+    for position, one in enumerate(catalog.times):
+        of = (one.tile, one.activations)
+        if one.tile not in catalog.by_name:
+            listed = ", ".join(catalog.by_name)
+            return position, f"are of the unknown tile {one.tile!r}; listed are {listed}"
+        what = f"are of {one.tile} under {one.activations}-bit activations,"
+        if of in seen:
+            return position, f"{what} as are others before; drop one"
+        if of not in used:
+            return position, f"{what} which no rule chooses among several tiles; drop them"
+        seen.add(of)
+        if not (math.isfinite(one.launch) and math.isfinite(one.wave) and 0 < one.column < math.inf):
+            got = f"launch = {one.launch:g}, column = {one.column:g}, wave = {one.wave:g}"
+            return position, f"must be numbers, and column more than 0 (got {got})"
     return None
 
 
@@ -79,16 +106,22 @@ def wrong_order(catalog: Catalog) -> tuple[int, str] | None:
             served[kind] = found
 
     @cache
-    def legal(name: str, kind: Kind) -> bool:
+    def legal(name: str, kind: Kind) -> frozenset[_Format]:
         shape = catalog.by_name[name]
-        return all(illegal(_kernel(shape, one, kind)) is None for one in served[kind])
+        return frozenset(one for one in served[kind] if illegal(_kernel(shape, one, kind)) is None)
 
-    dead = unreachable(catalog.rules, served, legal)
+    def serves(rule: Rule, kind: Kind) -> bool:
+        found: set[_Format] = set()
+        for tile in rule.tiles:
+            found |= legal(tile, kind)
+        return found.issuperset(served[kind])
+
+    dead = unreachable(catalog.rules, served, serves)
     if dead:
         return dead[
             0
         ], f"({_words(catalog.rules[dead[0]])}) never wins: rules before it always do; move or drop it"
-    gap = first_gap(catalog.rules, served, legal)
+    gap = first_gap(catalog.rules, served, serves)
     if gap:
         return len(catalog.rules) - 1, f"is the last, and no rule serves {gap}; add a rule for them"
     return None
@@ -97,6 +130,38 @@ def wrong_order(catalog: Catalog) -> tuple[int, str] | None:
 def _activations(catalog: Catalog) -> tuple[DType, ...]:
     """Return the types that activations have in some format, in catalog order."""
     return tuple(dict.fromkeys(types.a for one in catalog.formats for types in one.types()))
+
+
+def _wrong_tiles(rule: Rule, catalog: Catalog) -> str | None:
+    if not rule.tiles:
+        return "lists no tile; name one, or several that have times"
+    for position, tile in enumerate(rule.tiles):
+        if tile not in catalog.by_name:
+            return f"names the unknown tile {tile!r}; listed are {', '.join(catalog.by_name)}"
+        if tile in rule.tiles[:position]:
+            return f"names {tile} twice; drop one"
+    return None
+
+
+def _wrong_choice(rule: Rule, catalog: Catalog) -> str | None:
+    """Return what is wrong with tiles that all exist."""
+    if rule.predicts and rule.moe is not False:
+        return "lists tiles to choose from by their times, which are of dense layers; set moe = false"
+    for tile in rule.tiles:
+        shape = catalog.by_name[tile]
+        if shape.grouped and not rule.moe:
+            return f"names {tile} for dense layers, which have no rows to group; set moe = true"
+        if not rule.predicts:
+            continue
+        if not tells_work(shape.family):
+            return f"lists {tile}, but times of the family {shape.family} cannot be predicted; drop it"
+        for bits in dict.fromkeys(a.bits for a in _activations(catalog) if rule.takes(a)):
+            if (tile, bits) not in catalog.times_of:
+                return (
+                    f"lists {tile}, which has no [[times]] under {bits}-bit activations; "
+                    "add them (billhook bench --fit), or drop it"
+                )
+    return None
 
 
 def _wrong_activations(rule: Rule, catalog: Catalog) -> str | None:
@@ -114,7 +179,7 @@ def _wrong_activations(rule: Rule, catalog: Catalog) -> str | None:
 
 
 def _words(rule: Rule) -> str:
-    return f"{rule.describe()} -> {rule.tile}"
+    return f"{rule.describe()} -> {' or '.join(rule.tiles)}"
 
 
 def _configs(catalog: Catalog, shape: Shape) -> Iterator[KernelConfig]:

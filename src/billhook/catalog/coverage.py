@@ -1,8 +1,8 @@
 """Do ordered rules leave gaps, and can each of them ever be chosen? Answered exactly, by subtracting boxes.
 
 For one kind of layer and activations on one GPU target a rule is a box in (rows, n, k, experts). A box is a
-tuple of half-open intervals (above, max]. A rule shadows later ones only where its tile is legal for every
-format.
+tuple of half-open intervals (above, max]. A rule shadows later ones only where every format has a tile of it
+that is legal.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..dtypes import DType
 from .rule import Rule
 
 Box = tuple[tuple[float, float], ...]
-Case = tuple[tuple[int, bool], ...]  # positions of the rules that apply, and whether their tiles are legal
+Case = tuple[tuple[int, bool], ...]  # positions of the rules that apply, and whether they serve
 AXES = tuple(Rule(tile="").bounds())
 EVERYTHING: Box = ((0, math.inf),) * len(AXES)
 
@@ -49,18 +49,18 @@ def uncovered(box: Box, covers: Iterable[Box]) -> list[Box]:
 
 
 def unreachable(
-    rules: Sequence[Rule], kinds: Iterable[Kind], legal: Callable[[str, Kind], bool]
+    rules: Sequence[Rule], kinds: Iterable[Kind], serves: Callable[[Rule, Kind], bool]
 ) -> list[int]:
     """Return the positions of rules that no problem of any kind can choose.
 
     Args:
         rules: In order of precedence.
         kinds: Those that some tile is legal for.
-        legal: Whether the tile of that name exists for every format of that kind.
+        serves: Whether a tile of a rule exists for every format of a kind.
     """
     boxes = [_box(rule) for rule in rules]
     reached: set[int] = set()
-    for case in _cases(rules, kinds, legal):
+    for case in _cases(rules, kinds, serves):
         shadows: list[Box] = []
         for position, wins in case:
             if position not in reached and uncovered(boxes[position], shadows):
@@ -70,15 +70,17 @@ def unreachable(
     return [position for position in range(len(rules)) if position not in reached]
 
 
-def first_gap(rules: Sequence[Rule], kinds: Iterable[Kind], legal: Callable[[str, Kind], bool]) -> str | None:
+def first_gap(
+    rules: Sequence[Rule], kinds: Iterable[Kind], serves: Callable[[Rule, Kind], bool]
+) -> str | None:
     """Return, in words, problems that no rule with a legal tile serves; None if there are none.
 
     Args:
         rules: In order of precedence.
         kinds: Those that some tile is legal for.
-        legal: Whether the tile of that name exists for every format of that kind.
+        serves: Whether a tile of a rule exists for every format of a kind.
     """
-    for case, kind in _cases(rules, kinds, legal).items():
+    for case, kind in _cases(rules, kinds, serves).items():
         gaps = uncovered(EVERYTHING, (_box(rules[position]) for position, wins in case if wins))
         if gaps:
             return f"{kind} with {_describe(gaps[0])}"
@@ -86,13 +88,13 @@ def first_gap(rules: Sequence[Rule], kinds: Iterable[Kind], legal: Callable[[str
 
 
 def _cases(
-    rules: Sequence[Rule], kinds: Iterable[Kind], legal: Callable[[str, Kind], bool]
+    rules: Sequence[Rule], kinds: Iterable[Kind], serves: Callable[[Rule, Kind], bool]
 ) -> dict[Case, Kind]:
     """Return what tells kinds apart, each with the first kind like it."""
     cases: dict[Case, Kind] = {}
     for kind in kinds:
         case = tuple(
-            (position, legal(rule.tile, kind))
+            (position, serves(rule, kind))
             for position, rule in enumerate(rules)
             if rule.applies(kind.moe, kind.activations, kind.target)
         )

@@ -14,6 +14,7 @@ from ..dtypes import DType, dtype
 from ..families import fewest_stages, illegal, marlin
 from ..weights import FORMATS, PackedFormat
 from .rule import Rule
+from .times import TileTimes
 
 
 class Format(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -123,17 +124,24 @@ class Catalog(msgspec.Struct, frozen=True, dict=True):
         shapes: In catalog order.
         rules: In order of precedence.
         origins: Where each rule was read.
+        times: Of the tiles of rules that choose by predicted time.
     """
 
     formats: tuple[Format, ...]
     shapes: tuple[Shape, ...]
     rules: tuple[Rule, ...]
     origins: tuple[Origin, ...]
+    times: tuple[TileTimes, ...]
 
     @cached_property
     def by_name(self) -> dict[str, Shape]:
         """Shapes by name."""
         return {shape.name: shape for shape in self.shapes}
+
+    @cached_property
+    def times_of(self) -> dict[tuple[str, int], TileTimes]:
+        """Times by name of the tile and bits of the activations."""
+        return {(one.tile, one.activations): one for one in self.times}
 
 
 def deepest(config: KernelConfig) -> tuple[KernelConfig, str | None]:

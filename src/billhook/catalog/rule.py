@@ -1,4 +1,4 @@
-"""Tile-choice rules: conditions on a problem and a GPU target, and the tile they choose."""
+"""Tile-choice rules: conditions on a problem and a GPU target, and the tile or tiles they choose from."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One rule; conditions left out always hold.
 
     Args:
-        tile: The tile it chooses, such as `m16n128k256`.
+        tile: The tile it chooses, such as `m16n128k256`; or several, of which it takes the one that
+            is predicted to be the fastest (`TileTimes`), the first of equals.
         rows: Rows that one weight matrix multiplies (`Problem.rows_per_expert`).
         n: Output features of one weight matrix.
         k: Input features.
@@ -51,7 +52,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             bits apart.
     """
 
-    tile: str
+    tile: str | tuple[str, ...]
     rows: Bounds = ANY
     n: Bounds = ANY
     k: Bounds = ANY
@@ -60,11 +61,21 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     arch: tuple[str, ...] = ()
     activations: int | tuple[str, ...] | None = None
 
+    @property
+    def tiles(self) -> tuple[str, ...]:
+        """The tiles it chooses from."""
+        return self.tile if isinstance(self.tile, tuple) else (self.tile,)
+
+    @property
+    def predicts(self) -> bool:
+        """Whether it chooses by predicted time."""
+        return isinstance(self.tile, tuple)
+
     def applies(self, moe: bool, activations: DType, capability: tuple[int, int]) -> bool:
         """Whether the conditions on the kind of layer, the type of activations and the GPU target hold."""
         return (
             self.moe in (None, moe)
-            and self._takes(activations)
+            and self.takes(activations)
             and (not self.arch or "{}.{}".format(*capability) in self.arch)
         )
 
@@ -93,7 +104,8 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Return the conditions on numbers by name."""
         return {"rows": self.rows, "n": self.n, "k": self.k, "experts": self.experts}
 
-    def _takes(self, activations: DType) -> bool:
+    def takes(self, activations: DType) -> bool:
+        """Whether the condition on the type of activations holds."""
         if isinstance(self.activations, tuple):
             return activations.name in self.activations
         return self.activations in (None, activations.bits)

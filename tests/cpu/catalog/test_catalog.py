@@ -207,7 +207,8 @@ def test_every_moe_rule_has_tiles_for_every_format_on_its_target() -> None:
         for one in wide_formats(catalog):
             for types in one.types():
                 for group_size in one.group_sizes:
-                    asked = catalog.by_name[rule.tile].kernel(types, group_size, True, arch)
+                    (tile,) = rule.tiles
+                    asked = catalog.by_name[tile].kernel(types, group_size, True, arch)
                     assert deepest(asked)[1] is None, asked
 
 

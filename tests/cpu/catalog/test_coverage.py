@@ -21,10 +21,10 @@ VALUES = [1, 2, 3, 5, 8]
 TILES = ["small", "big"]
 
 
-def legal(tile: str, kind: Kind) -> bool:
+def serves(rule: Rule, kind: Kind) -> bool:
     if kind.suffix:
-        return tile == "big"
-    return tile == "small" or (kind.target != (8, 6) and not (kind.moe and kind.activations == S8))
+        return "big" in rule.tiles
+    return "small" in rule.tiles or (kind.target != (8, 6) and not (kind.moe and kind.activations == S8))
 
 
 @st.composite
@@ -38,7 +38,7 @@ def bounds(draw: st.DrawFn) -> Bounds:
 rules = st.lists(
     st.builds(
         Rule,
-        tile=st.sampled_from(TILES),
+        tile=st.sampled_from([*TILES, ("small", "big")]),
         rows=st.just(ANY) | bounds(),
         n=st.just(ANY) | bounds(),
         k=st.just(ANY) | bounds(),
@@ -64,21 +64,21 @@ def test_agrees_with_trying_everything(found: list[Rule]) -> None:
             if not rule.applies(*kind[:3]) or not inside:
                 continue
             winners.add(position)
-            if legal(rule.tile, kind):
+            if serves(rule, kind):
                 served = True
                 break
         served_everywhere &= served
-    assert unreachable(found, KINDS, legal) == [i for i in range(len(found)) if i not in winners]
-    assert (first_gap(found, KINDS, legal) is None) == served_everywhere
+    assert unreachable(found, KINDS, serves) == [i for i in range(len(found)) if i not in winners]
+    assert (first_gap(found, KINDS, serves) is None) == served_everywhere
 
 
 def test_a_gap_is_told_in_words() -> None:
     found = [Rule("small", rows=Bounds(max=8)), Rule("small", n=Bounds(max=64))]
-    wide = first_gap(found, [Kind(False, BF16, (9, 0))], legal)
+    wide = first_gap(found, [Kind(False, BF16, (9, 0))], serves)
     assert wide == "dense layers on 9.0, bf16 activations, with rows > 8, n > 64"
-    narrow = first_gap(found, [Kind(True, S8, (9, 0))], legal)
+    narrow = first_gap(found, [Kind(True, S8, (9, 0))], serves)
     assert narrow == "MoE layers on 9.0, s8 activations, with rows > 8, n > 64"
-    folded = first_gap([Rule("big", rows=Bounds(max=8))], [Kind(False, E4M3FN, (9, 0), "a")], legal)
+    folded = first_gap([Rule("big", rows=Bounds(max=8))], [Kind(False, E4M3FN, (9, 0), "a")], serves)
     assert folded == "dense layers on 9.0a, e4m3fn activations, with rows > 8"
 
 
@@ -86,11 +86,11 @@ def test_types_of_as_many_bits_are_told_apart() -> None:
     both = [Kind(False, a, (9, 0)) for a in (E4M3FN, S8)]
     one = [Rule("small", activations=("e4m3fn",))]
     assert (
-        first_gap(one, both, legal) == "dense layers on 9.0, s8 activations, with any rows, n, k and experts"
+        first_gap(one, both, serves) == "dense layers on 9.0, s8 activations, with any rows, n, k and experts"
     )
-    assert first_gap([*one, Rule("small", activations=8)], both, legal) is None
-    assert unreachable([*one, Rule("small", activations=8)], both, legal) == []
-    assert unreachable([Rule("small", activations=8), *one], both, legal) == [1]
+    assert first_gap([*one, Rule("small", activations=8)], both, serves) is None
+    assert unreachable([*one, Rule("small", activations=8)], both, serves) == []
+    assert unreachable([Rule("small", activations=8), *one], both, serves) == [1]
 
 
 def test_bounds_in_words() -> None:

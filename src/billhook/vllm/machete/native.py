@@ -67,7 +67,7 @@ def documented_catalog(rules: Sequence[Rule], name: str) -> Catalog:
     ]
     ours = zip(base.rules, base.origins, strict=True)
     translated, origins = zip(*first, *ours, strict=True)
-    return Catalog(base.formats, (*found.values(), *listed), translated, origins)
+    return Catalog(base.formats, (*found.values(), *listed), translated, origins, base.times)
 
 
 def _shapes(tiling: Tiling, base: Catalog) -> list[Shape]:
