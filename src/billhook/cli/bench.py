@@ -1,4 +1,4 @@
-"""`billhook bench`: measure kernels and peers side by side; report and tune from records."""
+"""`billhook bench`: measure kernels and peers side by side; report, tune and fit from records."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ CONTESTANTS = ("read", "ours", "torch", "marlin", "machete", "humming")
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--report", is_flag=True, help="Print the comparison tables of record FILES; needs no GPU.")
 @click.option("--tune", is_flag=True, help="Print the tile rules that record FILES suggest; needs no GPU.")
+@click.option("--fit", is_flag=True, help="Print the tile times that record FILES tell; needs no GPU.")
 @click.option(
     "--model", "model_path", type=click.Path(path_type=Path), help="Measure the GEMMs of this config.json."
 )
@@ -65,7 +66,9 @@ CONTESTANTS = ("read", "ours", "torch", "marlin", "machete", "humming")
 @click.option(
     "--tile", "tiles", multiple=True, metavar="TILE", help="Also measure this tile, such as m16n128k256."
 )
-@click.option("--all-tiles", is_flag=True, help="Also measure every legal tile: what --tune learns from.")
+@click.option(
+    "--all-tiles", is_flag=True, help="Also measure every legal tile: what --tune and --fit learn from."
+)
 @click.option("--rounds", default=15, show_default=True, type=click.IntRange(min=3), help="Timed rounds.")
 @click.option(
     "--rest",
@@ -83,6 +86,7 @@ def command(
     files: tuple[Path, ...],
     report: bool,
     tune: bool,
+    fit: bool,
     model_path: Path | None,
     tp: int,
     shapes: tuple[Path, ...],
@@ -112,11 +116,11 @@ def command(
     billhook bench --shape 8192x8192 --act bf16,e4m3fn,s8 --m 1024,4096
     billhook bench --report bench/records/h100.jsonl
     """
-    if report or tune:
-        _show(files, report, tune)
+    if report or tune or fit:
+        _show(files, report, tune, fit)
         return
     if files:
-        raise InputError(f"{files[0]}: record files are read with --report or --tune")
+        raise InputError(f"{files[0]}: record files are read with --report, --tune or --fit")
     names = _names(contestants)
     workloads = _workloads(
         model_path=model_path,
@@ -171,7 +175,7 @@ def command(
         )
 
 
-def _show(files: tuple[Path, ...], report: bool, tune: bool) -> None:
+def _show(files: tuple[Path, ...], report: bool, tune: bool, fit: bool) -> None:
     from ..measure import record
 
     if not files:
@@ -183,6 +187,8 @@ def _show(files: tuple[Path, ...], report: bool, tune: bool) -> None:
         if not any(":" in one.contestant for one in found):
             raise InputError("the records hold no fixed tiles; measure with --all-tiles first")
         _print_rules(found)
+    if fit:
+        _print_times(found)
 
 
 def _print(found: list[Record], tune: bool) -> None:
@@ -201,6 +207,18 @@ def _print_rules(found: list[Record]) -> None:
     click.echo(tune.render_rules(tune.choose(found)))
     for line in tune.exceptions(found):
         click.echo(line)
+
+
+def _print_times(found: list[Record]) -> None:
+    from ..measure import fit
+
+    fits, losses = fit.fit(found)
+    if not fits:
+        raise InputError(
+            "the records hold no tiles of dense layers whose times can be predicted; "
+            "measure with --all-tiles, or --tile machete-m128n128k128 and others, first"
+        )
+    click.echo(fit.render_times(fits, losses), nl=False)
 
 
 def _names(text: str) -> list[str]:

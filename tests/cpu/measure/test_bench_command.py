@@ -46,7 +46,7 @@ def test_no_gpu_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
         (["--shape", "64x64", "--tile", "m16"], "write it like m16n128k256"),
         (["--shapes", "/nowhere.toml"], "cannot be read"),
         (["--model", "/nowhere"], "/nowhere"),
-        (["run.jsonl"], "--report or --tune"),
+        (["run.jsonl"], "--report, --tune or --fit"),
         (["--report"], "name the record files"),
         (["--report", "/nowhere.jsonl"], "cannot be read"),
         (["--shape", "64x64", "--rounds", "1"], "--rounds"),

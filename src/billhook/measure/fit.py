@@ -1,0 +1,198 @@
+"""Records of tiles -> the times that `catalog/rules/native.toml` chooses tiles of dense layers by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ..arch import parse
+from ..catalog import TileTimes
+from ..config import KernelConfig
+from ..families import tells_work, work
+from .ours import parse_tile
+from .record import Case, Record
+from .rows import TILE
+
+FEWEST_PROBLEMS = 6  # for three numbers
+_TARGET = parse("9.0a")  # of the families that tell their work
+
+_Tile = tuple[str, int]  # as rules write it, and bits of the activations
+
+
+@dataclass(frozen=True)
+class Sample:
+    """How long a tile took for one problem.
+
+    Args:
+        kernel: Of the tile, with the stages that were the fastest.
+        case: The problem.
+        multiprocessors: Of the GPU.
+        us: Microseconds.
+    """
+
+    kernel: KernelConfig
+    case: Case
+    multiprocessors: int
+    us: float
+
+    def predict(self, times: TileTimes) -> float:
+        """Return what times say of it, microseconds."""
+        return times.predict(self.kernel, self.case.m, self.case.n, self.case.k, self.multiprocessors)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What the problems of one tile tell.
+
+    Args:
+        tile: As rules write it.
+        activations: Their bits.
+        problems: How many there were.
+        times: What fits them best; None if they do not tell.
+        rms: Root of the mean squared error of these times, relative to those measured.
+        worst: Largest such error.
+    """
+
+    tile: str
+    activations: int
+    problems: int
+    times: TileTimes | None = None
+    rms: float = 0.0
+    worst: float = 0.0
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What choosing by predicted times costs, over problems on which several tiles were measured.
+
+    Args:
+        activations: Their bits.
+        problems: How many there were.
+        mean: Of the chosen tile's time over the best one's, less one.
+        worst: The largest of these.
+        case: Where that was.
+        chosen: The tile chosen there.
+        best: The fastest tile there.
+    """
+
+    activations: int
+    problems: int
+    mean: float
+    worst: float
+    case: Case
+    chosen: str
+    best: str
+
+
+_Problems = Mapping[tuple[str, Case], Mapping[str, Sample]]  # of a run -> tile -> sample
+
+
+def fit(records: Iterable[Record]) -> tuple[list[Fit], list[Loss]]:
+    """Return the times of each tile that dense problems were measured with, and the loss of choosing by them.
+
+    Args:
+        records: Those of runs with `--tile` or `--all-tiles`; others are ignored.
+
+    Returns:
+        Fits by bits of the activations, 16 first, and by size; a loss for each of them that has some.
+    """
+    problems = _collect(records)
+    samples: dict[_Tile, list[Sample]] = {}
+    for tiles in problems.values():
+        for name, sample in tiles.items():
+            samples.setdefault((name, sample.kernel.types.a.bits), []).append(sample)
+    in_order = sorted(samples, key=lambda one: (-one[1], samples[one][0].kernel.tile))
+    fits = [_fit(*one, samples[one]) for one in in_order]
+    every = [_find_loss(bits, problems, fits) for bits in dict.fromkeys(one.activations for one in fits)]
+    return fits, [loss for loss in every if loss is not None]
+
+
+def _collect(records: Iterable[Record]) -> _Problems:
+    """Return, of each problem of a run, the time of each tile, with the fastest of its depths."""
+    problems: dict[tuple[str, Case], dict[str, Sample]] = {}
+    for record in records:
+        if record.times is None or record.case.num_experts or not record.contestant.startswith(TILE):
+            continue
+        shape, _ = parse_tile(record.contestant[len(TILE) :])
+        if not tells_work(shape.family):
+            continue
+        problem = record.case.problem
+        kernel = shape.kernel(problem.types, problem.group_size, problem.moe, _TARGET)
+        sample = Sample(kernel, record.case, record.machine.sms, record.times.median_us)
+        tiles = problems.setdefault((record.run, record.case), {})
+        if shape.name not in tiles or sample.us < tiles[shape.name].us:
+            tiles[shape.name] = sample
+    return problems
+
+
+def _fit(tile: str, bits: int, samples: Sequence[Sample]) -> Fit:
+    """Return the times whose errors, relative to those measured, have the smallest squares."""
+    import numpy as np
+
+    if len(samples) < FEWEST_PROBLEMS:
+        return Fit(tile, bits, len(samples))
+    done = [work(one.kernel, one.case.m, one.case.n, one.case.k, one.multiprocessors) for one in samples]
+    parts = np.array([(1.0, one.columns, one.waves) for one in done])
+    us = np.array([one.us for one in samples])
+    found, _, rank, _ = np.linalg.lstsq(parts / us[:, None], np.ones(len(samples)), rcond=None)
+    launch, column, wave = (float(f"{number:.5g}") for number in found)  # as they are written
+    if rank < len(found) or column <= 0:
+        return Fit(tile, bits, len(samples))
+    times = TileTimes(tile, bits, launch, column, wave)
+    errors = [one.predict(times) / one.us - 1 for one in samples]
+    rms = math.sqrt(sum(error * error for error in errors) / len(errors))
+    return Fit(tile, bits, len(samples), times, rms, max(map(abs, errors)))
+
+
+def _find_loss(bits: int, problems: _Problems, fits: Iterable[Fit]) -> Loss | None:
+    times = {one.tile: one.times for one in fits if one.activations == bits and one.times is not None}
+    losses = []
+    for (_, case), tiles in problems.items():
+        predicted = {
+            name: sample.predict(times[name])
+            for name, sample in tiles.items()
+            if name in times and sample.kernel.types.a.bits == bits
+        }
+        if not predicted or len(tiles) < 2:
+            continue
+        chosen = min(predicted, key=lambda name: predicted[name])
+        best = min(tiles, key=lambda name: tiles[name].us)
+        losses.append((tiles[chosen].us / tiles[best].us - 1, case, chosen, best))
+    if not losses:
+        return None
+    worst, case, chosen, best = max(losses, key=lambda one: one[0])
+    mean = sum(loss for loss, *_ in losses) / len(losses)
+    return Loss(bits, len(losses), mean, worst, case, chosen, best)
+
+
+def render_times(fits: Iterable[Fit], losses: Iterable[Loss]) -> str:
+    """Return fits as times, in the layout of `catalog/rules/native.toml`, and losses as comments."""
+    blocks = []
+    for one in fits:
+        if one.times is None:
+            blocks.append(
+                f"# {one.tile} under {one.activations}-bit activations: left out, {one.problems} problems do "
+                f"not tell its times; measure {FEWEST_PROBLEMS} or more, of different sizes"
+            )
+            continue
+        comment = f"# {one.problems} problems, error {one.rms:.1%} rms, {one.worst:.1%} at most"
+        if one.times.launch + one.times.wave < 0:
+            comment += "; below 0 without columns: too little for smaller problems than these"
+        lines = [
+            comment,
+            "[[times]]",
+            f'tile = "{one.tile}"',
+            f"activations = {one.activations}",
+            f"launch = {one.times.launch!r}",
+            f"column = {one.times.column!r}",
+            f"wave = {one.times.wave!r}",
+        ]
+        blocks.append("\n".join(lines))
+    blocks += [
+        f"# {one.activations}-bit activations, choosing by these times: {one.mean:.2%} slower than the best "
+        f"tile in the mean of {one.problems} problems, {one.worst:.1%} at most\n"
+        f"# (n={one.case.n} k={one.case.k} m={one.case.m}: {one.chosen}, where {one.best} is the best)"
+        for one in losses
+    ]
+    return "\n\n".join(blocks) + "\n"
