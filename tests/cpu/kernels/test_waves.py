@@ -6,15 +6,28 @@ import random
 import shutil
 import subprocess
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
 import pytest
 
+from billhook import families
+from billhook.arch import parse
 from billhook.build.headers import CUDA_ROOT
+from billhook.config import GemmTypes, KernelConfig, Tile
+from billhook.dtypes import BF16, E4M3FN, U4B8
 
-TILE_M = (64, 256, 256)  # of the kinds of waves.cpp; from 1 on with halves
+TILE_M = (64, 256, 256)  # of the first kinds of waves.cpp; from 1 on with halves
+TILES = (
+    Tile(64, 128, 128, 4),
+    Tile(256, 128, 64, 5),
+    Tile(256, 128, 128, 4),
+    Tile(16, 128, 256, 4),
+    Tile(32, 128, 256, 4),
+    Tile(144, 128, 128, 4),
+)  # of all kinds
+NARROW = (2, 3)
 
 
 @dataclass(frozen=True)
@@ -58,25 +71,25 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def deal(program: Path, problems: list[Problem]) -> list[list[Piece]]:
+def run(program: Path, problems: list[Problem]) -> list[list[str]]:
+    """Return the lines of each problem, the last of which tells the time."""
     said = subprocess.run(
         [program], input="\n".join(one.line for one in problems), capture_output=True, text=True, check=True
     )
-    dealt: list[list[Piece]] = [[]]
-    for line in said.stdout.splitlines():
-        if line:
-            dealt[-1].append(Piece(*map(int, line.split())))
-        else:
-            dealt.append([])
-    assert len(dealt) == len(problems) + 1
-    return dealt[:-1]
+    *told, rest = [part.splitlines() for part in said.stdout.split("\n\n")]
+    assert (len(told), rest) == (len(problems), [])
+    return told
 
 
-def draw(count: int) -> list[Problem]:
+def deal(program: Path, problems: list[Problem]) -> list[list[Piece]]:
+    return [[Piece(*map(int, line.split())) for line in lines[:-1]] for lines in run(program, problems)]
+
+
+def draw(count: int, kinds: int = len(TILE_M)) -> list[Problem]:
     chosen = random.Random(7)
     problems = []
     for _ in range(count):
-        kind = chosen.randrange(3)
+        kind = chosen.randrange(kinds)
         rows = chosen.choice([chosen.randint(1, 300), chosen.randint(1, 1500)])
         problems.append(
             Problem(
@@ -143,3 +156,26 @@ def test_halves_take_what_whole_tiles_would_leave_idle(program: Path) -> None:
     assert Counter(piece.half for piece in below) == {0: 224, 1: 224}
     assert not any(piece.half for piece in even)
     assert {piece.tile_m for piece in below if piece.half} == {2}
+
+
+def test_the_work_that_times_are_predicted_from_is_what_the_tiles_were_chosen_by(program: Path) -> None:
+    problems = [replace(one, split=True) for one in draw(600, kinds=len(TILES))]
+    seen: Counter[int] = Counter()
+    for problem, (*_, said) in zip(problems, run(program, problems), strict=True):
+        tile = TILES[problem.kind]
+        types = GemmTypes(
+            *((E4M3FN, U4B8, E4M3FN, BF16) if problem.kind in NARROW else (BF16, U4B8, BF16, BF16))
+        )
+        config = KernelConfig("machete", types, 128, tile, indexed=False, arch=parse("9.0a"))
+        assert families.illegal(config) is None
+        n, k = problem.tiles_n * tile.tile_n, problem.stages * tile.tile_k
+        work = families.work(config, problem.rows, n, k, problem.grid)
+        assert work.columns == pytest.approx(float(said.removeprefix("time ")), rel=1e-5), problem
+        assert work == families.work(config, problem.rows, n - 48, k - 48, problem.grid)
+        tiles = -(-problem.rows // tile.tile_m) * problem.tiles_n
+        assert work.waves == -(-tiles // problem.grid)
+        whole = work.waves * k
+        seen[problem.kind] += work.columns < whole * 0.99  # shared, or halves
+        assert work.columns <= whole
+    assert len(seen) == len(TILES)
+    assert min(seen.values()) > 10, seen
