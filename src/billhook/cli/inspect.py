@@ -175,16 +175,16 @@ def _show_uses(uses: Sequence[Use], answers: Sequence[Answer], tp: int) -> Itera
         yield f"{use.name}: {use.n} x {use.k}{experts}{split}, {use.stored}, {layers}"
     rows = []
     for answer in answers:
+        ranges: dict[str, list[str]] = {}
         for one in answer.kernels:
-            tokens = f"{one.first} to {one.last} tokens" if one.first < one.last else _one(one.first)
-            rows.append((f"    {answer.arch}", one.kernel, tokens))
+            tokens = f"{one.first} to {one.last}" if one.first < one.last else f"{one.first}"
+            ranges.setdefault(one.kernel, []).append(tokens)
+        for kernel, served in ranges.items():
+            unit = "token" if served == ["1"] else "tokens"
+            rows.append((f"    {answer.arch}", kernel, f"{', '.join(served)} {unit}"))
         if answer.why:
             rows.append((f"    {answer.arch}", "no kernel", answer.why))
     yield from align(rows)
-
-
-def _one(tokens: int) -> str:
-    return f"{tokens} token{'s' * (tokens > 1)}"
 
 
 def _show_totals(found: _Found) -> Iterator[str]:

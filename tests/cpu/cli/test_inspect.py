@@ -51,6 +51,23 @@ def test_shows_layers_gemms_and_totals(tmp_path: Path, capsys: pytest.CaptureFix
     assert "4 of 4 GEMMs served" in text
 
 
+def test_a_kernel_has_one_line_of_all_its_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, LLAMA_GPTQ, model(LLAMA, gptq))
+    assert main(["inspect", str(tmp_path), "--json"]) == 0
+    (first, *_) = json.loads(capsys.readouterr().out)["gemms"]
+    assert main(["inspect", str(tmp_path)]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("    9.0a")]
+    lines = lines[: len({one["kernel"] for one in first["targets"][0]["kernels"]})]
+    found = []
+    for line in lines:
+        _, kernel, tokens = line.split(maxsplit=2)
+        for one in tokens.removesuffix(" tokens").split(", "):
+            low, _, high = one.partition(" to ")
+            found.append((int(low), int(high or low), kernel))
+    wanted = [(one["first"], one["last"], one["kernel"]) for one in first["targets"][0]["kernels"]]
+    assert sorted(found) == wanted
+
+
 def test_kernels_are_those_of_the_selection(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path, MOE_GPTQ, model(MOE, gptq))
     assert main(["inspect", str(tmp_path), "--json", "--tp", "2", "--arch", "8.0,9.0a", "--act", "f16"]) == 0
