@@ -1,4 +1,4 @@
-"""What a Machete kernel does for a dense problem; `kernels/test_waves.py` compares it with the kernel's code."""
+"""What a Machete kernel does for a dense problem; `kernels/test_waves.py` compares it with the kernel."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_full_waves_take_the_columns_of_their_tiles() -> None:
 def test_workers_share_what_would_leave_them_idle() -> None:
     few = families.work(KERNEL, 128, 33 * 128, 4096)
     assert few.waves == 1
-    # four workers a tile: each has a quarter of its columns, a part and those of three workers more, and of the line
+    # four workers a tile: a quarter of it, a part, what three workers more cost, and of the slower line
     assert few.columns == pytest.approx(4096 / 4 + 1300 + 3 * 256 + 4096 / 4 / 16)
 
 
