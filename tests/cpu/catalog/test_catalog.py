@@ -283,3 +283,85 @@ def test_rules_that_serve_e4m3_alone_leave_a_gap(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"native\.toml"):
         load(tmp_path)
+
+
+WGMMA = '[[tiles]]\nfamily = "machete"\nm = [64, 128]\nn = 128\nk = 128\nstages = 4\n'
+PAIR = '["machete-m64n128k128", "machete-m128n128k128"]'
+REST = '[[rules]]\ntile = "m8n128k128"\n'
+
+
+def times(tile: str, activations: int = 16, **numbers: float) -> str:
+    given = {"launch": 1.0, "column": 0.005, "wave": 0.5} | numbers
+    lines = [f"{name} = {number}" for name, number in given.items()]
+    return "\n".join(["[[times]]", f'tile = "{tile}"', f"activations = {activations}", *lines, ""])
+
+
+BOTH = times("machete-m64n128k128") + times("machete-m128n128k128")
+
+
+def choosing(tiles: str = PAIR, condition: str = "moe = false\n") -> str:
+    return f"[[rules]]\n{condition}tile = {tiles}\n{REST}"
+
+
+def test_a_rule_may_choose_among_tiles_that_have_times(tmp_path: Path) -> None:
+    rules = choosing() + BOTH
+    catalog = load(folder_with(tmp_path, kernels=KERNELS + WGMMA, rules=rules))
+    assert catalog.rules[0].tiles == ("machete-m64n128k128", "machete-m128n128k128")
+    assert catalog.rules[0].predicts
+    assert not catalog.rules[1].predicts
+    assert catalog.times_of["machete-m128n128k128", 16].column == 0.005
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (choosing(condition="") + BOTH, [":1: rule 1", "dense layers", "moe = false"]),
+        (choosing(condition="moe = true\n") + BOTH, [":1: rule 1", "dense layers", "moe = false"]),
+        (choosing("[]"), [":1: rule 1", "lists no tile"]),
+        (choosing('["machete-m64n128k128", "machete-m64n128k128"]') + BOTH, [":1: rule 1", "twice"]),
+        (choosing('["m8n128k128"]') + times("m8n128k128"), [":1: rule 1", "m8n128k128", "family marlin"]),
+        (choosing('["machete-m96n128k128"]'), [":1: rule 1", "unknown tile 'machete-m96n128k128'"]),
+        (choosing("[64]"), [":1", "str"]),
+        (choosing(), [":1: rule 1", "machete-m64n128k128", "no [[times]] under 16-bit", "--fit"]),
+        (choosing() + times("machete-m64n128k128"), [":1: rule 1", "machete-m128n128k128, which has no"]),
+        (choosing() + times("machete-m64n128k128", 8), [":1: rule 1", "no [[times]] under 16-bit"]),
+        (choosing() + BOTH + times("machete-m9n128k128"), [":18: times 3", "unknown", "-m9n128k128"]),
+        (choosing() + BOTH + times("m8n128k128"), [":18: times 3", "m8n128k128", "no rule", "drop"]),
+        (choosing() + BOTH + times("machete-m64n128k128", 8), [":18: times 3", "8-bit", "no rule", "drop"]),
+        (choosing() + BOTH + times("machete-m64n128k128"), [":18: times 3", "as are others", "drop one"]),
+        (choosing() + BOTH.replace("0.005", "0.0"), [":6: times 1", "column = 0"]),
+        (choosing() + BOTH.replace("0.005", "-0.005"), [":6: times 1", "column = -0.005"]),
+        (choosing() + BOTH.replace("wave = 0.5", "wave = nan"), [":6: times 1", "wave = nan"]),
+        (choosing() + BOTH.replace("wave = 0.5", "wave = inf"), [":6: times 1", "wave = inf"]),
+        (choosing() + BOTH.replace("wave = 0.5", "waves = 0.5"), [":6", "waves"]),
+        (choosing() + BOTH.replace("wave = 0.5\n", ""), [":6", "wave"]),
+    ],
+)  # fmt: skip
+def test_wrong_choices_and_times(tmp_path: Path, text: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(folder_with(tmp_path, kernels=KERNELS + WGMMA, rules=text))
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_rule_of_tiles_serves_what_one_of_them_can_be(tmp_path: Path) -> None:
+    """W4A8, which 9.0a alone has, needs stages of 128 inputs."""
+    shallow = NARROW[: NARROW.index("[[tiles]]", 1)].replace("k = 128", "k = 64")
+    kernels = FORMATS + EXACT + FOLDED + TILES + NARROW + shallow
+    rules = (
+        '[[rules]]\nmoe = true\narch = ["9.0"]\nactivations = 8\ntile = "machete-grouped-m64n128k128"\n'
+        '[[rules]]\nmoe = false\narch = ["9.0"]\nactivations = 8\ntile = ["machete-m64n128k64"{}]\n'
+    )
+    own = times("machete-m64n128k64", 8)
+    other = times("machete-m64n128k128", 8)
+    served, gap = tmp_path / "served", tmp_path / "gap"
+    served.mkdir(), gap.mkdir()
+    load(
+        folder_with(
+            served, kernels=kernels, rules=rules.format(', "machete-m64n128k128"') + REST + own + other
+        )
+    )
+    with pytest.raises(
+        ConfigError, match=r"rule 3 is the last, and no rule serves dense layers on 9\.0a, e4m3fn"
+    ):
+        load(folder_with(gap, kernels=kernels, rules=rules.format("") + REST + own))
