@@ -82,3 +82,17 @@ def test_tuning_needs_tile_records(tmp_path: Path, capsys: pytest.CaptureFixture
     append(path, [make_record("ours", 9.0)])
     assert main(["bench", "--tune", str(path)]) == 2
     assert "--all-tiles" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_no_torch")
+def test_fitting_needs_records_of_tiles_whose_work_is_known(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.jsonl"
+    append(path, [make_record("ours", 9.0), make_record("ours:m16n128k256s4", 8.5)])
+    assert main(["bench", "--fit", str(path)]) == 2
+    assert "--tile machete-m128n128k128" in capsys.readouterr().err
+    cases = [make_case(m, n=n, k=k) for n, k in ((4096, 4096), (8192, 2048)) for m in (16, 100, 300, 1000)]
+    append(path, [make_record("ours:machete-m64n128k128s4", 0.1 * one.m + one.k / 400, one) for one in cases])
+    assert main(["bench", "--fit", str(path)]) == 0
+    assert 'tile = "machete-m64n128k128"\nactivations = 16\nlaunch = ' in capsys.readouterr().out
