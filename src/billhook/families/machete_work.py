@@ -13,8 +13,8 @@ from ..config import KernelConfig
 from .machete import boxes
 
 MULTIPROCESSORS = 132
-"""Of an H100 SXM and an H200, the GPUs of 9.0 that times were measured on. Not those of the GPU at hand: a
-bundle's tables are made without one, and must be what is chosen with one."""
+"""Of an H100 SXM, which times are measured on, and of an H200. Not those of the GPU at hand: the tables of bundles
+are made without one, and a choice must be the same with one."""
 
 _LINE_LOSS = 16
 _HALF_COLUMNS = {16: 380, 8: 800}  # by bits of activations

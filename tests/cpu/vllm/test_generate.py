@@ -238,7 +238,10 @@ def test_inputs_hold_all_code_that_renders(tmp_path: Path) -> None:
         *(f"billhook/{name}.py" for name in ("__init__", "errors", "config", "dtypes", "weights")),
         *(f"billhook/{package}/__init__.py" for package in ("cli", "emit", "vllm")),
         *(f"billhook/emit/{name}.py" for name in ("native", "source", "writer")),
-        *(f"billhook/families/{name}.py" for name in ("__init__", "base", "machete", "marlin")),
+        *(
+            f"billhook/families/{name}.py"
+            for name in ("__init__", "base", "machete", "machete_work", "marlin")
+        ),
         *(f"billhook/vllm/{name}.py" for name in ("documented", "generate", "targets")),
         "billhook/cli/generate.py",
         "billhook/cli/vllm_options.py",
