@@ -43,6 +43,7 @@ def test_the_first_rule_with_a_legal_tile_wins(asked: tuple[Problem, Arch]) -> N
             rule.rows.above < problem.rows_per_expert <= rule.rows.max
             and problem.n in rule.n
             and problem.k in rule.k
+            and (not problem.moe or problem.num_experts in rule.experts)
             and rule.applies(problem.moe, problem.types.a, arch.capability)
         )
         shapes = [catalog.by_name[tile] for tile in rule.tiles]
