@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..arch import parse
 from ..catalog import TileTimes
@@ -14,7 +16,11 @@ from .ours import parse_tile
 from .record import Case, Record
 from .rows import TILE
 
+if TYPE_CHECKING:
+    import numpy as np
+
 FEWEST_PROBLEMS = 6  # for three numbers
+CLOSE = 1.5  # of the fastest tile's time: where a tile takes more, its time need not be known well
 _TARGET = parse("9.0a")  # of the families that tell their work
 
 _Tile = tuple[str, int]  # as rules write it, and bits of the activations
@@ -100,8 +106,10 @@ def fit(records: Iterable[Record]) -> tuple[list[Fit], list[Loss]]:
     problems = _collect(records)
     samples: dict[_Tile, list[Sample]] = {}
     for tiles in problems.values():
+        least = min(sample.us for sample in tiles.values())
         for name, sample in tiles.items():
-            samples.setdefault((name, sample.kernel.types.a.bits), []).append(sample)
+            if sample.us <= CLOSE * least:
+                samples.setdefault((name, sample.kernel.types.a.bits), []).append(sample)
     in_order = sorted(samples, key=lambda one: (-one[1], samples[one][0].kernel.tile))
     fits = [_fit(*one, samples[one]) for one in in_order]
     every = [_find_loss(bits, problems, fits) for bits in dict.fromkeys(one.activations for one in fits)]
@@ -135,14 +143,31 @@ def _fit(tile: str, bits: int, samples: Sequence[Sample]) -> Fit:
     done = [work(one.kernel, one.case.m, one.case.n, one.case.k, one.multiprocessors) for one in samples]
     parts = np.array([(1.0, one.columns, one.waves) for one in done])
     us = np.array([one.us for one in samples])
-    found, _, rank, _ = np.linalg.lstsq(parts / us[:, None], np.ones(len(samples)), rcond=None)
-    launch, column, wave = (float(f"{number:.5g}") for number in found)  # as they are written
-    if rank < len(found) or column <= 0:
+    relative = parts / us[:, None]
+    if np.linalg.matrix_rank(relative) < relative.shape[1]:
+        return Fit(tile, bits, len(samples))
+    launch, column, wave = (float(f"{number:.5g}") for number in _solve(relative))  # as they are written
+    if column <= 0:
         return Fit(tile, bits, len(samples))
     times = TileTimes(tile, bits, launch, column, wave)
     errors = [one.predict(times) / one.us - 1 for one in samples]
     rms = math.sqrt(sum(error * error for error in errors) / len(errors))
     return Fit(tile, bits, len(samples), times, rms, max(map(abs, errors)))
+
+
+def _solve(parts: np.ndarray) -> Sequence[float]:
+    """Return numbers, none below 0, such that so much of each of a row's parts is 1 in all: least squares."""
+    import numpy as np
+
+    count = parts.shape[1]
+    least, best = math.inf, np.zeros(count)
+    for some in itertools.chain(*(itertools.combinations(range(count), size + 1) for size in range(count))):
+        found = np.zeros(count)
+        found[list(some)] = np.linalg.lstsq(parts[:, some], np.ones(len(parts)), rcond=None)[0]
+        error = float(((parts @ found - 1) ** 2).sum())
+        if (found >= 0).all() and error < least:
+            least, best = error, found
+    return [float(number) for number in best]
 
 
 def _find_loss(bits: int, problems: _Problems, fits: Iterable[Fit]) -> Loss | None:
@@ -177,8 +202,6 @@ def render_times(fits: Iterable[Fit], losses: Iterable[Loss]) -> str:
             )
             continue
         comment = f"# {one.problems} problems, error {one.rms:.1%} rms, {one.worst:.1%} at most"
-        if one.times.launch + one.times.wave < 0:
-            comment += "; below 0 without columns: too little for smaller problems than these"
         lines = [
             comment,
             "[[times]]",
