@@ -96,8 +96,8 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
                     numbers = "".join(f"{times[f'{name}_us']:12.2f}" for name in names)
                     print(f"{rows:<5}{k:>6}  {name:8}{how:7}{numbers}{one['gb_s']:8.0f}", flush=True)
                     found.append(one)
-    if options.record:
-        append_lines(options.record, found, "bench/quantize.py", device)
+                    if options.record:  # at once: a run that is cut off loses nothing
+                        append_lines(options.record, [one], "bench/quantize.py", device)
     return found
 
 

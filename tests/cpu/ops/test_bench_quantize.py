@@ -31,6 +31,24 @@ def test_every_case_is_measured_and_recorded(bench: Any, tmp_path: Path) -> None
     assert all(one["quantize_us"] > 0 and one["gemm_us"] > 0 for one in written)
 
 
+def test_what_was_measured_before_a_failure_is_recorded(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, check, seen = tmp_path / "records.jsonl", bench.check, []
+
+    def stop_at_the_third(case: Any) -> None:
+        seen.append(case)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        check(case)
+
+    monkeypatch.setattr(bench, "check", stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        bench.main([*SMALL, "--record", str(file)])
+    written = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(one["to"], one["scale"]) for one in written] == [("e4m3fn", "token"), ("e4m3fn", "static")]
+
+
 def test_bytes_are_those_of_activations_codes_and_scales(bench: Any) -> None:
     x = torch.zeros(3, 64, dtype=torch.bfloat16)
     assert bench.Case([x], None, torch.int8, None).nbytes == 3 * (64 * 2 + 64 + 4)
