@@ -248,6 +248,13 @@ def test_many_rows_of_a_dense_layer_are_those_that_were_measured_to_be_fast(
     assert tile_of(replace(problem, m=m, types=types)) == f"machete-{tile}"
 
 
+@pytest.mark.parametrize("a", [E4M3FN, S8], ids=str)
+@pytest.mark.parametrize("m", [192, 300, 1024, 4096, 5000])
+def test_many_rows_under_scales_that_multiply_sums_get_the_widest_tile(a: DType, m: int) -> None:
+    types = GemmTypes(a, U4B8, BF16, BF16)
+    assert [tile_of(replace(one, m=m, types=types)) for one in (SMALL, WIDE)] == ["machete-m96n128k256"] * 2
+
+
 @pytest.mark.parametrize("m", [1, 8, 16, 24])
 def test_few_rows_of_w4a8_are_machete_s(m: int) -> None:
     assert tile_of(replace(DENSE, m=m, types=EXPERTS.types)) == M16
