@@ -6,20 +6,22 @@ other programs. `docs/plan-json.md` describes the JSON. Equal requests give equa
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 
 import msgspec
 
 from .arch import Arch, parse
-from .catalog import Catalog, load
+from .catalog import Catalog, Shape, load
 from .config import KernelConfig, Problem, parse_name, parse_types
 from .dtypes import DType
 from .errors import ConfigError, InputError, UnsupportedError
 from .models import KEPT_WIDE, Layer, Model, NarrowActivations, find_layers
-from .select import Span, select, spans
+from .select import Kept, Span, Stretch, join, select, stretches
+from .thin import keep_few
 
 _Key = tuple[int, int, str, int, int, int]  # n, k, types, group_size, num_experts, top_k
 
@@ -155,6 +157,7 @@ def make_plan(
     *,
     narrow_activations: NarrowActivations = False,
     fused: bool = True,
+    within: float = 0.0,
     catalog: Catalog | None = None,
 ) -> Plan:
     """Plan the kernels for models.
@@ -169,13 +172,18 @@ def make_plan(
             has no kernels for the 8-bit activations of a checkpoint, they stay in 16 bits.
         fused: Whether q, k and v, and gate and up, are one GEMM, as engines have it; else each is its own, as
             in models of `billhook.load`.
+        within: Keep few of the kernels that rules choose from by predicted time, such that none serves what
+            it is predicted to take longer for than the fastest by more than this share of its time: 0.03 is
+            3 %. 0 keeps every one that is the fastest somewhere.
         catalog: The installed one if None.
 
     Raises:
-        InputError: Nothing to plan, max_tokens is less than 1, or `act` has 8 bits beside narrow_activations.
+        InputError: Nothing to plan, max_tokens is less than 1, within is not from 0 to 1, or `act` has 8 bits
+            beside narrow_activations.
         UnsupportedError: A layer that no kernel serves, a size that a model cannot be split into, or scales
             that cannot be folded.
     """
+    _check_share(within)
     models, tps, catalog = list(models), list(dict.fromkeys(tps)), catalog or load()
     names = [model.name for model in models]
     repeated = next((name for name in names if names.count(name) > 1), None)
@@ -201,7 +209,7 @@ def make_plan(
                 )
                 of_arch.extend(one.layers)
                 notes += [f"{model.name}: on {arch}, {note}" for note in one.notes]
-    return _plan(_tell_apart(found), max_tokens, catalog, tuple(dict.fromkeys(notes)))
+    return _plan(_tell_apart(found), max_tokens, catalog, tuple(dict.fromkeys(notes)), within)
 
 
 def plan_problems(
@@ -209,6 +217,8 @@ def plan_problems(
     archs: Iterable[Arch],
     max_tokens: int = DEFAULT_MAX_TOKENS,
     catalog: Catalog | None = None,
+    *,
+    within: float = 0.0,
 ) -> Plan:
     """Plan the kernels for explicit shapes; each problem's m is not looked at.
 
@@ -217,13 +227,15 @@ def plan_problems(
         archs: GPU targets.
         max_tokens: Serve every m from 1 to this.
         catalog: The installed one if None.
+        within: As `make_plan` takes it.
 
     Raises:
-        InputError: Nothing to plan, or max_tokens is less than 1.
+        InputError: Nothing to plan, max_tokens is less than 1, or within is not from 0 to 1.
         UnsupportedError: A problem that no kernel serves.
     """
+    _check_share(within)
     found = list(dict.fromkeys(_layer(problem) for problem in problems))
-    return _plan(dict.fromkeys(_merge(list(archs)), found), max_tokens, catalog or load(), ())
+    return _plan(dict.fromkeys(_merge(list(archs)), found), max_tokens, catalog or load(), (), within)
 
 
 def to_json(plan: Plan, indent: int = 2) -> str:
@@ -246,8 +258,17 @@ def from_json(text: str | bytes) -> Plan:
     return plan
 
 
+def _check_share(within: float) -> None:
+    if not isinstance(within, (int, float)) or not 0 <= within <= 1:  # which NaN is not
+        raise InputError(f"within must be a number from 0 to 1, such as 0.03 for 3 % (got {within!r})")
+
+
 def _plan(
-    found: Mapping[Arch, Sequence[Layer]], max_tokens: int, catalog: Catalog, notes: tuple[str, ...]
+    found: Mapping[Arch, Sequence[Layer]],
+    max_tokens: int,
+    catalog: Catalog,
+    notes: tuple[str, ...],
+    within: float,
 ) -> Plan:
     """Plan the kernels for the layers of each GPU target."""
     every = _in_order(found.values())
@@ -258,7 +279,7 @@ def _plan(
     kernels: list[PlannedKernel] = []
     dispatch: list[Dispatch] = []
     for arch, layers in found.items():
-        tables = _tables(layers, arch, max_tokens, catalog)
+        tables = _tables(layers, arch, max_tokens, catalog, within)
         kernels += _kernels(layers, arch, max_tokens, tables)
         dispatch += [
             Dispatch(
@@ -311,22 +332,38 @@ def _merge(archs: Sequence[Arch]) -> list[Arch]:
     return list(dict.fromkeys(replace(one, ptx=one.sm in wants_ptx) for one in archs))
 
 
-def _tables(found: Sequence[Layer], arch: Arch, max_tokens: int, catalog: Catalog) -> dict[_Key, list[Span]]:
+def _tables(
+    found: Sequence[Layer], arch: Arch, max_tokens: int, catalog: Catalog, within: float
+) -> dict[_Key, list[Span]]:
     """Return, per problem class, which kernel serves each m that a layer of that class can ask for."""
     rows: dict[_Key, int] = {}
     for layer in found:
         problem = layer.problem(max_tokens)
         rows[_key(problem)] = max(problem.m, rows.get(_key(problem), 0))
-    tables: dict[_Key, list[Span]] = {}
+    problems: dict[_Key, Problem] = {}
+    answers: dict[_Key, list[Stretch]] = {}
     for layer in found:
         problem = layer.problem(1)
         key = _key(problem)
-        if key not in tables:
+        if key not in answers:
             try:
-                tables[key] = spans(problem, rows[key], arch, catalog)
+                answers[key] = stretches(problem, rows[key], arch, catalog)
             except UnsupportedError as error:
                 raise UnsupportedError(f"{layer.id}: {error}") from error
-    return tables
+            problems[key] = problem
+    kept = _keep(answers.values(), within, catalog) if within else None
+    return {key: join(problems[key], answer, kept) for key, answer in answers.items()}
+
+
+def _keep(answers: Iterable[Sequence[Stretch]], within: float, catalog: Catalog) -> Kept:
+    """Return few kernels of which one is near enough to the fastest in every stretch."""
+    wants: Counter[tuple[KernelConfig, ...]] = Counter()
+    for stretch in chain.from_iterable(answers):
+        wants[stretch.near(within)] += stretch.last - stretch.first + 1
+    place = {name: at for at, name in enumerate(catalog.by_name)}
+    every = dict.fromkeys(chain.from_iterable(wants))
+    order = sorted(every, key=lambda config: place[Shape.of(config).name])
+    return Kept(frozenset(keep_few(wants, order)), within)
 
 
 def _kernels(

@@ -6,9 +6,11 @@ wins. Of several tiles it takes the one that is predicted to be the fastest. Not
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import groupby
+from operator import attrgetter
 
 from .arch import Arch
 from .catalog import Catalog, Origin, Rule, Shape, TileTimes, deepest, last_m, load
@@ -61,6 +63,19 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """The kernels that a plan makes do with where rules list several tiles.
+
+    Args:
+        kernels: At least one of them is near enough to the fastest, whatever is asked.
+        within: How much more than the least time is near enough, as a share of it.
+    """
+
+    kernels: frozenset[KernelConfig]
+    within: float
+
+
+@dataclass(frozen=True)
 class Span:
     """Consecutive row counts that one kernel serves.
 
@@ -107,7 +122,8 @@ def select(problem: Problem, arch: Arch, catalog: Catalog | None = None) -> Choi
     catalog = catalog or load()
     _check(problem, catalog)
     winner = _find_rule(problem, arch, catalog)
-    return winner.choice(winner.fastest(problem), problem)
+    _, times = next(winner.times_from(problem, problem.m))
+    return winner.choice(winner.kernels[times.index(min(times))], problem)
 
 
 @dataclass(frozen=True)
@@ -132,18 +148,16 @@ class _Winner:
     arch: Arch
     catalog: Catalog
 
-    def fastest(self, problem: Problem) -> KernelConfig:
-        """Return the kernel that is predicted to take the least time, the first of equals."""
-        return next(self.fastest_from(problem, problem.m))[1]
+    def times_from(self, problem: Problem, last: int) -> Iterator[tuple[int, tuple[float, ...]]]:
+        """Yield what each kernel is predicted to take, and each m up to `last` from which that differs.
 
-    def fastest_from(self, problem: Problem, last: int) -> Iterator[tuple[int, KernelConfig]]:
-        """Yield the fastest kernel for the problem, and each m up to `last` from which another one is."""
+        Times are microseconds; a lone kernel has nothing to be compared with, and 0.
+        """
         if len(self.kernels) == 1:
-            yield problem.m, self.kernels[0]
+            yield problem.m, (0.0,)
             return
         times = [self._predict(index, problem) for index in range(len(self.kernels))]
-        best = times.index(min(times))
-        yield problem.m, self.kernels[best]
+        yield problem.m, tuple(times)
         steps = [work_step(config) for config in self.kernels]
         edges = {edge for step in steps for edge in range(-(-problem.m // step) * step, last, step)}
         for edge in sorted(edges):
@@ -151,16 +165,13 @@ class _Winner:
             for index, step in enumerate(steps):
                 if edge % step == 0:
                     times[index] = self._predict(index, beyond)
-            now = times.index(min(times))
-            if now != best:
-                best = now
-                yield edge + 1, self.kernels[best]
+            yield edge + 1, tuple(times)
 
-    def choice(self, config: KernelConfig, problem: Problem) -> Choice:
-        """Return one of its kernels as what serves a problem."""
+    def choice(self, config: KernelConfig, problem: Problem, within: float = 0.0) -> Choice:
+        """Return one of its kernels as what serves a problem, within a share of the least time."""
         words = f"{self.origin} ({self.rule.describe()})"
         if self.rule.predicts:
-            words += f": {_count(len(self.kernels), len(self.rule.tiles))}"
+            words += f": {_count(len(self.kernels), len(self.rule.tiles), within)}"
         wanted = self.catalog.by_name[Shape.of(config).name].tile
         reason = "; ".join([words, *self.passed, *_shallower(config, wanted)])
         return Choice(problem, self.arch, config, reason, self.catalog, self.origin)
@@ -169,10 +180,34 @@ class _Winner:
         return self.times[index].predict(self.kernels[index], problem.m, problem.n, problem.k)
 
 
-def _count(legal: int, listed: int) -> str:
+@dataclass(frozen=True)
+class Stretch:
+    """Consecutive row counts in which one rule wins and no predicted time changes.
+
+    Args:
+        first: Smallest m.
+        last: Largest m.
+        winner: The rule.
+        times: Of the rule's kernels, in their order, microseconds; a lone kernel's is 0.
+    """
+
+    first: int
+    last: int
+    winner: _Winner
+    times: tuple[float, ...]
+
+    def near(self, within: float) -> tuple[KernelConfig, ...]:
+        """Return the kernels that are predicted to take at most `within` (a share) more than the fastest."""
+        most = (1 + within) * min(self.times)
+        kernels = self.winner.kernels
+        return tuple(kernel for kernel, time in zip(kernels, self.times, strict=True) if time <= most)
+
+
+def _count(legal: int, listed: int, within: float) -> str:
     if legal == 1:
         return "the only one of its tiles that can be" if listed > 1 else "its only tile"
-    return f"the fastest of {legal} tiles, as predicted"
+    near = f"within {100 * within:g}% of " if within else ""
+    return f"{near}the fastest of {legal} tiles, as predicted"
 
 
 def _find_rule(problem: Problem, arch: Arch, catalog: Catalog) -> _Winner:
@@ -236,21 +271,48 @@ def spans(problem: Problem, last: int, arch: Arch, catalog: Catalog | None = Non
         InputError: `last` is less than 1, or the problem makes no sense.
         UnsupportedError: Some m is served by no kernel.
     """
+    return join(problem, stretches(problem, last, arch, catalog))
+
+
+def stretches(problem: Problem, last: int, arch: Arch, catalog: Catalog | None = None) -> list[Stretch]:
+    """Return the stretches of m from 1 to `last` that `spans` joins; takes and raises what it does."""
     if last < 1:
         raise InputError(f"the largest m must be at least 1 (got {last})")
     catalog = catalog or load()
     _check(replace(problem, m=1), catalog)
     starts = sorted({1, *_switches(problem, last, catalog)})
-    found: list[Choice] = []
+    found: list[tuple[int, _Winner, tuple[float, ...]]] = []
     for first, next_first in zip(starts, [*starts[1:], last + 1], strict=True):
         beginning = replace(problem, m=first)
         winner = _find_rule(beginning, arch, catalog)
-        for m, config in winner.fastest_from(beginning, next_first - 1):
-            choice = winner.choice(config, replace(problem, m=m))
-            if not found or (found[-1].config, found[-1].reason) != (config, choice.reason):
-                found.append(choice)
-    lasts = [*(choice.problem.m - 1 for choice in found[1:]), last]
-    return [Span(choice.problem.m, end, choice) for choice, end in zip(found, lasts, strict=True)]
+        found += ((m, winner, times) for m, times in winner.times_from(beginning, next_first - 1))
+    lasts = [*(m - 1 for m, _, _ in found[1:]), last]
+    return [Stretch(m, end, winner, times) for (m, winner, times), end in zip(found, lasts, strict=True)]
+
+
+def join(problem: Problem, found: Sequence[Stretch], kept: Kept | None = None) -> list[Span]:
+    """Return which kernel serves each m: of those that rules list, the fastest, the first of equals.
+
+    Args:
+        problem: What the stretches are of; its m is not looked at.
+        found: From `stretches`.
+        kept: What to choose from; all that rules list if None.
+    """
+    choices: list[Choice] = []
+    for winner, run in groupby(found, key=attrgetter("winner")):
+        among = [at for at, kernel in enumerate(winner.kernels) if kept is None or kernel in kept.kernels]
+        best = None
+        for stretch in run:
+            fastest = min(among, key=stretch.times.__getitem__)
+            if fastest == best:
+                continue
+            best = fastest
+            served = replace(problem, m=stretch.first)
+            choice = winner.choice(winner.kernels[best], served, kept.within if kept else 0.0)
+            if not choices or (choices[-1].config, choices[-1].reason) != (choice.config, choice.reason):
+                choices.append(choice)
+    lasts = [*(choice.problem.m - 1 for choice in choices[1:]), found[-1].last]
+    return [Span(choice.problem.m, end, choice) for choice, end in zip(choices, lasts, strict=True)]
 
 
 def _switches(problem: Problem, last: int, catalog: Catalog) -> Iterator[int]:

@@ -45,6 +45,7 @@ def command(*, request: Request, out: Path, jobs: int | None, as_json: bool) -> 
         "act": request.act or "the model's",
         "narrow_activations": str(request.narrow),
         "fused": str(not request.unfused),
+        "within": request.within,
         "rules": request.rules,
     }
     started = time.perf_counter()

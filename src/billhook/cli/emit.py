@@ -35,6 +35,7 @@ def command(*, request: Request, out: Path) -> None:
         "act": request.act,
         "narrow_activations": request.narrow,
         "fused": not request.unfused,
+        "within": request.within,
         "rules": request.rules,
     }
     inputs = {model.file.name: hashlib.sha256(model.file.read_bytes()).hexdigest() for model in loaded}

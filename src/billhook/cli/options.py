@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import wraps
@@ -58,6 +59,14 @@ _REQUEST = (
         is_flag=True,
         help="q, k and v, gate and up as GEMMs of their own, as models of billhook.load have them.",
     ),
+    click.option(
+        "--within",
+        default="0",
+        show_default=True,
+        metavar="PERCENT",
+        help="Keep few kernels: none serves what it is predicted to take over PERCENT longer for than the "
+        "fastest.",
+    ),
     rules_option,
 )
 
@@ -75,6 +84,7 @@ class Request:
         narrow_activations: Whether layers have 8-bit activations where models ask for them.
         fold: Whether scales are folded besides.
         unfused: Whether projections that read the same input are GEMMs of their own.
+        within: How much slower than the fastest kernels may be, as `parse_percent` reads it.
         rules: As `vllm.machete.native.find_catalog` takes them.
     """
 
@@ -86,6 +96,7 @@ class Request:
     narrow_activations: bool
     fold: bool
     unfused: bool
+    within: str
     rules: str
 
     @property
@@ -120,7 +131,7 @@ def plan_request(request: Request) -> tuple[list[Model], Plan]:
     from ..plan import DEFAULT_MAX_TOKENS, make_plan
     from ..vllm.machete.native import find_catalog
 
-    sizes = parse_sizes(request.tp)
+    sizes, within = parse_sizes(request.tp), parse_percent(request.within)
     loaded = [load_model(model) for model in request.models]
     plan = make_plan(
         loaded,
@@ -130,6 +141,7 @@ def plan_request(request: Request) -> tuple[list[Model], Plan]:
         dtype(request.act) if request.act else None,
         narrow_activations=request.narrow,
         fused=not request.unfused,
+        within=within,
         catalog=find_catalog(request.rules),
     )
     return loaded, plan
@@ -147,6 +159,21 @@ def parse_sizes(texts: Iterable[str], option: str = "--tp") -> list[int]:
         got = "nothing" if wrong is None else repr(wrong)
         raise InputError(f"{option} takes positive whole numbers such as 1 or 1,2,4 (got {got})")
     return list(dict.fromkeys(int(word) for word in words))
+
+
+def parse_percent(text: str, option: str = "--within") -> float:
+    """Read a percentage from 0 to 100 as a share.
+
+    Raises:
+        InputError: Not such a number.
+    """
+    try:
+        percent = float(text)
+    except ValueError:
+        percent = math.nan
+    if not 0 <= percent <= 100:  # which NaN is not
+        raise InputError(f"{option} takes a percentage from 0 to 100, such as 3 (got {text!r})")
+    return percent / 100
 
 
 def layer_name(layer_id: str, *, one_model: bool) -> str:
