@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cpu.strategies import multiplies, problems, requests
@@ -21,7 +22,7 @@ from billhook.errors import ConfigError, InputError, UnsupportedError
 from billhook.families import illegal
 from billhook.models import Model, load_model
 from billhook.plan import Plan, from_json, make_plan, plan_problems, to_json
-from billhook.select import select
+from billhook.select import select, stretches
 
 EXAMPLES = Path(__file__).parents[2] / "examples/models"
 BUILT = [
@@ -273,3 +274,45 @@ def test_a_layer_that_no_kernel_serves_is_named(tmp_path: Path) -> None:
         make_plan([load_model(tmp_path / "odd.json")], ARCHS)
     with pytest.raises(UnsupportedError, match=r"tp1/qkv: .*7\.5"):
         make_plan(models(), [parse("7.5")])
+
+
+@pytest.mark.parametrize("within", [0.03, 0.1, 0.3])
+def test_fewer_kernels_take_at_most_so_much_longer(within: float) -> None:
+    asked, (arch,) = models()[1:2], parse_list("9.0a")
+    every, few = make_plan(asked, [arch]), make_plan(asked, [arch], within=within)
+    names = {kernel.name for kernel in few.kernels}
+    assert names <= {kernel.name for kernel in every.kernels}
+    assert len(names) < len(every.kernels) or within < 0.1
+    for layer in few.layers:
+        problem = layer.problem(few.max_tokens)
+        (entry,) = [one for one in few.dispatch if one.serves(problem, arch.capability)]
+        for one in stretches(problem, problem.m, arch):
+            near = {config.name for config in one.near(within)}
+            served = [entry.kernel(m) for m in (one.first, one.last)]
+            assert set(served) <= near
+            times = zip(one.winner.kernels, one.times, strict=True)
+            kept = {config.name: time for config, time in times if config.name in names}
+            assert kept[served[0]] == min(kept.values())
+    assert any(f": within {100 * within:g}% of the fastest of" in kernel.reason for kernel in few.kernels)
+    assert from_json(to_json(few)) == few
+    assert make_plan(asked, [arch], within=within) == few
+
+
+def test_explicit_problems_can_make_do_with_fewer_kernels_too() -> None:
+    asked = [layer.problem(1) for layer in make_plan(models()[1:2], parse_list("9.0a")).layers]
+    every, few = (plan_problems(asked, parse_list("9.0a"), within=within) for within in (0.0, 0.2))
+    assert len(few.kernels) < len(every.kernels)
+    assert plan_problems(asked, parse_list("9.0a")) == every
+
+
+def test_rules_of_single_tiles_leave_nothing_to_save() -> None:
+    mixtral = [load_model(EXAMPLES / "mixtral-8x7b-gptq")]
+    assert make_plan(mixtral, parse_list("8.0"), within=0.5) == make_plan(mixtral, parse_list("8.0"))
+
+
+@pytest.mark.parametrize("within", [-0.01, 1.01, 3, float("nan"), float("inf"), "3%", None])
+def test_a_share_that_is_none_is_refused(within: Any) -> None:
+    with pytest.raises(InputError, match=r"within must be a number from 0 to 1, .* \(got"):
+        make_plan(models(), ARCHS, within=within)
+    with pytest.raises(InputError, match="within must be"):
+        plan_problems([], ARCHS, within=within)

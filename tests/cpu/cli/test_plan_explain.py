@@ -86,6 +86,13 @@ def test_plan_takes_how_a_model_will_be_loaded(tmp_path: Path, capsys: pytest.Ca
     assert "--act" in capsys.readouterr().err
 
 
+def test_plan_makes_do_with_fewer_kernels(capsys: pytest.CaptureFixture[str]) -> None:
+    llama = EXAMPLES / "llama-3.1-8b-gptq-int4"
+    assert main(["plan", str(llama), "--within", "20", "--json"]) == 0
+    plan = from_json(capsys.readouterr().out)
+    assert plan == make_plan([load_model(llama)], parse_list("9.0a"), within=0.2)
+
+
 def test_plan_of_several_models_tells_them_apart(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", QWEN, MIXTRAL, "--tp", "1,2", "--max-tokens", "1"]) == 0
     text = capsys.readouterr().out
@@ -123,6 +130,7 @@ def test_plan_json_is_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
         ([QWEN, "--tp", "4"], "group_size 128"),
         ([QWEN, "--max-tokens", "0"], "max-tokens"),
         ([QWEN, "--act", "f32"], "f32"),
+        ([QWEN, "--within", "many"], "'many'"),
         ([QWEN, QWEN], "two models"),
     ],
 )
