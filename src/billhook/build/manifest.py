@@ -10,7 +10,7 @@ from ..errors import BundleError
 from ..plan import Plan
 from .resources import Resources
 
-FORMAT = 1  # raised when a reader of the old one would go wrong
+FORMAT = 2  # raised when a reader of the old one would go wrong, so also when kernels take other arguments
 
 
 @dataclass(frozen=True)

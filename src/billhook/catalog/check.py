@@ -84,9 +84,9 @@ def wrong_times(catalog: Catalog) -> tuple[int, str] | None:
         if of not in used:
             return position, f"{what} which no rule chooses among several tiles; drop them"
         seen.add(of)
-        if not (math.isfinite(one.launch) and math.isfinite(one.wave) and 0 < one.column < math.inf):
+        if not (0 <= one.launch < math.inf and 0 <= one.wave < math.inf and 0 < one.column < math.inf):
             got = f"launch = {one.launch:g}, column = {one.column:g}, wave = {one.wave:g}"
-            return position, f"must be numbers, and column more than 0 (got {got})"
+            return position, f"must be 0 or more, and column more than 0 (got {got})"
     return None
 
 

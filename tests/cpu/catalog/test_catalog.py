@@ -332,6 +332,7 @@ def test_a_rule_may_choose_among_tiles_that_have_times(tmp_path: Path) -> None:
         (choosing() + BOTH.replace("0.005", "0.0"), [":6: times 1", "column = 0"]),
         (choosing() + BOTH.replace("0.005", "-0.005"), [":6: times 1", "column = -0.005"]),
         (choosing() + BOTH.replace("wave = 0.5", "wave = nan"), [":6: times 1", "wave = nan"]),
+        (choosing() + BOTH.replace("wave = 0.5", "wave = -0.5"), [":6: times 1", "wave = -0.5"]),
         (choosing() + BOTH.replace("wave = 0.5", "wave = inf"), [":6: times 1", "wave = inf"]),
         (choosing() + BOTH.replace("wave = 0.5", "waves = 0.5"), [":6", "waves"]),
         (choosing() + BOTH.replace("wave = 0.5\n", ""), [":6", "wave"]),

@@ -69,7 +69,6 @@ struct Producer {
   }
 
  private:
-
   __device__ __forceinline__ u32 full() const { return shared + C::full_at + 8 * slot; }
   __device__ __forceinline__ u32 stage() const { return shared + slot * C::stage_bytes; }
   __device__ __forceinline__ void wait_empty() const { ptx::mbarrier_wait(shared + C::empty_at + 8 * slot, parity); }
