@@ -13,7 +13,7 @@ from itertools import groupby
 from operator import attrgetter
 
 from .arch import Arch
-from .catalog import Catalog, Origin, Rule, Shape, TileTimes, deepest, last_m, load
+from .catalog import Catalog, Origin, Rule, Shape, deepest, last_m, load
 from .config import GemmTypes, KernelConfig, Problem, Tile
 from .errors import InputError, UnsupportedError
 from .families import unserved, work_step
@@ -134,7 +134,6 @@ class _Winner:
         rule: The rule.
         origin: Where it was read.
         kernels: Those of its tiles that are legal, at least one.
-        times: Of each of them, if it chooses by time.
         passed: Why rules before it were not taken.
         arch: The GPU target.
         catalog: Where it was found.
@@ -143,7 +142,6 @@ class _Winner:
     rule: Rule
     origin: Origin
     kernels: tuple[KernelConfig, ...]
-    times: tuple[TileTimes, ...]
     passed: tuple[str, ...]
     arch: Arch
     catalog: Catalog
@@ -156,7 +154,7 @@ class _Winner:
         if len(self.kernels) == 1:
             yield problem.m, (0.0,)
             return
-        times = [self._predict(index, problem) for index in range(len(self.kernels))]
+        times = [_predict(config, problem, self.catalog) for config in self.kernels]
         yield problem.m, tuple(times)
         steps = [work_step(config) for config in self.kernels]
         edges = {edge for step in steps for edge in range(-(-problem.m // step) * step, last, step)}
@@ -164,7 +162,7 @@ class _Winner:
             beyond = replace(problem, m=edge + 1)
             for index, step in enumerate(steps):
                 if edge % step == 0:
-                    times[index] = self._predict(index, beyond)
+                    times[index] = _predict(self.kernels[index], beyond, self.catalog)
             yield edge + 1, tuple(times)
 
     def choice(self, config: KernelConfig, problem: Problem, within: float = 0.0) -> Choice:
@@ -175,9 +173,6 @@ class _Winner:
         wanted = self.catalog.by_name[Shape.of(config).name].tile
         reason = "; ".join([words, *self.passed, *_shallower(config, wanted)])
         return Choice(problem, self.arch, config, reason, self.catalog, self.origin)
-
-    def _predict(self, index: int, problem: Problem) -> float:
-        return self.times[index].predict(self.kernels[index], problem.m, problem.n, problem.k)
 
 
 @dataclass(frozen=True)
@@ -220,26 +215,24 @@ def _find_rule(problem: Problem, arch: Arch, catalog: Catalog) -> _Winner:
     for rule, origin in zip(catalog.rules, catalog.origins, strict=True):
         if not rule.matches(problem, arch.capability):
             continue
-        kernels: dict[str, KernelConfig] = {}
+        kernels: list[KernelConfig] = []
         refused: list[str] = []
         for tile in rule.tiles:
             shape = catalog.by_name[tile]
             config, why = _kernel(shape, problem.types, problem.group_size, problem.moe, arch)
             if why is None:
-                kernels[tile] = config
+                kernels.append(config)
             else:
                 refused.append(why)
         if not kernels:
             wanted = f"one of {len(rule.tiles)} tiles" if len(rule.tiles) > 1 else rule.tiles[0]
             passed.append((origin, wanted, refused[0]))
             continue
-        why = unserved(next(iter(kernels.values())), problem)  # which asks nothing of the tile
+        why = unserved(kernels[0], problem)  # which asks nothing of the tile
         if why is not None:
             raise UnsupportedError(f"no kernel serves {describe(problem)}: {why}")
-        bits = problem.types.a.bits
-        times = tuple(catalog.times_of[tile, bits] for tile in kernels) if rule.predicts else ()
         words = tuple(_tell_passed(passed, origin))
-        return _Winner(rule, origin, tuple(kernels.values()), times, words, arch, catalog)
+        return _Winner(rule, origin, tuple(kernels), words, arch, catalog)
     reasons = dict.fromkeys(why for _, _, why in passed)
     raise UnsupportedError(
         f"no kernel serves {describe(problem)} on {arch}: {'; '.join(reasons) or 'no rule matches'}"
@@ -377,7 +370,8 @@ def _outranked(config: KernelConfig, choice: Choice) -> str:
     naming = [(origin, rule) for rule, origin in rules if name in rule.tiles]
     for origin, rule in naming:
         if rule.predicts and origin == choice.origin:
-            time, least = (_predict(one, choice) for one in (config, choice.config))
+            kernels = (config, choice.config)
+            time, least = (_predict(one, choice.problem, choice.catalog) for one in kernels)
             slower = "slower" if time > least else "no faster"
             return (
                 f"could serve, but is predicted to be {slower}: {time:.2f} us, the chosen one {least:.2f} us"
@@ -388,8 +382,7 @@ def _outranked(config: KernelConfig, choice: Choice) -> str:
     return f"could serve; named only by {wanted}" if wanted else "could serve; no rule names it"
 
 
-def _predict(config: KernelConfig, choice: Choice) -> float:
-    """Return the time that a kernel is predicted to take for a choice's problem, microseconds."""
-    problem = choice.problem
-    times = choice.catalog.times_of[Shape.of(config).name, problem.types.a.bits]
+def _predict(config: KernelConfig, problem: Problem, catalog: Catalog) -> float:
+    """Return the time that a kernel is predicted to take for a problem, microseconds."""
+    times = catalog.times_of[Shape.of(config).name, problem.types.a.bits]
     return times.predict(config, problem.m, problem.n, problem.k)

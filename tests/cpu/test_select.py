@@ -78,23 +78,28 @@ def test_spans_agree_with_single_answers(asked: tuple[Problem, Arch], last: int,
         assert serving.choice.config == select(replace(problem, m=m), arch).config
 
 
+def write_catalog(folder: Path, tiles: str, rules: str) -> Catalog:
+    """Return a catalog of the tests' own: the installed one changes with what was measured."""
+    (folder / "rules").mkdir()
+    formats = '[[formats]]\nweight = "u4b8"\nactivations = ["bf16"]\ngroup_sizes = [128]\n'
+    (folder / "native.toml").write_text(formats + tiles)
+    (folder / "rules/native.toml").write_text(rules)
+    return load(folder)
+
+
 @pytest.fixture
 def catalog(tmp_path: Path) -> Catalog:
-    """A catalog of the tests' own: the installed one changes with what was measured."""
-    (tmp_path / "rules").mkdir()
-    (tmp_path / "native.toml").write_text(
-        '[[formats]]\nweight = "u4b8"\nactivations = ["bf16"]\ngroup_sizes = [128]\n'
+    """A catalog of Marlin tiles by rows."""
+    return write_catalog(
+        tmp_path,
         '[[tiles]]\nfamily = "marlin"\nm = [8, 16, 32, 64]\nn = 128\nk = 256\nstages = 4\n'
-        '[[tiles]]\nfamily = "marlin"\nm = [64]\nn = 256\nk = 128\nstages = 2\n'
-    )
-    (tmp_path / "rules/native.toml").write_text(
+        '[[tiles]]\nfamily = "marlin"\nm = [64]\nn = 256\nk = 128\nstages = 2\n',
         '[[rules]]\nrows = { max = 8 }\ntile = "m8n128k256"\n'
         '[[rules]]\nrows = { max = 16 }\ntile = "m16n128k256"\n'
         '[[rules]]\nrows = { max = 32 }\ntile = "m32n128k256"\n'
         '[[rules]]\ntile = "m64n128k256"\n'
-        '[[rules]]\ntile = "m64n256k128"\n'
+        '[[rules]]\ntile = "m64n256k128"\n',
     )
-    return load(tmp_path)
 
 
 def test_spans_switch_where_the_rules_do(catalog: Catalog) -> None:
@@ -327,20 +332,16 @@ wave = 0.0
 @pytest.fixture
 def timed(tmp_path: Path) -> Catalog:
     """A catalog of tiles that are chosen by time up to 1000 rows, of which the widest holds halves."""
-    (tmp_path / "rules").mkdir()
-    (tmp_path / "native.toml").write_text(
-        '[[formats]]\nweight = "u4b8"\nactivations = ["bf16"]\ngroup_sizes = [128]\n'
+    return write_catalog(
+        tmp_path,
         '[[tiles]]\nfamily = "marlin"\nm = [16]\nn = 128\nk = 128\nstages = 4\n'
         '[[tiles]]\nfamily = "machete"\nm = [64, 128]\nn = 128\nk = 128\nstages = 8\n'
-        '[[tiles]]\nfamily = "machete"\nm = [256]\nn = 128\nk = 64\nstages = 5\n'
-    )
-    (tmp_path / "rules/native.toml").write_text(
+        '[[tiles]]\nfamily = "machete"\nm = [256]\nn = 128\nk = 64\nstages = 5\n',
         "[[rules]]\nmoe = false\nrows = { above = 16, max = 1000 }\n"
         'tile = ["machete-m64n128k128", "machete-m256n128k64", "machete-m128n128k128"]\n'
         '[[rules]]\nmoe = false\nrows = { above = 16 }\ntile = "machete-m256n128k64"\n'
-        f'[[rules]]\ntile = "m16n128k128"\n{TIMES}'
+        f'[[rules]]\ntile = "m16n128k128"\n{TIMES}',
     )
-    return load(tmp_path)
 
 
 @pytest.mark.parametrize("m", [17, 64, 65, 200, 256, 300, 600, 1000])
