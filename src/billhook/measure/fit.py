@@ -150,9 +150,9 @@ def _fit(tile: str, bits: int, samples: Sequence[Sample]) -> Fit:
     if column <= 0:
         return Fit(tile, bits, len(samples))
     times = TileTimes(tile, bits, launch, column, wave)
-    errors = [one.predict(times) / one.us - 1 for one in samples]
-    rms = math.sqrt(sum(error * error for error in errors) / len(errors))
-    return Fit(tile, bits, len(samples), times, rms, max(map(abs, errors)))
+    errors = relative @ (launch, column, wave) - 1
+    rms, worst = math.sqrt((errors**2).mean()), float(abs(errors).max())
+    return Fit(tile, bits, len(samples), times, rms, worst)
 
 
 def _solve(parts: np.ndarray) -> Sequence[float]:
