@@ -236,11 +236,11 @@ def test_few_rows_of_a_dense_layer(problem: Problem, a: DType, m: int, tile: str
 @pytest.mark.parametrize(
     ("problem", "a", "m", "tile"),
     [
-        *((WIDE, BF16, m, "m256n128k64") for m in (512, 4096, 5000)),
-        *((WIDE, E4M3FN, m, "m256n128k128") for m in (512, 4096, 5000)),
-        (WIDE, BF16, 300, "m160n128k64"),
-        (WIDE, BF16, 272, "m144n128k128"),
-        (WIDE, E4M3FN, 300, "m160n128k128"),
+        *((WIDE, BF16, m, "m256n128k64c2") for m in (512, 4096, 5000)),
+        *((WIDE, E4M3FN, m, "m256n128k128c2") for m in (512, 4096, 5000)),
+        (WIDE, BF16, 300, "m160n128k64c2"),
+        (WIDE, BF16, 272, "m144n128k128c2"),
+        (WIDE, E4M3FN, 300, "m160n128k128c2"),
         (SMALL, BF16, 512, "m128n128k128"),
         (replace(SMALL, n=8192, k=8192), BF16, 100, "m112n128k128"),
         (replace(SMALL, n=2048, k=2048), BF16, 100, "m32n128k256"),

@@ -17,7 +17,7 @@ CLUSTERS = (1, 2, 4)
 _WARPGROUP = 128
 _ALIGNMENT = 1024  # of a stage: what wgmma's 128-byte swizzle repeats after
 _WAVES_BYTES = 64  # which tiles the CTA computes
-_MOST_SCRATCH_TOKENS = {16: 144, 8: 96}  # by bits of activations: taken at once by the epilogue; else half
+_MOST_SCRATCH_TOKENS = {16: 144, 8: 112}  # by bits of activations: taken at once by the epilogue; else half
 _SWIZZLED_BYTES = 128  # of a token's activations: what wgmma reads together
 _MOST_SUMS = {2: 144, 3: 64, 4: 32}  # by consumers: registers of one for float32 sums; all else needs some 80
 _MOST_PINGPONG_SUMS = 96  # beside what tells the consumers their turns
@@ -53,8 +53,8 @@ def shared_memory(config: KernelConfig) -> int:
     tile = config.tile
     stage = tile.tile_m * tile.tile_k * config.types.a.bits // 8 + base.weight_bytes_per_stage(config)
     stage = -(-stage // _ALIGNMENT) * _ALIGNMENT
-    whole = tile.tile_m % 32 or tile.tile_m <= _MOST_SCRATCH_TOKENS[config.types.a.bits]
-    tokens = tile.tile_m if whole else tile.tile_m // 2
+    whole = tile.tile_m <= _MOST_SCRATCH_TOKENS[config.types.a.bits]
+    tokens = tile.tile_m if whole else -(-tile.tile_m // 32) * 16
     scratch = tokens * STRIP * 2
     tables = (2 if config.indexed else 0) + (1 if config.types.a.bits == 8 else 0)
     lookup = tile.tile_m * 4 if config.indexed and not config.grouped else 0
@@ -117,6 +117,7 @@ def boxes(config: KernelConfig) -> tuple[int, ...]:
     if config.indexed and not config.grouped:
         return ()
     tile = config.tile
-    if tile.tile_m == _HALVED_TILE_M and tile.stages > FEWEST_STAGES and tile.cluster == 1:
-        return (tile.tile_m, tile.tile_m // 2)
-    return (tile.tile_m // tile.cluster,)
+    rows = tile.tile_m // tile.cluster
+    if tile.tile_m == _HALVED_TILE_M and tile.stages > FEWEST_STAGES:
+        return (rows, rows // 2)
+    return (rows,)

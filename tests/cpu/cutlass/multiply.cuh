@@ -18,7 +18,7 @@
       for (i32 r = 0; r < 4; ++r) f[s].r[r] = a[(s * 128 + threadIdx.x) * 4 + r];                                        \
     wgmma_fence();                                                                                                       \
     for (i32 s = 0; s < 4; ++s)                                                                                          \
-      wgmma_columns<T, tokens / 8>(sums, f[s], wgmma_descriptor(shared) + s * (32 >> 4), s > 0);                         \
+      Wgmma<T, tokens / 8>::run(sums, f[s], wgmma_descriptor(shared) + s * (32 >> 4), s > 0);                              \
     wgmma_commit();                                                                                                      \
     wgmma_wait<0>();                                                                                                     \
     for (i32 i = 0; i < tokens / 2; ++i) d[threadIdx.x * (tokens / 2) + i] = reinterpret_cast<const u32*>(sums)[i];      \

@@ -84,7 +84,6 @@ PAIRS = [
         "u32 x, y, z, w; cute::SM75_U32x4_LDSM_N::copy(*at<cute::uint128_t>(place), x, y, z, w);"
         "out[0] = x + 2 * y + 3 * z + 4 * w;",
     ),
-    Pair("cluster_rank", "out[0] = ptx::cluster_rank();", "out[0] = int(cute::block_rank_in_cluster());"),
     Pair("cluster_sync", "ptx::cluster_sync();", "cute::cluster_sync();"),
     Pair("take_registers", "ptx::take_registers<224>();", "cutlass::arch::warpgroup_reg_alloc<224>();"),
     Pair("give_up_registers", "ptx::give_up_registers<56>();", "cutlass::arch::warpgroup_reg_dealloc<56>();"),

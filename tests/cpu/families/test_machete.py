@@ -33,7 +33,7 @@ def test_grouped_rows_are_fetched_as_those_of_dense_layers() -> None:
     assert families.boxes(grouped) == (32,)
     assert families.boxes(replace(LEGAL, tile=Tile(256, 128, 64, 4))) == (256, 128)  # of half a tile, too
     assert families.boxes(replace(LEGAL, tile=Tile(256, 128, 64, 2))) == (256,)  # one of its stages fits
-    assert families.boxes(replace(LEGAL, tile=Tile(256, 128, 64, 4, 2))) == (128,)
+    assert families.boxes(replace(LEGAL, tile=Tile(256, 128, 64, 4, 2))) == (128, 64)  # of a CTA of two
     looked_up = replace(grouped, grouped=False)
     table = looked_up.tile.tile_m * 4  # of the rows that are looked up
     assert families.shared_memory(looked_up) == families.shared_memory(grouped) + table

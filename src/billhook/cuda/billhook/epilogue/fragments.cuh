@@ -226,6 +226,7 @@ struct FragmentEpilogue {
 #pragma unroll
         for (i32 j = 0; j < kTokens / 8; j += kBatch) {
           const i32 column = first / 8 + j, quad = s * C::columns + column;
+          if (column >= C::columns) break;  // no halves are alike
           Accumulator sum[kBatch];
 #pragma unroll
           for (i32 i = 0; i < kBatch; ++i) sum[i] = to_float(sums[s][column + i]);
@@ -287,7 +288,8 @@ struct FragmentEpilogue {
       }
 #pragma unroll
       for (i32 q = 0; q < kAtOnce; ++q)
-        if (ids[q] < p.m && column < p.n) *reinterpret_cast<u32x4*>(d + static_cast<i64>(ids[q]) * p.ldd) = words[q];
+        if (first + (i + q) * 16 < C::tile_m && ids[q] < p.m && column < p.n)
+          *reinterpret_cast<u32x4*>(d + static_cast<i64>(ids[q]) * p.ldd) = words[q];
     }
   }
 };

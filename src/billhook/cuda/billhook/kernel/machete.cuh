@@ -62,7 +62,7 @@ struct Config {
   static constexpr i32 columns = tile_m / 8;  // 8-token columns of the MMA
   static constexpr bool channel_scales = group_size == -1;
   // The last tiles may be of half as many tokens (Half), whose deeper stages are at least two where there are three.
-  static constexpr bool halves = tile_m == 256 && stages > 2 && cluster == 1 && !gathers;
+  static constexpr bool halves = tile_m == 256 && stages > 2 && !gathers;
   static constexpr bool shares_tiles = true;       // workers may
   static constexpr i32 expert_rows = tile_m;       // a block of so many is of one expert
   static constexpr bool has_rows = !channel_scales || has_zeros<Weight>;  // of scales or zero points in each stage
@@ -87,7 +87,7 @@ struct Config {
 
   // Offsets in dynamic shared memory. Each consumer has a scratch for the tokens of a strip, or for half of them, and tables of
   // them: rows of D and weights where these are looked up, and scales.
-  static constexpr i32 epilogue_tokens = tile_m % 32 == 0 && tile_m > (narrow ? 96 : 144) ? tile_m / 2 : tile_m;
+  static constexpr i32 epilogue_tokens = tile_m > (narrow ? 112 : 144) ? (tile_m / 2 + 15) / 16 * 16 : tile_m;
   static constexpr i32 scratch_bytes = epilogue_tokens * kStrip * 2;
   static constexpr i32 tables = (indexed ? 2 : 0) + (token_scales ? 1 : 0);
   static constexpr i32 scratch_at = stages * stage_bytes;
@@ -101,7 +101,7 @@ struct Config {
 
   // Accumulators of a thread, those finished at a time, as registers allow, and their bytes in all threads.
   static constexpr i32 quads = strips_each * columns;
-  static constexpr i32 batch = epilogue_tokens % 32 == 0 && sums > 16 && strips_each == 1 && !promotes ? 4 : 2;
+  static constexpr i32 batch = tile_m % 32 == 0 && epilogue_tokens % 32 == 0 && sums > 16 && strips_each == 1 && !promotes ? 4 : 2;
   static constexpr i32 batch_bytes = batch * team * 128 * 16;
   // Whether parts of shared tiles come through the stages: where they are small it is faster to read them from memory, as they come.
   static constexpr bool fetches_parts =
@@ -229,7 +229,7 @@ template <class C>
 __device__ __forceinline__ void run(const GemmParams& p, const TensorMaps* maps = nullptr, const TensorMaps* half_maps = nullptr) {
   extern __shared__ __align__(1024) char memory[];
   const u32 shared = ptx::shared_address(memory);
-  const i32 rank = C::cluster > 1 ? ptx::uniform(ptx::cluster_rank()) : 0;
+  const i32 rank = static_cast<i32>(blockIdx.x) % C::cluster;  // %cluster_ctarank is in no uniform register, as operands of copies must be
 
   ptx::launch_dependents();
   if (threadIdx.x == 0) {

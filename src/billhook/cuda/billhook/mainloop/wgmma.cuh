@@ -54,8 +54,8 @@ struct Consumer {
           wgmma_fence();
 #pragma unroll
           for (i32 i = 0; i < steps; ++i)
-            wgmma_columns<T, C::columns>(sums[s], weights[i], tokens + (first + i) * (32 >> 4),
-                                         add || block > 0 || first + i > 0);
+            Wgmma<T, C::columns>::run(sums[s], weights[i], tokens + (first + i) * (32 >> 4),
+                                      add || block > 0 || first + i > 0);
           wgmma_commit();
           wgmma_wait<1>();  // the unit before is done, and its registers are free
           if (block == 0 && s == 0 && first == 0) release(before, add);

@@ -111,7 +111,7 @@ struct NarrowConsumer {
         wgmma_fence();
 #pragma unroll
         for (i32 i = 0; i < 2 * halves; ++i)
-          wgmma_columns<A, C::columns>(sums[s], weights[i], tokens + i * (32 >> 4), add || block > 0 || i > 0);
+          Wgmma<A, C::columns>::run(sums[s], weights[i], tokens + i * (32 >> 4), add || block > 0 || i > 0);
         wgmma_commit();
         wgmma_wait<1>();  // the unit before is done, and its registers are free
         if (block == 0 && s == 0) release_stage<C>(before, add);
@@ -153,7 +153,7 @@ struct PromotingConsumer {
         wgmma_fence();
 #pragma unroll
         for (i32 i = 0; i < 2; ++i)
-          wgmma_columns<A, C::columns>(group, weights[i], tokens + (2 * half + i) * (32 >> 4), 2 * half + i > 0);
+          Wgmma<A, C::columns>::run(group, weights[i], tokens + (2 * half + i) * (32 >> 4), 2 * half + i > 0);
         wgmma_commit();
       }
       upper = T::low(scales), lower = T::high(scales);

@@ -46,6 +46,9 @@ struct Wgmma;
 #define BILLHOOK_H2 ", %32, %33, %34, %35, %36, %37, %38, %39"
 #define BILLHOOK_H3 ", %48, %49, %50, %51, %52, %53, %54, %55"
 #define BILLHOOK_H4 ", %64, %65, %66, %67, %68, %69, %70, %71"
+#define BILLHOOK_H5 ", %80, %81, %82, %83, %84, %85, %86, %87"
+#define BILLHOOK_H6 ", %96, %97, %98, %99, %100, %101, %102, %103"
+#define BILLHOOK_H7 ", %112, %113, %114, %115, %116, %117, %118, %119"
 
 #define BILLHOOK_WGMMA(T, SUM, KIND, MORE, COLUMNS, N, D, A, B, ADD, ...)                                                 \
   template <>                                                                                                  \
@@ -59,7 +62,7 @@ struct Wgmma;
     }                                                                                                          \
   };
 
-// The widths that tiles are made of (below). Operands after those of D: four of A, B's descriptor, `add`.
+// The widths that tiles have. Operands after those of D: four of A, B's descriptor, `add`.
 #define BILLHOOK_WGMMAS(T, SUM, C, KIND, MORE) \
   BILLHOOK_WGMMA(T, SUM, KIND, MORE, 2, "16", "%0, %1, %2, %3, %4, %5, %6, %7", "%8, %9, %10, %11", "%12", "%13", \
                  BILLHOOK_D(C, 0), BILLHOOK_D(C, 1)) \
@@ -81,10 +84,16 @@ struct Wgmma;
                  BILLHOOK_D8(C, 0), BILLHOOK_D8(C, 8), BILLHOOK_D(C, 16), BILLHOOK_D(C, 17)) \
   BILLHOOK_WGMMA(T, SUM, KIND, MORE, 20, "160", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2 BILLHOOK_R3 BILLHOOK_R4, "%80, %81, %82, %83", "%84", "%85", \
                  BILLHOOK_D8(C, 0), BILLHOOK_D8(C, 8), BILLHOOK_D4(C, 16)) \
+  BILLHOOK_WGMMA(T, SUM, KIND, MORE, 22, "176", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2 BILLHOOK_R3 BILLHOOK_R4 BILLHOOK_H5, "%88, %89, %90, %91", "%92", "%93", \
+                 BILLHOOK_D8(C, 0), BILLHOOK_D8(C, 8), BILLHOOK_D4(C, 16), BILLHOOK_D(C, 20), BILLHOOK_D(C, 21)) \
   BILLHOOK_WGMMA(T, SUM, KIND, MORE, 24, "192", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2 BILLHOOK_R3 BILLHOOK_R4 BILLHOOK_R5, "%96, %97, %98, %99", "%100", "%101", \
                  BILLHOOK_D8(C, 0), BILLHOOK_D8(C, 8), BILLHOOK_D8(C, 16)) \
+  BILLHOOK_WGMMA(T, SUM, KIND, MORE, 26, "208", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2 BILLHOOK_R3 BILLHOOK_R4 BILLHOOK_R5 BILLHOOK_H6, "%104, %105, %106, %107", "%108", "%109", \
+                 BILLHOOK_D8(C, 0), BILLHOOK_D8(C, 8), BILLHOOK_D8(C, 16), BILLHOOK_D(C, 24), BILLHOOK_D(C, 25)) \
   BILLHOOK_WGMMA(T, SUM, KIND, MORE, 28, "224", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2 BILLHOOK_R3 BILLHOOK_R4 BILLHOOK_R5 BILLHOOK_R6, "%112, %113, %114, %115", "%116", "%117", \
                  BILLHOOK_D8(C, 0), BILLHOOK_D8(C, 8), BILLHOOK_D8(C, 16), BILLHOOK_D4(C, 24)) \
+  BILLHOOK_WGMMA(T, SUM, KIND, MORE, 30, "240", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2 BILLHOOK_R3 BILLHOOK_R4 BILLHOOK_R5 BILLHOOK_R6 BILLHOOK_H7, "%120, %121, %122, %123", "%124", "%125", \
+                 BILLHOOK_D8(C, 0), BILLHOOK_D8(C, 8), BILLHOOK_D8(C, 16), BILLHOOK_D4(C, 24), BILLHOOK_D(C, 28), BILLHOOK_D(C, 29)) \
   BILLHOOK_WGMMA(T, SUM, KIND, MORE, 32, "256", BILLHOOK_R0 BILLHOOK_R1 BILLHOOK_R2 BILLHOOK_R3 BILLHOOK_R4 BILLHOOK_R5 BILLHOOK_R6 BILLHOOK_R7, "%128, %129, %130, %131", "%132", "%133", \
                  BILLHOOK_D8(C, 0), BILLHOOK_D8(C, 8), BILLHOOK_D8(C, 16), BILLHOOK_D8(C, 24))
 // After `add`: neither A nor B is negated (1, 1), B is not transposed (0).
@@ -105,19 +114,14 @@ BILLHOOK_WGMMAS(s8, IntegerAccumulator, "+r", "k32.s32.s8.s8", "")
 #undef BILLHOOK_R4
 #undef BILLHOOK_H4
 #undef BILLHOOK_R5
+#undef BILLHOOK_H5
 #undef BILLHOOK_R6
+#undef BILLHOOK_H6
 #undef BILLHOOK_R7
+#undef BILLHOOK_H7
 #undef BILLHOOK_D8
 #undef BILLHOOK_D4
 #undef BILLHOOK_D
-
-// All tokens of a tile: one instruction where there is one of that width, else the widest ones that add up to it.
-template <class T, i32 columns, class Sum>
-__device__ __forceinline__ void wgmma_columns(Sum* d, const Fragment& a, u64 b, bool add) {
-  constexpr i32 widest = columns >= 32 ? 32 : columns > 20 ? columns / 4 * 4 : columns / 2 * 2;
-  Wgmma<T, widest>::run(d, a, b, add);
-  if constexpr (columns > widest) wgmma_columns<T, columns - widest>(d + widest, a, b + widest * (1024 >> 4), add);
-}
 #endif
 
 }  // namespace billhook

@@ -28,12 +28,6 @@ __device__ __forceinline__ void sync_some(i32 id) {
 }
 
 #if __CUDA_ARCH__ >= 900
-__device__ __forceinline__ i32 cluster_rank() {
-  i32 rank;
-  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-}
-
 // Waits for all threads of all CTAs of the cluster.
 __device__ __forceinline__ void cluster_sync() {
   asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
