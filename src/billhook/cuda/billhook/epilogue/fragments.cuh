@@ -226,7 +226,7 @@ struct FragmentEpilogue {
 #pragma unroll
         for (i32 j = 0; j < kTokens / 8; j += kBatch) {
           const i32 column = first / 8 + j, quad = s * C::columns + column;
-          if (column >= C::columns) break;  // no halves are alike
+          if (column >= C::columns) break;  // the last of the tile are fewer
           Accumulator sum[kBatch];
 #pragma unroll
           for (i32 i = 0; i < kBatch; ++i) sum[i] = to_float(sums[s][column + i]);
