@@ -56,6 +56,7 @@ class _CatalogFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class _RuleFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rules: tuple[Rule, ...]
+    lists: dict[str, tuple[str, ...]] = {}
     times: tuple[TileTimes, ...] = ()
 
 
@@ -81,7 +82,7 @@ def _load(folder: Path) -> Catalog:
     text, rules_text = _read(path), _read(rules_path)
     table = _decode(text, path, _CatalogFile)
     rule_table = _decode(rules_text, rules_path, _RuleFile)
-    rules = rule_table.rules
+    rules = _name_tiles(rule_table, rules_path)
     shapes = _expand(table.tiles, path, text)
     formats = all_formats() if table.formats is None else table.formats
     _check_formats(formats, path, text)
@@ -142,6 +143,25 @@ def _expand(rows: tuple[_TileRow, ...], path: Path, text: str) -> tuple[Shape, .
     if not shapes:
         raise ConfigError(f"{path}: lists no tile; add a [[tiles]] table")
     return tuple(shapes.values())
+
+
+def _name_tiles(table: _RuleFile, path: Path) -> tuple[Rule, ...]:
+    """Return the rules with the tiles of lists in place of their names."""
+    named = {name for rule in table.rules if rule.predicts for name in rule.tiles}
+    for name in table.lists:
+        if name not in named:
+            raise ConfigError(
+                f"{path}: no rule names the list {name!r} among several tiles, as in "
+                f'`tile = ["{name}"]`; drop it'
+            )
+    return tuple(
+        msgspec.structs.replace(
+            rule, tile=tuple(tile for name in rule.tiles for tile in table.lists.get(name, (name,)))
+        )
+        if rule.predicts
+        else rule
+        for rule in table.rules
+    )
 
 
 def _check_formats(formats: tuple[Format, ...], path: Path, text: str) -> None:

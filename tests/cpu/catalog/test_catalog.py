@@ -312,6 +312,19 @@ def test_a_rule_may_choose_among_tiles_that_have_times(tmp_path: Path) -> None:
     assert catalog.times_of["machete-m128n128k128", 16].column == 0.005
 
 
+def test_rules_may_name_lists_of_tiles(tmp_path: Path) -> None:
+    lists = f'[lists]\nnarrow = ["machete-m64n128k128"]\nboth = {PAIR}\n'
+    rules = choosing('["narrow", "machete-m128n128k128"]', "moe = false\nn = { max = 64 }\n")
+    catalog = load(
+        folder_with(
+            tmp_path,
+            kernels=KERNELS + WGMMA,
+            rules=lists + rules.removesuffix(REST) + choosing('["both"]') + BOTH,
+        )
+    )
+    assert [rule.tiles for rule in catalog.rules[:2]] == [("machete-m64n128k128", "machete-m128n128k128")] * 2
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -322,6 +335,10 @@ def test_a_rule_may_choose_among_tiles_that_have_times(tmp_path: Path) -> None:
         (choosing('["m8n128k128"]') + times("m8n128k128"), [":1: rule 1", "m8n128k128", "family marlin"]),
         (choosing('["machete-m96n128k128"]'), [":1: rule 1", "unknown tile 'machete-m96n128k128'"]),
         (choosing("[64]"), [":1", "str"]),
+        (choosing('["both"]') + BOTH, [":1: rule 1", "unknown tile 'both'"]),
+        (f"[lists]\nboth = {PAIR}\n" + choosing() + BOTH, ["no rule names the list 'both'", "drop it"]),
+        (f"[lists]\nboth = {PAIR}\n" + choosing('["both", "both"]') + BOTH, [":3: rule 1", "twice"]),
+        ('[lists]\nboth = "m8n128k128"\n' + choosing() + BOTH, ["array", "$.lists"]),
         (choosing(), [":1: rule 1", "machete-m64n128k128", "no [[times]] under 16-bit", "--fit"]),
         (choosing() + times("machete-m64n128k128"), [":1: rule 1", "machete-m128n128k128, which has no"]),
         (choosing() + times("machete-m64n128k128", 8), [":1: rule 1", "no [[times]] under 16-bit"]),
