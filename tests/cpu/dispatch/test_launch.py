@@ -177,7 +177,7 @@ def test_allocation_leaves_capture_mode_and_context_as_they_were(driver: Listene
 
 @pytest.mark.parametrize(
     ("config", "rows", "boxes"),
-    [(DENSE, M, (256, 128)), (GROUPED, 3 * 256, (128,))],  # and half a tile; two CTAs share a tile
+    [(DENSE, M, (256, 128)), (GROUPED, 3 * 256, (128, 64))],  # and half a tile; two CTAs share a tile
     ids=str,
 )
 def test_tensor_maps_span_the_rows_that_a_kernel_is_given(
