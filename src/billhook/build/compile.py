@@ -50,6 +50,7 @@ def compile_kernel(config: KernelConfig, cache: Cache | None = None) -> Artifact
         cache: Where compiled kernels are kept; the user's cache folder by default.
 
     Raises:
+        InputError: As `compile_options`.
         CompileError: It does not compile; `log` holds the compiler's words.
         ToolchainError: NVRTC is missing, or too old for the target.
         StorageError: The cache cannot be read or written.
@@ -122,6 +123,7 @@ def compile_units(
         The artifacts in the order of `units`, and unit name -> error for those that did not compile.
 
     Raises:
+        InputError: As `compile_options`; nothing more is begun.
         ToolchainError: As `compile_kernel`; nothing more is begun.
         StorageError: As `compile_kernel`; nothing more is begun.
         KeyboardInterrupt: Compilations under way are finished and stored first.

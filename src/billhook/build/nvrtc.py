@@ -11,13 +11,14 @@ Source: NVRTC documentation, "Supported Compile Options" (CUDA 13.0).
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 from ..arch import Arch
-from ..errors import CompileError, ToolchainError
+from ..errors import CompileError, InputError, ToolchainError
 from .toolchain import INSTALL, find_nvrtc, nvrtc_bindings
 
 
@@ -39,8 +40,14 @@ class Compiled:
 
 
 def compile_options(arch: Arch) -> tuple[str, ...]:
-    """Return the options that every kernel for `arch` is compiled with."""
-    return (
+    """Return the options that every kernel for `arch` is compiled with.
+
+    With `BILLHOOK_RACECHECK=1` they are those of kernels that compute-sanitizer's racecheck can follow.
+
+    Raises:
+        InputError: `BILLHOOK_RACECHECK` is neither 1 nor 0.
+    """
+    options = (
         f"--gpu-architecture={arch.target}",
         "--std=c++17",
         "--minimal",  # leaves out textures, cooperative groups and device launches: no kernel uses them
@@ -48,6 +55,16 @@ def compile_options(arch: Arch) -> tuple[str, ...]:
         "--ptxas-options=-v",  # the resource report
         "--no-cache",  # of the driver: what it holds comes without a report, and Billhook has one of its own
     )
+    return (*options, "-DBILLHOOK_EVERY_LANE_ARRIVES") if _is_for_racecheck() else options
+
+
+def _is_for_racecheck() -> bool:
+    asked = os.environ.get("BILLHOOK_RACECHECK") or "0"
+    if asked not in ("0", "1"):
+        raise InputError(
+            f"BILLHOOK_RACECHECK is {asked!r}: set it to 1 for kernels that racecheck can follow, or unset it"
+        )
+    return asked == "1"
 
 
 def compile_text(name: str, text: str, headers: dict[str, str], arch: Arch) -> Compiled:
@@ -60,6 +77,7 @@ def compile_text(name: str, text: str, headers: dict[str, str], arch: Arch) -> C
         arch: The target.
 
     Raises:
+        InputError: As `compile_options`.
         CompileError: The source does not compile; `log` holds the compiler's words.
         ToolchainError: NVRTC is missing, or too old for `arch`.
     """

@@ -10,12 +10,13 @@ from cpu.build.stand_in import unit
 from billhook import arch
 from billhook.build import Artifact, Cache, Unit, compile_unit, compile_units, kernel_unit, support_unit
 from billhook.build import compile as compiling
+from billhook.build.headers import included_headers
 from billhook.build.nvrtc import Compiled, compile_options, compile_text
 from billhook.build.resources import read_resources
 from billhook.build.toolchain import find_nvrtc
 from billhook.config import parse_name
 from billhook.emit import SourceFile
-from billhook.errors import CompileError, StorageError, ToolchainError
+from billhook.errors import CompileError, InputError, StorageError, ToolchainError
 from billhook.families import shared_memory
 
 ELF = b"\x7fELF"
@@ -160,6 +161,40 @@ def test_nothing_of_the_machine_enters_the_options() -> None:
     options = compile_options(arch.parse("9.0a"))
     assert "--gpu-architecture=sm_90a" in options
     assert not any(os.sep in option for option in options)
+
+
+@pytest.mark.parametrize(("value", "arrivals"), [(None, 1), ("", 1), ("0", 1), ("1", 32)])
+def test_racecheck_has_every_lane_arrive(
+    value: str | None, arrivals: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("BILLHOOK_RACECHECK", raising=False)
+    if value is not None:
+        monkeypatch.setenv("BILLHOOK_RACECHECK", value)
+    text = f"""#include "billhook/ptx/async_copy.cuh"
+        static_assert(billhook::ptx::arrivals_of_warp() == {arrivals});
+        __global__ void k() {{}}"""
+    compile_text("k.cu", text, included_headers(text), arch.parse("9.0a"))
+
+
+def test_kernels_for_racecheck_have_entries_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("BILLHOOK_RACECHECK", raising=False)
+    cache = Cache(tmp_path)
+    plain = compile_unit(unit("k"), cache)
+    monkeypatch.setenv("BILLHOOK_RACECHECK", "1")
+    followed = compile_unit(unit("k"), cache)
+    assert not followed.cached and followed.key != plain.key
+    monkeypatch.setenv("BILLHOOK_RACECHECK", "0")
+    assert compile_unit(unit("k"), cache).cached
+    assert cache.measure()[0] == 2
+
+
+def test_racecheck_is_asked_for_by_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BILLHOOK_RACECHECK", "yes")
+    with pytest.raises(InputError, match="BILLHOOK_RACECHECK is 'yes': set it to 1"):
+        compile_units([unit("k")], Cache(tmp_path), jobs=1)
+    assert Cache(tmp_path).measure() == (0, 0)
 
 
 def test_numbers_of_an_unknown_log_are_not_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -62,7 +62,14 @@ class Case:
         return parse_name(f"{self.family}_{self.kernel}_{self.target}")
 
 
-def compile_kernels(compiler: str, configs: Iterable[KernelConfig], headers: Path, folder: Path) -> Any:
+def compile_kernels(
+    compiler: str,
+    configs: Iterable[KernelConfig],
+    headers: Path,
+    folder: Path,
+    *,
+    macros: Sequence[str] = (),
+) -> Any:
     """Compile kernels for one target into a library for the CPU."""
     configs = sorted(configs)
     (arch,) = {config.arch for config in configs}
@@ -73,7 +80,7 @@ def compile_kernels(compiler: str, configs: Iterable[KernelConfig], headers: Pat
         lines += [f"static_assert(Config::threads == {families.threads(config)});"]
         lines += [f"static_assert(Config::shared_bytes == {families.shared_memory(config)});\n}}"]
         lines += [model.entry(config.name, f"of_{config}")]
-    return model.compile_library(compiler, "\n".join(lines), headers, folder, arch)
+    return model.compile_library(compiler, "\n".join(lines), headers, folder, arch, macros=macros)
 
 
 def surrounded(array: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,15 +127,32 @@ PINGPONG = [
     Case("s8_u4b8_bf16_bf16_gch_m32n192k128s3p_grouped", 40, 272, 144, grid=2, experts=3),
 ]
 
+# Stages that are filled again: by one CTA, by a cluster, and with parts of other workers.
+FOR_RACECHECK = [
+    Case("bf16_u4b8_bf16_bf16_g128_m16n128k64s4_dense", 19, 144, 400, grid=2),
+    Case("e4m3fn_u4b8_e4m3fn_bf16_g128_m32n128k128s3c2_dense", 40, 272, 592, grid=2),
+    Case("bf16_u4b8_bf16_bf16_g128_m96n128k64s4_dense", 90, 128, 2816, grid=3, shared=True),
+]
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """All kernels, compiled for the CPU."""
+
+def compile_cases(folder: Path, cases: list[Case], *, macros: Sequence[str] = ()) -> Any:
+    """Compile the kernels of cases for the CPU."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("the model of the GPU needs g++")
-    folder = tmp_path_factory.mktemp("kernels")
-    return compile_kernels(compiler, {case.config for case in (*CASES, *PINGPONG)}, CUDA_ROOT, folder)
+    return compile_kernels(compiler, {case.config for case in cases}, CUDA_ROOT, folder, macros=macros)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return compile_cases(tmp_path_factory.mktemp("kernels"), [*CASES, *PINGPONG])
+
+
+@pytest.fixture(scope="module")
+def library_for_racecheck(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return compile_cases(
+        tmp_path_factory.mktemp("kernels"), FOR_RACECHECK, macros=["BILLHOOK_EVERY_LANE_ARRIVES"]
+    )
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -145,6 +163,11 @@ def test_a_kernel_is_right_whatever_the_order_of_threads_and_copies(library: Any
 @pytest.mark.parametrize("case", PINGPONG, ids=str)
 def test_turns_are_taken_whatever_the_order_of_threads_and_copies(library: Any, case: Case) -> None:
     check(library, case, orders=4)
+
+
+@pytest.mark.parametrize("case", FOR_RACECHECK, ids=str)
+def test_every_lane_may_arrive(library_for_racecheck: Any, case: Case) -> None:
+    check(library_for_racecheck, case)
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,15 @@ def entry(kernel: str, namespace: str) -> str:
     return f'extern "C" const char* run_{kernel}({how}) {{ return cpu::launch({namespace}::{kernel}, how); }}'
 
 
-def compile_library(compiler: str, source: str, headers: Path, folder: Path, arch: Arch = _SM90A) -> Any:
+def compile_library(
+    compiler: str,
+    source: str,
+    headers: Path,
+    folder: Path,
+    arch: Arch = _SM90A,
+    *,
+    macros: Sequence[str] = (),
+) -> Any:
     """Compile CUDA C++ for the CPU.
 
     Args:
@@ -68,11 +76,13 @@ def compile_library(compiler: str, source: str, headers: Path, folder: Path, arc
         headers: The include folder.
         folder: Where files go.
         arch: The target that the source is told of; SM90 has the instructions of those before.
+        macros: What else is defined.
     """
     number = f"{arch.major}{arch.minor}"
     defines = [f"-D__CUDA_ARCH__={number}0"]
     if arch.suffix == "a":
         defines.append(f"-D__CUDA_ARCH_FEAT_SM{number}_ALL=1")
+    defines += [f"-D{macro}" for macro in macros]
     (folder / "kernels.cu").write_text(source)
     command = [compiler, "-E", "-P", "-nostdinc", "-x", "c++", *defines, "-I", str(headers), "kernels.cu"]
     text = subprocess.run(

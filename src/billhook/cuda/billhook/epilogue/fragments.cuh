@@ -174,7 +174,7 @@ struct FragmentEpilogue {
 #pragma unroll
       for (i32 i = 0; i < kBatch; ++i) add(sum[i], ptx::load_shared(stage + i * (threads * 16)), from + i * threads);
       __syncwarp();  // all lanes have read
-      ptx::mbarrier_arrive_cluster(shared + C::empty_at + 8 * slot, lane, lane < C::cluster);
+      ptx::mbarrier_arrive_warp<C::cluster>(shared + C::empty_at + 8 * slot, lane, true);
       if (++slot == C::stages) {
         slot = 0;
         parity ^= 1;

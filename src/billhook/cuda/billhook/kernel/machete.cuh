@@ -220,7 +220,7 @@ template <class C>
 __device__ __forceinline__ void init_stages(u32 shared) {
   for (i32 s = 0; s < C::stages; ++s) {
     ptx::mbarrier_init(shared + C::full_at + 8 * s, C::gathers ? 1 + 128 : C::askers);
-    ptx::mbarrier_init(shared + C::empty_at + 8 * s, C::team * 4 * C::cluster);
+    ptx::mbarrier_init(shared + C::empty_at + 8 * s, C::team * 4 * ptx::arrivals_of_warp() * C::cluster);
   }
 }
 

@@ -71,7 +71,7 @@ struct Consumer {
 
  private:
   __device__ __forceinline__ void release(u32 empty, bool yes) {
-    ptx::mbarrier_arrive_cluster(empty, lane, yes && lane < C::cluster);
+    ptx::mbarrier_arrive_warp<C::cluster>(empty, lane, yes);
   }
 
   // 16 rows x 64 columns of codes: those of this warp.

@@ -79,11 +79,11 @@ struct FoldedWeights {
   }
 };
 
-// Tells the producers of a cluster that a stage is free, one lane each, if `yes`.
+// Tells the producers of a cluster that a stage is free, if `yes`.
 template <class C>
 __device__ __forceinline__ void release_stage(u32 empty, bool yes) {
   const i32 lane = threadIdx.x % 32;
-  ptx::mbarrier_arrive_cluster(empty, lane, yes && lane < C::cluster);
+  ptx::mbarrier_arrive_warp<C::cluster>(empty, lane, yes);
 }
 
 template <class C, class Weights>

@@ -59,6 +59,27 @@ __device__ __forceinline__ void mbarrier_arrive_cluster(u32 barrier, u32 rank, b
       : "memory");
 }
 
+// How often a warp whose lanes have come together arrives at a barrier. Once is enough, but racecheck takes only the thread that
+// arrives to be ordered: for its sake all lanes can (docs/numerics.md).
+__device__ constexpr i32 arrivals_of_warp() {
+#ifdef BILLHOOK_EVERY_LANE_ARRIVES
+  return 32;
+#else
+  return 1;
+#endif
+}
+
+// The warp that this `lane` is of arrives, so often, at the barrier of each of the cluster's CTAs, if `yes`.
+template <i32 cluster>
+__device__ __forceinline__ void mbarrier_arrive_warp(u32 barrier, i32 lane, bool yes) {
+  if constexpr (arrivals_of_warp() == 1) {
+    mbarrier_arrive_cluster(barrier, lane, yes && lane < cluster);
+  } else {
+#pragma unroll
+    for (i32 rank = 0; rank < cluster; ++rank) mbarrier_arrive_cluster(barrier, rank, yes);
+  }
+}
+
 // Arrives once this thread's cp.async so far have landed; the barrier counts it among those it expects.
 __device__ __forceinline__ void mbarrier_arrive_copied(u32 barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
