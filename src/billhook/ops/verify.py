@@ -1,6 +1,6 @@
-"""Run a bundle's kernels on this machine's GPU against the reference.
+"""Run kernels, a bundle's or one, on this machine's GPU against the reference.
 
-Every kernel runs for every problem class it serves, at the edges of its token ranges
+Every kernel of a bundle runs for every problem class it serves, at the edges of its token ranges
 and odd counts between. Outputs lie in memory filled with NaN, with rows behind them
 that nobody may touch. The reference is computed on the GPU in float64 for one random
 column of every strip of 64; the bound is `formats.reference.error_bound`.
@@ -8,20 +8,20 @@ column of every strip of 64; the bound is `formats.reference.error_bound`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 
 from ..arch import parse
 from ..build.bundle import Bundle
-from ..config import STRIP, KernelConfig, parse_types
+from ..config import STRIP, KernelConfig, Problem, parse_types
 from ..dispatch.provider import use_bundle
 from ..errors import ArchError, CudaError
 from ..families import rounds_weights
 from ..formats.packed import find_packed
 from ..formats.reference import ErrorBound, error_bound
-from ..plan import Dispatch, Range
+from ..plan import Range
 from .activations import quantize_activations
 from .drawn import draw
 from .operators import gemm, moe_gemm, route
@@ -105,13 +105,37 @@ def verify_bundle(
         rows_per_token = max((layer.rows_per_token for layer in layers), default=1)
         name = layers[0].id if layers else f"{entry.n}x{entry.k}"
         tell(f"{name}: n={entry.n} k={entry.k} group_size={entry.group_size} on {entry.arch}")
-        case = _Case(entry, generator)
+        types = parse_types(entry.types)
+        problem = Problem(1, entry.n, entry.k, types, entry.group_size, entry.num_experts, entry.top_k)
+        case = _Case(problem, generator)
         limit = (max_tokens or bundle.plan.max_tokens) * rows_per_token
         for span in entry.ranges:
             verdict, config = verdicts[span.kernel], configs[span.kernel]
             for m in _counts(span, limit, quick):
                 case.run(config, m, name, verdict)
     return list(verdicts.values())
+
+
+def verify_kernel(
+    config: KernelConfig, problem: Problem, counts: Iterable[int], *, seed: int = 0, device: str = "cuda"
+) -> Verdict:
+    """Run one kernel, compiled on first use, for one weight and some numbers of tokens.
+
+    Args:
+        config: The kernel.
+        problem: What it computes; `m` is not looked at.
+        counts: Numbers of tokens.
+        seed: Of weights, activations and routings.
+        device: Where to run, as in `verify_bundle`.
+
+    Raises:
+        CudaError: The kernel crashed; the message names the problem.
+    """
+    verdict = Verdict(config.name, str(config.arch))
+    case = _Case(problem, torch.Generator(device).manual_seed(seed))
+    for m in counts:
+        case.run(config, m, f"n={problem.n} k={problem.k}", verdict)
+    return verdict
 
 
 def _counts(span: Range, limit: int, quick: bool) -> list[int]:
@@ -172,33 +196,33 @@ class _Case:
     """A problem class with its weights, and with float64 weights for the sampled columns.
 
     Args:
-        entry: The problem class.
+        problem: What is computed, for any m.
         generator: Source of random numbers.
     """
 
-    def __init__(self, entry: Dispatch, generator: torch.Generator) -> None:
-        self.entry, self.generator, self.device = entry, generator, generator.device
-        self.types = parse_types(entry.types)
+    def __init__(self, problem: Problem, generator: torch.Generator) -> None:
+        self.problem, self.generator, self.device = problem, generator, generator.device
+        self.types = problem.types
         self.held = find_packed(self.types)
         self.dtype = DTYPES[self.types.c]
-        strips = torch.arange(0, entry.n, STRIP, device=self.device)
+        strips = torch.arange(0, problem.n, STRIP, device=self.device)
         offsets = torch.randint(0, STRIP, strips.shape, device=self.device, generator=generator)
-        self.columns = torch.minimum(strips + offsets, torch.full_like(strips, entry.n - 1))
+        self.columns = torch.minimum(strips + offsets, torch.full_like(strips, problem.n - 1))
         packed, exact = [], []
-        for _ in range(max(1, entry.num_experts)):
+        for _ in range(max(1, problem.num_experts)):
             drawn = draw(
                 self.held,
-                entry.k,
-                entry.n,
-                entry.group_size,
+                problem.k,
+                problem.n,
+                problem.group_size,
                 dtype=self.dtype,
                 generator=generator,
             )
             packed.append(drawn.pack())
             exact.append(drawn.exact(self.columns))
         self.exact = torch.stack(exact)  # [experts, k, columns]
-        self.weight = stack_weights(packed) if entry.num_experts else packed[0]
-        self.bias = self._normal(max(1, entry.num_experts), entry.n)
+        self.weight = stack_weights(packed) if problem.num_experts else packed[0]
+        self.bias = self._normal(max(1, problem.num_experts), problem.n)
 
     def run(self, config: KernelConfig, m: int, name: str, verdict: Verdict) -> None:
         """Run a kernel for `m` rows of A, and note how far it was off.
@@ -212,9 +236,9 @@ class _Case:
         Raises:
             CudaError: The kernel crashed.
         """
-        size = self.held.summed_group(self.entry.group_size)
-        bound = error_bound(self.entry.k, size, self.types.c, rounds_weights(config), self.types.a)
-        a, token_scales = self._normal(m, self.entry.k), None
+        size = self.held.summed_group(self.problem.group_size)
+        bound = error_bound(self.problem.k, size, self.types.c, rounds_weights(config), self.types.a)
+        a, token_scales = self._normal(m, self.problem.k), None
         if self.types.a != self.types.c:
             a, token_scales = quantize_activations(a, NARROW_DTYPES[self.types.a])
         for routing_name, ids in self._routings(m):
@@ -242,7 +266,7 @@ class _Case:
         """Return the worst error and the root-mean-square error of one run, as fractions of their bounds."""
         a, ids, bias = inputs.a, inputs.ids, inputs.bias
         poisoned = torch.full(
-            (inputs.rows + _GUARD_ROWS, self.entry.n), torch.nan, dtype=self.dtype, device=self.device
+            (inputs.rows + _GUARD_ROWS, self.problem.n), torch.nan, dtype=self.dtype, device=self.device
         )
         out = poisoned[: inputs.rows]
         if ids is None:
@@ -250,7 +274,7 @@ class _Case:
             gemm(a, self.weight, extra, token_scales=inputs.token_scales, config=config, out=out)
         else:
             complete = bool((ids >= 0).all())
-            routing = route(ids, self.entry.num_experts, config.tile.tile_m, complete=complete)
+            routing = route(ids, self.problem.num_experts, config.tile.tile_m, complete=complete)
             scales = inputs.token_scales
             moe_gemm(
                 a, self.weight, routing, inputs.factors, bias, token_scales=scales, config=config, out=out
@@ -289,7 +313,7 @@ class _Case:
 
     def _routings(self, m: int) -> Iterator[tuple[str, torch.Tensor | None]]:
         """Yield the routings to be tried, each with its name."""
-        experts, top_k = self.entry.num_experts, self.entry.top_k
+        experts, top_k = self.problem.num_experts, self.problem.top_k
         if not experts:
             yield "", None
             return
