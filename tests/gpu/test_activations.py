@@ -41,7 +41,12 @@ each_format = pytest.mark.parametrize(
 )
 ON_SM90 = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
 on_sm90 = pytest.mark.skipif(not ON_SM90, reason="Machete needs wgmma, on GPUs of 9.0")
-SOME = {"m8n128k256", "m24n128k256", "m32n64k256", "m48n256k128", "m64n128k256"}  # tiles: from small to large
+SOME = {  # tiles: from small to large
+    *("m8n128k256", "m24n128k256", "m32n64k256", "m48n256k128", "m64n128k256"),
+    *("machete-m16n128k256", "machete-m64n128k256", "machete-m80n192k128", "machete-m96n128k128"),
+    *("machete-m192n128k128c2", "machete-m240n128k128", "machete-m256n128k128"),
+    *("machete-grouped-m16n128k256", "machete-grouped-m80n128k256", "machete-grouped-m256n128k128"),
+}
 FEWEST_FOR_RMS = 256  # elements below which a mean square says little
 
 

@@ -49,6 +49,10 @@ MACHETE = [
     "e4m3fn_u4b8_bf16_bf16_g128_m96n128k128s5_dense",
     "s8_u4b8_bf16_bf16_gch_m64n128k256s3_dense",
     "s8_u4b8_bf16_bf16_g128_m96n128k128s5_dense",
+    "e4m3fn_e4m3fn_bf16_bf16_gch_m176n128k128s4_dense",
+    "e4m3fn_e4m3fn_f16_f16_g128_m80n128k256s3_grouped",
+    "s8_u8b128_bf16_bf16_gch_m192n128k128s4c2_dense",
+    "s8_u8b128_f16_f16_g128_m96n128k128s4_dense",
     "e4m3fn_u4b8_e4m3fn_bf16_g128_m64n128k256s5_dense",
     "e4m3fn_u4b8_e4m3fn_bf16_g128_m128n128k128s4_dense",
     "e4m3fn_u4b8_e4m3fn_bf16_g128_m208n128k128s5c2_dense",
@@ -66,6 +70,7 @@ WIDE = [
     "bf16_u4b8_bf16_bf16_g128_m256n128k64s5_dense",
     "bf16_u4b8_bf16_bf16_g128_m256n128k128s2c2_dense",
     "e4m3fn_u4b8_e4m3fn_bf16_g128_m256n128k128s4_dense",
+    "e4m3fn_e4m3fn_bf16_bf16_gch_m256n128k128s3_dense",
     "bf16_u4b8_bf16_bf16_g128_m96n128k128s3p_dense",
 ]
 

@@ -6,7 +6,7 @@ What is computed here mirrors `cuda/billhook/kernel/machete.cuh`.
 from __future__ import annotations
 
 from ..config import STRIP, KernelConfig
-from ..dtypes import E2M1F
+from ..dtypes import E2M1F, E4M3FN, U4B8, U8B128
 from . import base
 
 FAMILY = "machete"
@@ -23,6 +23,7 @@ _MOST_SUMS = {2: 144, 3: 64, 4: 32}  # by consumers: registers of one for float3
 _MOST_PINGPONG_SUMS = 96  # beside what tells the consumers their turns
 
 _HALVED_TILE_M = 256  # the last tiles may be of half as many tokens
+_NARROW_WEIGHTS = (U4B8, U8B128, E4M3FN)  # that 8-bit activations meet
 _PROMOTED_GROUP = 128  # inputs under one scale that 8-bit activations may have: what a block of them holds
 _MOST_PROMOTED_SUMS = 48  # those of the group beside those of all
 
@@ -70,7 +71,7 @@ def illegal(config: KernelConfig) -> str | None:
         return f"needs the target 9.0a, where wgmma is (got {config.arch})"
     folds = base.folds(config.types)
     promotes = config.types.a.bits == 8 and config.group_size == _PROMOTED_GROUP and not folds
-    why = base.wrong_types(config, narrow_groups=promotes or folds) or base.wrong_tile(
+    why = base.wrong_types(config, _NARROW_WEIGHTS, promotes or folds) or base.wrong_tile(
         config, largest_m=256, fewest_stages=FEWEST_STAGES
     )
     if why is not None:

@@ -98,11 +98,24 @@ def test_activations_of_8_bits_multiply_u4b8_weights_with_channel_scales(
     assert stage_bytes(wide) - stage_bytes(dense) == tile.tile_m * tile.tile_k
 
 
+@pytest.mark.parametrize(("activations", "weights"), [(E4M3FN, E4M3FN), (S8, U8B128)], ids=str)
+def test_activations_of_8_bits_multiply_weights_of_8_bits(activations: DType, weights: DType) -> None:
+    types = GemmTypes(activations, weights, BF16, BF16)
+    dense = replace(LEGAL, types=types, group_size=-1, tile=Tile(256, 128, 128, 3))
+    assert families.illegal(dense) is None
+    assert families.illegal(replace(dense, indexed=True, grouped=True)) is None
+    assert families.illegal(replace(dense, group_size=128, tile=Tile(96, 128, 128, 4))) is None
+    assert not families.rounds_weights(dense)
+    halved = replace(dense, types=GemmTypes(activations, U4B8, BF16, BF16))
+    assert stage_bytes(dense) - stage_bytes(halved) == 128 * 128 // 2
+
+
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"types": GemmTypes(E4M3FN, U4, BF16, BF16)}, "weights of u4b8 (got u4)"),
-        ({"types": GemmTypes(S8, U8B128, BF16, BF16)}, "weights of u4b8 (got u8b128)"),
+        ({"types": GemmTypes(E4M3FN, U4, BF16, BF16)}, "weights of u4b8, u8b128, e4m3fn (got u4)"),
+        ({"types": GemmTypes(E4M3FN, U8B128, BF16, BF16)}, "to be exact in e4m3fn (got u8b128)"),
+        ({"types": GemmTypes(S8, E4M3FN, BF16, BF16)}, "to be exact in s8 (got e4m3fn)"),
         ({"types": GemmTypes(S8, U4B8, BF16, S8)}, "f16 or bf16"),
         ({"types": GemmTypes(S8, U4B8, F16, BF16)}, "must be bf16 (got f16)"),
         ({"types": GemmTypes(F32, U4B8, F16, F16)}, "got f32"),

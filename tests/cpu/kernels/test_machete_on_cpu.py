@@ -89,6 +89,18 @@ CASES = [
     Case("s8_u4b8_bf16_bf16_g128_m32n128k256s3_grouped", 40, 272, 400, grid=3, experts=3),
     Case("s8_u4b8_bf16_bf16_gch_m32n128k128s4c2_grouped", 40, 272, 144, grid=4, experts=3),
     Case("s8_u4b8_f16_f16_gch_m16n128k128s4_grouped", 6, 128, 1424, grid=12, experts=3, shared=True),
+    # Of 8 bits, beside weights of 8 bits; what lies past the end of k is NaN in e4m3.
+    Case("e4m3fn_e4m3fn_bf16_bf16_gch_m16n128k128s4_dense", 19, 272, 144, grid=3),
+    Case("e4m3fn_e4m3fn_bf16_bf16_gch_m256n128k128s3_dense", 300, 144, 1680, grid=2),
+    Case("e4m3fn_e4m3fn_f16_f16_gch_m32n256k128s3c2_dense", 40, 528, 400, grid=2),
+    Case("e4m3fn_e4m3fn_bf16_bf16_gch_m16n128k128s4_dense", 16, 144, 1168, grid=5, shared=True),
+    Case("e4m3fn_e4m3fn_bf16_bf16_gch_m32n192k128s3p_dense", 40, 272, 208, grid=1),
+    Case("e4m3fn_e4m3fn_f16_f16_g128_m32n128k256s3_dense", 40, 272, 336, grid=2),
+    Case("e4m3fn_e4m3fn_bf16_bf16_g128_m96n128k128s3c2_grouped", 130, 272, 144, grid=4, experts=3),
+    Case("s8_u8b128_bf16_bf16_gch_m160n128k128s3_dense", 170, 144, 336, grid=3),
+    Case("s8_u8b128_f16_f16_gch_m32n192k128s4_dense", 40, 272, 208, grid=2),
+    Case("s8_u8b128_f16_f16_gch_m16n128k256s3_grouped", 30, 144, 400, grid=3, experts=4),
+    Case("s8_u8b128_bf16_bf16_g128_m64n128k128s4_dense", 70, 272, 400, grid=2),
     # Of 8 bits, with group scales that are part of the weights.
     Case("e4m3fn_u4b8_e4m3fn_bf16_g128_m16n128k128s4_dense", 19, 272, 400, grid=3),
     Case("e4m3fn_u4b8_e4m3fn_f16_g128_m32n128k256s3_dense", 40, 272, 336, grid=2),
@@ -201,10 +213,17 @@ def test_every_lane_may_arrive(library_for_racecheck: Any, case: Case) -> None:
             "i == at.count - 1 &&",
             "i == 0 &&",
         ),
+        # What the stage held before, NaN, is multiplied by activations of zero.
+        (
+            Case("e4m3fn_e4m3fn_bf16_bf16_gch_m16n128k128s4_dense", 19, 272, 144, grid=3),
+            "mainloop/wgmma_narrow.cuh",
+            "has_nan<Weight> && !exists",
+            "false",
+        ),
     ],
-    ids=("stage", "part", "lane", "turn"),
+    ids=("stage", "part", "lane", "turn", "nan"),
 )
-def test_a_race_is_seen(tmp_path: Path, case: Case, header: str, right: str, wrong: str) -> None:
+def test_a_fault_is_seen(tmp_path: Path, case: Case, header: str, right: str, wrong: str) -> None:
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("the model of the GPU needs g++")

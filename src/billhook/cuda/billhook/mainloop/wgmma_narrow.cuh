@@ -1,4 +1,4 @@
-// As wgmma.cuh, for activations of 8 bits: a block of them, 128 bytes of a token, meets two blocks of codes. Scales of channels
+// As wgmma.cuh, for activations of 8 bits: a block of them, 128 bytes of a token, meets two blocks of codes, of 4 bits or 8. Scales of channels
 // and of tokens multiply the sums at the end. Scales of groups are part of the weights, rounded to 8 bits, if the format says so
 // (w4a8); else they multiply the sums of a group, which are added up in float32. SM90a alone.
 //
@@ -20,10 +20,11 @@ template <class C>
 struct NarrowWeights {
   using A = typename C::Activation;
   using Weight = typename C::Weight;
-  static constexpr bool ahead = !C::promotes && C::sums + 8 * C::strips_each * C::blocks <= 144;
+  static constexpr i32 loads = bits<Weight> / 4;  // of 16 bytes, for a lane's part of a block
+  static constexpr bool ahead = !C::promotes && C::sums + 8 * loads * C::strips_each * C::blocks <= 144;
 
   const i32 lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, t = lane % 4;
-  u32x4 first[C::strips_each][C::blocks], second[C::strips_each][C::blocks];  // words of two lanes
+  u32x4 first[C::strips_each][C::blocks][loads], second[C::strips_each][C::blocks][loads];  // words of two lanes
 
   __device__ __forceinline__ void request(u32 stage, i32 first_strip) {
     if constexpr (ahead) {
@@ -34,19 +35,32 @@ struct NarrowWeights {
     }
   }
 
-  // Two steps of 32 columns: the 16 rows of this warp in a block of strip `first_strip` + `s`.
-  __device__ __forceinline__ void take(Fragment* weights, u32 stage, i32 block, i32 first_strip, i32 s, bool) {
+  // Two steps of 32 columns: the 16 rows of this warp in a block of strip `first_strip` + `s`. What a block past the end of k
+  // left in the stage must only be finite, as integers are whatever their codes.
+  __device__ __forceinline__ void take(Fragment* weights, u32 stage, i32 block, i32 first_strip, i32 s, bool exists) {
     if constexpr (!ahead) read(stage, block, first_strip, s);
-    const u32x4 &a = first[s][block], &b = second[s][block];
-    weights[0] = narrow<A, Weight>(neighbours(a.x, b.x, t), neighbours(a.y, b.y, t));
-    weights[1] = narrow<A, Weight>(neighbours(a.z, b.z, t), neighbours(a.w, b.w, t));
+    if constexpr (loads == 1) {
+      const u32x4 &a = first[s][block][0], &b = second[s][block][0];
+      weights[0] = narrow<A, Weight>(neighbours(a.x, b.x, t), neighbours(a.y, b.y, t));
+      weights[1] = narrow<A, Weight>(neighbours(a.z, b.z, t), neighbours(a.w, b.w, t));
+    } else {
+#pragma unroll
+      for (i32 i = 0; i < 2; ++i) {
+        const u32x4 &a = first[s][block][i], &b = second[s][block][i];
+        const u32 words[4] = {neighbours(a.x, b.x, t), neighbours(a.y, b.y, t), neighbours(a.z, b.z, t), neighbours(a.w, b.w, t)};
+#pragma unroll
+        for (i32 r = 0; r < 4; ++r) weights[i].r[r] = has_nan<Weight> && !exists ? 0 : Narrow<A, Weight>::run(words[r]);
+      }
+    }
   }
 
  private:
   __device__ __forceinline__ void read(u32 stage, i32 block, i32 first_strip, i32 s) {
-    const u32 from = stage + C::codes_at + ((first_strip + s) * C::blocks + block) * block_bytes<Weight> + warp * 512 +
+    const u32 from = stage + C::codes_at + ((first_strip + s) * C::blocks + block) * block_bytes<Weight> + warp * loads * 512 +
                      (lane / 4 * 4 + 2 * t % 4) * 16;
-    first[s][block] = ptx::load_shared(from), second[s][block] = ptx::load_shared(from + 16);
+#pragma unroll
+    for (i32 i = 0; i < loads; ++i)
+      first[s][block][i] = ptx::load_shared(from + i * 512), second[s][block][i] = ptx::load_shared(from + i * 512 + 16);
   }
 };
 
@@ -149,7 +163,7 @@ struct PromotingConsumer {
 #pragma unroll
       for (i32 half = 0; half < 2; ++half) {
         Fragment weights[2];
-        codes.take(weights, stage, block + half, strip, 0, true);
+        codes.take(weights, stage, block + half, strip, 0, block + half == 0 || block + half < blocks);
         wgmma_fence();
 #pragma unroll
         for (i32 i = 0; i < 2; ++i)
