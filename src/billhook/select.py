@@ -384,5 +384,5 @@ def _outranked(config: KernelConfig, choice: Choice) -> str:
 
 def _predict(config: KernelConfig, problem: Problem, catalog: Catalog) -> float:
     """Return the time that a kernel is predicted to take for a problem, microseconds."""
-    times = catalog.times_of[Shape.of(config).name, problem.types.a.bits]
+    times = catalog.find_times(Shape.of(config).name, problem.types)
     return times.predict(config, problem.m, problem.n, problem.k)

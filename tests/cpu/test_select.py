@@ -44,7 +44,7 @@ def test_the_first_rule_with_a_legal_tile_wins(asked: tuple[Problem, Arch]) -> N
             and problem.n in rule.n
             and problem.k in rule.k
             and (not problem.moe or problem.num_experts in rule.experts)
-            and rule.applies(problem.moe, problem.types.a, arch.capability)
+            and rule.applies(problem.moe, problem.types.a, problem.types.b.bits, arch.capability)
         )
         shapes = [catalog.by_name[tile] for tile in rule.tiles]
         tried = [deepest(one.kernel(problem.types, problem.group_size, problem.moe, arch)) for one in shapes]

@@ -51,9 +51,9 @@ def wrong_rule(catalog: Catalog) -> tuple[int, str] | None:
             )
         if not rule.moe and rule.experts != ANY:
             return position, "has bounds on experts, which only MoE layers have; set moe = true"
-        wrong_activations = _wrong_activations(rule, catalog)
-        if wrong_activations:
-            return position, wrong_activations
+        wrong_types = _wrong_activations(rule, catalog) or _wrong_weights(rule.weights, catalog)
+        if wrong_types:
+            return position, wrong_types
         wrong_choice = _wrong_choice(rule, catalog)
         if wrong_choice:
             return position, wrong_choice
@@ -72,16 +72,20 @@ def wrong_times(catalog: Catalog) -> tuple[int, str] | None:
         if rule.predicts and rule.takes(a)
         for tile in rule.tiles
     }
-    seen: set[tuple[str, int]] = set()
+    seen: set[tuple[str, int, int | None]] = set()
     for position, one in enumerate(catalog.times):
-        of = (one.tile, one.activations)
+        of = (one.tile, one.activations, one.weights)
         if one.tile not in catalog.by_name:
             listed = ", ".join(catalog.by_name)
             return position, f"are of the unknown tile {one.tile!r}; listed are {listed}"
-        what = f"are of {one.tile} under {one.activations}-bit activations,"
+        beside = "" if one.weights is None else f" beside {one.weights}-bit weights"
+        what = f"are of {one.tile} under {one.activations}-bit activations{beside},"
+        wrong_weights = _wrong_weights(one.weights, catalog)
+        if wrong_weights:
+            return position, wrong_weights
         if of in seen:
             return position, f"{what} as are others before; drop one"
-        if of not in used:
+        if of[:2] not in used:
             return position, f"{what} which no rule chooses among several tiles; drop them"
         seen.add(of)
         if not (0 <= one.launch < math.inf and 0 <= one.wave < math.inf and 0 < one.column < math.inf):
@@ -99,8 +103,9 @@ def wrong_order(catalog: Catalog) -> tuple[int, str] | None:
     # A rule holds for a capability with and without the suffix `a`: what exists without it must be served
     # without it; what only the suffix adds makes kinds of its own.
     served: dict[Kind, list[_Format]] = {}
-    for moe, a, arch in itertools.product((False, True), _activations(catalog), _TARGETS):
-        kind = Kind(moe, a, arch.capability, arch.suffix)
+    types = itertools.product((False, True), _activations(catalog), _weights(catalog), _TARGETS)
+    for moe, a, weights, arch in types:
+        kind = Kind(moe, a, weights, arch.capability, arch.suffix)
         found = _served(catalog, kind, served.get(kind._replace(suffix=""), ()))
         if found:
             served[kind] = found
@@ -132,6 +137,11 @@ def _activations(catalog: Catalog) -> tuple[DType, ...]:
     return tuple(dict.fromkeys(types.a for one in catalog.formats for types in one.types()))
 
 
+def _weights(catalog: Catalog) -> tuple[int, ...]:
+    """Return the bits that weights have in some format, in catalog order."""
+    return tuple(dict.fromkeys(types.b.bits for one in catalog.formats for types in one.types()))
+
+
 def _wrong_tiles(rule: Rule, catalog: Catalog) -> str | None:
     if not rule.tiles:
         return "lists no tile; name one, or several that have times"
@@ -155,8 +165,9 @@ def _wrong_choice(rule: Rule, catalog: Catalog) -> str | None:
             continue
         if not tells_work(shape.family):
             return f"lists {tile}, but times of the family {shape.family} cannot be predicted; drop it"
+        timed = {(one.tile, one.activations) for one in catalog.times if one.weights is None}
         for bits in dict.fromkeys(a.bits for a in _activations(catalog) if rule.takes(a)):
-            if (tile, bits) not in catalog.times_of:
+            if (tile, bits) not in timed:
                 return (
                     f"lists {tile}, which has no [[times]] under {bits}-bit activations; "
                     "add them (billhook bench --fit), or drop it"
@@ -178,22 +189,30 @@ def _wrong_activations(rule: Rule, catalog: Catalog) -> str | None:
     return None
 
 
+def _wrong_weights(bits: int | None, catalog: Catalog) -> str | None:
+    known = _weights(catalog)
+    if bits in (None, *known):
+        return None
+    return f"is for {bits}-bit weights, which no format has; there are {', '.join(map(str, known))}"
+
+
 def _words(rule: Rule) -> str:
     return f"{rule.describe()} -> {' or '.join(rule.tiles)}"
 
 
 def _configs(catalog: Catalog, shape: Shape) -> Iterator[KernelConfig]:
     """Yield the shape as a kernel of every kind on every target."""
-    for moe, a, arch in itertools.product((False, True), _activations(catalog), _TARGETS):
-        kind = Kind(moe, a, arch.capability, arch.suffix)
-        yield from (_kernel(shape, one, kind) for one in _formats(catalog, a))
+    types = itertools.product((False, True), _activations(catalog), _weights(catalog), _TARGETS)
+    for moe, a, weights, arch in types:
+        kind = Kind(moe, a, weights, arch.capability, arch.suffix)
+        yield from (_kernel(shape, one, kind) for one in _formats(catalog, kind))
 
 
-def _formats(catalog: Catalog, a: DType) -> Iterator[_Format]:
-    """Yield the types and group sizes that go with activations of a type."""
+def _formats(catalog: Catalog, kind: Kind) -> Iterator[_Format]:
+    """Yield the types and group sizes of a kind."""
     for one in catalog.formats:
         for types, group_size in itertools.product(one.types(), one.group_sizes):
-            if types.a == a:
+            if types.a == kind.activations and types.b.bits == kind.weights:
                 yield types, group_size
 
 
@@ -201,7 +220,7 @@ def _served(catalog: Catalog, kind: Kind, elsewhere: Sequence[_Format]) -> list[
     """Return the formats that some tile is legal for on a target, but for those served elsewhere."""
     return [
         one
-        for one in _formats(catalog, kind.activations)
+        for one in _formats(catalog, kind)
         if one not in elsewhere
         and any(illegal(_kernel(shape, one, kind)) is None for shape in catalog.shapes)
     ]

@@ -1,8 +1,8 @@
 """Do ordered rules leave gaps, and can each of them ever be chosen? Answered exactly, by subtracting boxes.
 
-For one kind of layer and activations on one GPU target a rule is a box in (rows, n, k, experts). A box is a
-tuple of half-open intervals (above, max]. A rule shadows later ones only where every format has a tile of it
-that is legal.
+For one kind of layer, activations and weights on one GPU target a rule is a box in (rows, n, k, experts). A
+box is a tuple of half-open intervals (above, max]. A rule shadows later ones only where every format has a
+tile of it that is legal.
 """
 
 from __future__ import annotations
@@ -26,18 +26,20 @@ class Kind(NamedTuple):
     Args:
         moe: Whether the layer has experts.
         activations: Their element type.
+        weights: Their bits.
         target: Compute capability.
         suffix: "a" for formats that only code for this very capability has.
     """
 
     moe: bool
     activations: DType
+    weights: int
     target: tuple[int, int]
     suffix: str = ""
 
     def __str__(self) -> str:
         layers = f"{'MoE' if self.moe else 'dense'} layers on {self.target[0]}.{self.target[1]}{self.suffix}"
-        return f"{layers}, {self.activations} activations,"
+        return f"{layers}, {self.activations} activations, {self.weights}-bit weights,"
 
 
 def uncovered(box: Box, covers: Iterable[Box]) -> list[Box]:
@@ -96,7 +98,7 @@ def _cases(
         case = tuple(
             (position, serves(rule, kind))
             for position, rule in enumerate(rules)
-            if rule.applies(kind.moe, kind.activations, kind.target)
+            if rule.applies(kind.moe, kind.activations, kind.weights, kind.target)
         )
         cases.setdefault(case, kind)
     return cases

@@ -138,10 +138,14 @@ class Catalog(msgspec.Struct, frozen=True, dict=True):
         """Shapes by name."""
         return {shape.name: shape for shape in self.shapes}
 
+    def find_times(self, tile: str, types: GemmTypes) -> TileTimes:
+        """Return the times of a tile under types: those of weights of as many bits, else those of any."""
+        of_weights = self._times.get((tile, types.a.bits, types.b.bits))
+        return of_weights or self._times[tile, types.a.bits, None]
+
     @cached_property
-    def times_of(self) -> dict[tuple[str, int], TileTimes]:
-        """Times by name of the tile and bits of the activations."""
-        return {(one.tile, one.activations): one for one in self.times}
+    def _times(self) -> dict[tuple[str, int, int | None], TileTimes]:
+        return {(one.tile, one.activations, one.weights): one for one in self.times}
 
 
 def deepest(config: KernelConfig) -> tuple[KernelConfig, str | None]:

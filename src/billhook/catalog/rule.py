@@ -50,6 +50,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         arch: Compute capabilities, such as `9.0`; empty for all.
         activations: Bits of the activations, 8 or 16; or names of their element types, to tell those of 8
             bits apart.
+        weights: Bits of the weights, 4 or 8.
     """
 
     tile: str | tuple[str, ...]
@@ -60,6 +61,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     moe: bool | None = None
     arch: tuple[str, ...] = ()
     activations: int | tuple[str, ...] | None = None
+    weights: int | None = None
 
     @property
     def tiles(self) -> tuple[str, ...]:
@@ -71,18 +73,19 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Whether it chooses by predicted time."""
         return isinstance(self.tile, tuple)
 
-    def applies(self, moe: bool, activations: DType, capability: tuple[int, int]) -> bool:
-        """Whether the conditions on the kind of layer, the type of activations and the GPU target hold."""
+    def applies(self, moe: bool, activations: DType, weights: int, capability: tuple[int, int]) -> bool:
+        """Whether the conditions on the kind of layer, types (of weights by bits) and the GPU target hold."""
         return (
             self.moe in (None, moe)
             and self.takes(activations)
+            and self.weights in (None, weights)
             and (not self.arch or "{}.{}".format(*capability) in self.arch)
         )
 
     def matches(self, problem: Problem, capability: tuple[int, int]) -> bool:
         """Whether every condition holds."""
         return (
-            self.applies(problem.moe, problem.types.a, capability)
+            self.applies(problem.moe, problem.types.a, problem.types.b.bits, capability)
             and last_m(self.rows.above, problem) < problem.m <= last_m(self.rows.max, problem)
             and problem.n in self.n
             and problem.k in self.k
@@ -96,6 +99,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             words.append(f"{self.activations}-bit activations")
         elif self.activations:
             words.append(f"{' or '.join(self.activations)} activations")
+        words += [] if self.weights is None else [f"{self.weights}-bit weights"]
         words += [bounds.describe(name) for name, bounds in self.bounds().items()]
         words += [f"arch {' or '.join(self.arch)}"] if self.arch else []
         return ", ".join(word for word in words if word) or "otherwise"

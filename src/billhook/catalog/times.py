@@ -17,6 +17,7 @@ class TileTimes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         launch: Of any problem, microseconds.
         column: Of a column of k of a whole tile (`families.Work`), microseconds.
         wave: Of a wave of tiles, microseconds.
+        weights: Their bits; None for any of which the tile has no times of their own.
     """
 
     tile: str
@@ -24,6 +25,7 @@ class TileTimes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     launch: float
     column: float
     wave: float
+    weights: int | None = None
 
     def predict(
         self,

@@ -23,7 +23,9 @@ FEWEST_PROBLEMS = 6  # for three numbers
 CLOSE = 1.5  # of the fastest tile's time: where a tile takes more, its time need not be known well
 _TARGET = parse("9.0a")  # of the families that tell their work
 
-_Tile = tuple[str, int]  # as rules write it, and bits of the activations
+_USUAL_WEIGHTS = 4  # bits of those whose times are of any that have none of their own
+
+_Bits = tuple[int, int]  # of activations and weights
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Fit:
     Args:
         tile: As rules write it.
         activations: Their bits.
+        weights: Their bits.
         problems: How many there were.
         times: What fits them best; None if they do not tell.
         rms: Root of the mean squared error of these times, relative to those measured.
@@ -62,6 +65,7 @@ class Fit:
 
     tile: str
     activations: int
+    weights: int
     problems: int
     times: TileTimes | None = None
     rms: float = 0.0
@@ -74,6 +78,7 @@ class Loss:
 
     Args:
         activations: Their bits.
+        weights: Their bits.
         problems: How many there were.
         mean: Of the chosen tile's time over the best one's, less one.
         worst: The largest of these.
@@ -83,6 +88,7 @@ class Loss:
     """
 
     activations: int
+    weights: int
     problems: int
     mean: float
     worst: float
@@ -101,19 +107,28 @@ def fit(records: Iterable[Record]) -> tuple[list[Fit], list[Loss]]:
         records: Those of runs with `--tile` or `--all-tiles`; others are ignored.
 
     Returns:
-        Fits by bits of the activations, 16 first, and by size; a loss for each of them that has some.
+        Fits by bits of the activations, 16 first, of the weights, 4 first, and by size; a loss for each of
+        them that has some.
     """
     problems = _collect(records)
-    samples: dict[_Tile, list[Sample]] = {}
+    samples: dict[tuple[_Bits, str], list[Sample]] = {}
     for tiles in problems.values():
         least = min(sample.us for sample in tiles.values())
         for name, sample in tiles.items():
             if sample.us <= CLOSE * least:
-                samples.setdefault((name, sample.kernel.types.a.bits), []).append(sample)
-    in_order = sorted(samples, key=lambda one: (-one[1], samples[one][0].kernel.tile))
+                samples.setdefault((_bits(sample), name), []).append(sample)
+    in_order = sorted(samples, key=lambda one: (-one[0][0], one[0][1], samples[one][0].kernel.tile))
     fits = [_fit(*one, samples[one]) for one in in_order]
-    every = [_find_loss(bits, problems, fits) for bits in dict.fromkeys(one.activations for one in fits)]
+    every = [
+        _find_loss(bits, problems, fits)
+        for bits in dict.fromkeys((one.activations, one.weights) for one in fits)
+    ]
     return fits, [loss for loss in every if loss is not None]
+
+
+def _bits(sample: Sample) -> _Bits:
+    types = sample.kernel.types
+    return types.a.bits, types.b.bits
 
 
 def _collect(records: Iterable[Record]) -> _Problems:
@@ -134,25 +149,27 @@ def _collect(records: Iterable[Record]) -> _Problems:
     return problems
 
 
-def _fit(tile: str, bits: int, samples: Sequence[Sample]) -> Fit:
+def _fit(bits: _Bits, tile: str, samples: Sequence[Sample]) -> Fit:
     """Return the times whose errors, relative to those measured, have the smallest squares."""
     import numpy as np
 
     if len(samples) < FEWEST_PROBLEMS:
-        return Fit(tile, bits, len(samples))
+        return Fit(tile, *bits, len(samples))
     done = [work(one.kernel, one.case.m, one.case.n, one.case.k, one.multiprocessors) for one in samples]
     parts = np.array([(1.0, one.columns, one.waves) for one in done])
     us = np.array([one.us for one in samples])
     relative = parts / us[:, None]
     if np.linalg.matrix_rank(relative) < relative.shape[1]:
-        return Fit(tile, bits, len(samples))
+        return Fit(tile, *bits, len(samples))
     launch, column, wave = (float(f"{number:.5g}") for number in _solve(relative))  # as they are written
     if column <= 0:
-        return Fit(tile, bits, len(samples))
-    times = TileTimes(tile, bits, launch, column, wave)
+        return Fit(tile, *bits, len(samples))
+    activations, weights = bits
+    own = None if weights == _USUAL_WEIGHTS else weights
+    times = TileTimes(tile, activations, launch, column, wave, own)
     errors = relative @ (launch, column, wave) - 1
     rms, worst = math.sqrt((errors**2).mean()), float(abs(errors).max())
-    return Fit(tile, bits, len(samples), times, rms, worst)
+    return Fit(tile, *bits, len(samples), times, rms, worst)
 
 
 def _solve(parts: np.ndarray) -> Sequence[float]:
@@ -170,14 +187,15 @@ def _solve(parts: np.ndarray) -> Sequence[float]:
     return [float(number) for number in best]
 
 
-def _find_loss(bits: int, problems: _Problems, fits: Iterable[Fit]) -> Loss | None:
-    times = {one.tile: one.times for one in fits if one.activations == bits and one.times is not None}
+def _find_loss(bits: _Bits, problems: _Problems, fits: Iterable[Fit]) -> Loss | None:
+    mine = [one for one in fits if (one.activations, one.weights) == bits]
+    times = {one.tile: one.times for one in mine if one.times is not None}
     losses = []
     for (_, case), tiles in problems.items():
         predicted = {
             name: sample.predict(times[name])
             for name, sample in tiles.items()
-            if name in times and sample.kernel.types.a.bits == bits
+            if name in times and _bits(sample) == bits
         }
         if not predicted or len(tiles) < 2:
             continue
@@ -188,7 +206,7 @@ def _find_loss(bits: int, problems: _Problems, fits: Iterable[Fit]) -> Loss | No
         return None
     worst, case, chosen, best = max(losses, key=lambda one: one[0])
     mean = sum(loss for loss, *_ in losses) / len(losses)
-    return Loss(bits, len(losses), mean, worst, case, chosen, best)
+    return Loss(*bits, len(losses), mean, worst, case, chosen, best)
 
 
 def render_times(fits: Iterable[Fit], losses: Iterable[Loss]) -> str:
@@ -197,8 +215,9 @@ def render_times(fits: Iterable[Fit], losses: Iterable[Loss]) -> str:
     for one in fits:
         if one.times is None:
             blocks.append(
-                f"# {one.tile} under {one.activations}-bit activations: left out, {one.problems} problems do "
-                f"not tell its times; measure {FEWEST_PROBLEMS} or more, of different sizes"
+                f"# {one.tile} under {one.activations}-bit activations, {one.weights}-bit weights: left out, "
+                f"{one.problems} problems do not tell its times; measure {FEWEST_PROBLEMS} or more, of "
+                "different sizes"
             )
             continue
         comment = f"# {one.problems} problems, error {one.rms:.1%} rms, {one.worst:.1%} at most"
@@ -207,14 +226,16 @@ def render_times(fits: Iterable[Fit], losses: Iterable[Loss]) -> str:
             "[[times]]",
             f'tile = "{one.tile}"',
             f"activations = {one.activations}",
+            *([] if one.times.weights is None else [f"weights = {one.times.weights}"]),
             f"launch = {one.times.launch!r}",
             f"column = {one.times.column!r}",
             f"wave = {one.times.wave!r}",
         ]
         blocks.append("\n".join(lines))
     blocks += [
-        f"# {one.activations}-bit activations, choosing by these times: {one.mean:.2%} slower than the best "
-        f"tile in the mean of {one.problems} problems, {one.worst:.1%} at most\n"
+        f"# {one.activations}-bit activations, {one.weights}-bit weights, choosing by these times: "
+        f"{one.mean:.2%} slower than the best tile in the mean of {one.problems} problems, "
+        f"{one.worst:.1%} at most\n"
         f"# (n={one.case.n} k={one.case.k} m={one.case.m}: {one.chosen}, where {one.best} is the best)"
         for one in losses
     ]

@@ -14,6 +14,7 @@ from billhook import weights
 from billhook.arch import parse, supported
 from billhook.catalog import Catalog, Format, Shape, deepest, load
 from billhook.config import GemmTypes, KernelConfig, Problem, Tile
+from billhook.dtypes import F16, U4B8, U8B128
 from billhook.errors import ConfigError
 from billhook.families import fewest_stages, illegal
 from billhook.plan import Plan, plan_problems
@@ -287,6 +288,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 WGMMA = '[[tiles]]\nfamily = "machete"\nm = [64, 128]\nn = 128\nk = 128\nstages = 4\n'
 PAIR = '["machete-m64n128k128", "machete-m128n128k128"]'
+EIGHT = '[[formats]]\nweight = "u8b128"\nactivations = ["f16"]\ngroup_sizes = [128]\n'
 REST = '[[rules]]\ntile = "m8n128k128"\n'
 
 
@@ -309,7 +311,16 @@ def test_a_rule_may_choose_among_tiles_that_have_times(tmp_path: Path) -> None:
     assert catalog.rules[0].tiles == ("machete-m64n128k128", "machete-m128n128k128")
     assert catalog.rules[0].predicts
     assert not catalog.rules[1].predicts
-    assert catalog.times_of["machete-m128n128k128", 16].column == 0.005
+    assert catalog.find_times("machete-m128n128k128", GemmTypes(F16, U4B8, F16, F16)).column == 0.005
+
+
+def test_weights_of_other_bits_may_have_times_of_their_own(tmp_path: Path) -> None:
+    own = times("machete-m128n128k128", column=0.009) + "weights = 8\n"
+    catalog = load(folder_with(tmp_path, kernels=KERNELS + EIGHT + WGMMA, rules=choosing() + BOTH + own))
+    four, eight = (GemmTypes(F16, weight, F16, F16) for weight in (U4B8, U8B128))
+    assert catalog.find_times("machete-m128n128k128", four).column == 0.005
+    assert catalog.find_times("machete-m128n128k128", eight).column == 0.009
+    assert catalog.find_times("machete-m64n128k128", eight).column == 0.005
 
 
 def test_rules_may_name_lists_of_tiles(tmp_path: Path) -> None:
@@ -346,6 +357,8 @@ def test_rules_may_name_lists_of_tiles(tmp_path: Path) -> None:
         (choosing() + BOTH + times("m8n128k128"), [":18: times 3", "m8n128k128", "no rule", "drop"]),
         (choosing() + BOTH + times("machete-m64n128k128", 8), [":18: times 3", "8-bit", "no rule", "drop"]),
         (choosing() + BOTH + times("machete-m64n128k128"), [":18: times 3", "as are others", "drop one"]),
+        (choosing() + BOTH + times("machete-m64n128k128") + "weights = 3\n", [":18: times 3", "for 3-bit weights"]),
+        (choosing(condition="moe = false\nweights = 3\n") + BOTH, [":1: rule 1", "for 3-bit weights", "are 4"]),
         (choosing() + BOTH.replace("0.005", "0.0"), [":6: times 1", "column = 0"]),
         (choosing() + BOTH.replace("0.005", "-0.005"), [":6: times 1", "column = -0.005"]),
         (choosing() + BOTH.replace("wave = 0.5", "wave = nan"), [":6: times 1", "wave = nan"]),

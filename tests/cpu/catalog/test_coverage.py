@@ -14,9 +14,9 @@ from billhook.dtypes import BF16, E4M3FN, S8
 
 KINDS = [
     Kind(*one)
-    for one in itertools.product((False, True), (BF16, E4M3FN, S8), [(8, 0), (8, 6), (9, 0)])
-    if one[1] == BF16 or one[2] == (9, 0)
-] + [Kind(False, E4M3FN, (9, 0), "a")]
+    for one in itertools.product((False, True), (BF16, E4M3FN, S8), (4, 8), [(8, 0), (8, 6), (9, 0)])
+    if one[1] == BF16 or one[3] == (9, 0)
+] + [Kind(False, E4M3FN, 4, (9, 0), "a")]
 VALUES = [1, 2, 3, 5, 8]
 TILES = ["small", "big"]
 
@@ -46,6 +46,7 @@ rules = st.lists(
         moe=st.none() | st.booleans(),
         arch=st.just(()) | st.just(("8.6",)) | st.just(("8.0", "9.0")),
         activations=st.none() | st.sampled_from([8, 16, ("e4m3fn",), ("bf16", "s8")]),
+        weights=st.none() | st.sampled_from([4, 8]),
     ),
     max_size=7,
 )
@@ -61,7 +62,7 @@ def test_agrees_with_trying_everything(found: list[Rule]) -> None:
         served = False
         for position, rule in enumerate(found):
             inside = all(value in one for value, one in zip(place, rule.bounds().values(), strict=True))
-            if not rule.applies(*kind[:3]) or not inside:
+            if not rule.applies(*kind[:4]) or not inside:
                 continue
             winners.add(position)
             if serves(rule, kind):
@@ -74,23 +75,35 @@ def test_agrees_with_trying_everything(found: list[Rule]) -> None:
 
 def test_a_gap_is_told_in_words() -> None:
     found = [Rule("small", rows=Bounds(max=8)), Rule("small", n=Bounds(max=64))]
-    wide = first_gap(found, [Kind(False, BF16, (9, 0))], serves)
-    assert wide == "dense layers on 9.0, bf16 activations, with rows > 8, n > 64"
-    narrow = first_gap(found, [Kind(True, S8, (9, 0))], serves)
-    assert narrow == "MoE layers on 9.0, s8 activations, with rows > 8, n > 64"
-    folded = first_gap([Rule("big", rows=Bounds(max=8))], [Kind(False, E4M3FN, (9, 0), "a")], serves)
-    assert folded == "dense layers on 9.0a, e4m3fn activations, with rows > 8"
+    wide = first_gap(found, [Kind(False, BF16, 4, (9, 0))], serves)
+    assert wide == "dense layers on 9.0, bf16 activations, 4-bit weights, with rows > 8, n > 64"
+    narrow = first_gap(found, [Kind(True, S8, 8, (9, 0))], serves)
+    assert narrow == "MoE layers on 9.0, s8 activations, 8-bit weights, with rows > 8, n > 64"
+    folded = first_gap([Rule("big", rows=Bounds(max=8))], [Kind(False, E4M3FN, 4, (9, 0), "a")], serves)
+    assert folded == "dense layers on 9.0a, e4m3fn activations, 4-bit weights, with rows > 8"
 
 
 def test_types_of_as_many_bits_are_told_apart() -> None:
-    both = [Kind(False, a, (9, 0)) for a in (E4M3FN, S8)]
+    both = [Kind(False, a, 4, (9, 0)) for a in (E4M3FN, S8)]
     one = [Rule("small", activations=("e4m3fn",))]
     assert (
-        first_gap(one, both, serves) == "dense layers on 9.0, s8 activations, with any rows, n, k and experts"
+        first_gap(one, both, serves)
+        == "dense layers on 9.0, s8 activations, 4-bit weights, with any rows, n, k and experts"
     )
     assert first_gap([*one, Rule("small", activations=8)], both, serves) is None
     assert unreachable([*one, Rule("small", activations=8)], both, serves) == []
     assert unreachable([Rule("small", activations=8), *one], both, serves) == [1]
+
+
+def test_weights_are_told_apart_by_their_bits() -> None:
+    both = [Kind(False, S8, bits, (9, 0)) for bits in (4, 8)]
+    one = [Rule("small", weights=8)]
+    gap = first_gap(one, both, serves)
+    assert gap == "dense layers on 9.0, s8 activations, 4-bit weights, with any rows, n, k and experts"
+    assert first_gap([*one, Rule("small")], both, serves) is None
+    assert unreachable([*one, Rule("small")], both, serves) == []
+    assert unreachable([Rule("small"), *one], both, serves) == [1]
+    assert one[0].describe() == "8-bit weights"
 
 
 def test_bounds_in_words() -> None:

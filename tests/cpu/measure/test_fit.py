@@ -43,7 +43,7 @@ def test_the_times_that_records_were_made_of_come_back() -> None:
     assert [one.tile for one in fits] == [KNOWN[tile].tile for tile in (NARROW, WIDE, HALVED)]
     for one, known in zip(fits, (KNOWN[tile] for tile in (NARROW, WIDE, HALVED)), strict=True):
         assert one.times is not None
-        assert msgspec.structs.astuple(one.times)[2:] == pytest.approx(
+        assert msgspec.structs.astuple(one.times)[2:5] == pytest.approx(
             (known.launch, known.column, known.wave), rel=1e-4
         )
         assert one.worst < 1e-4
@@ -96,13 +96,22 @@ def test_bits_of_activations_are_told_apart() -> None:
     assert found == [(16, pytest.approx(0.0055, rel=1e-4)), (8, pytest.approx(0.003, rel=1e-4))]
 
 
+def test_bits_of_weights_are_told_apart() -> None:
+    wide = msgspec.structs.replace(KNOWN[WIDE], column=0.009)
+    eight = [made(WIDE, one, wide) for one in cases(weights="u8b128")]
+    fits, _ = fit([*eight, *sweep([WIDE])])
+    found = [(one.weights, one.times and one.times.weights, one.times and one.times.column) for one in fits]
+    assert found == [(4, None, pytest.approx(0.0055, rel=1e-4)), (8, 8, pytest.approx(0.009, rel=1e-4))]
+    assert "activations = 16\nweights = 8\n" in render_times(fits, [])
+
+
 def test_too_few_or_alike_problems_are_named_and_left_out() -> None:
     alike = [make_case(m, n=132 * 128) for m in range(65, 65 + FEWEST_PROBLEMS)]  # of one tile each
     for records in (sweep([WIDE])[: FEWEST_PROBLEMS - 1], [made(WIDE, case) for case in alike]):
         (found,), losses = fit(records)
         assert found.times is None
         text = render_times([found], losses)
-        assert text.startswith("# machete-m128n128k128 under 16-bit activations: left out")
+        assert text.startswith("# machete-m128n128k128 under 16-bit activations, 4-bit weights: left out")
         assert f"{len(records)} problems" in text
         assert "[[times]]" not in text
 
@@ -138,7 +147,8 @@ def test_times_are_what_the_catalog_reads() -> None:
     assert found == [one.times for one in fits]
     assert re.search(r"^# 15 problems, error 0\.0% rms, 0\.0% at most\n\[\[times\]\]$", text, re.M)
     assert (
-        "# 16-bit activations, choosing by these times: 0.00% slower than the best tile in the mean" in text
+        "# 16-bit activations, 4-bit weights, choosing by these times: 0.00% slower than the best tile"
+        in text
     )
 
 
