@@ -42,7 +42,7 @@ def find_types(b_type: str, a: torch.dtype, *others: torch.dtype | None) -> Gemm
         UnsupportedError: There are none; the message lists the documented types that have kernels.
     """
     types = _documented_types(a, _weight_type(b_type), *others)
-    native = _native_types(types)
+    native = _implemented().get(types)
     if native is None:
         raise UnsupportedError(
             f"machete_mm is not implemented for {generate_type_option_name(types)}; {_list_implemented()}"
@@ -82,7 +82,7 @@ def supported_schedules(b_type: str, a: torch.dtype, *others: torch.dtype | None
     Raises:
         UnsupportedError: A type that no Machete kernel takes for anything.
     """
-    native = _native_types(_documented_types(a, _weight_type(b_type), *others))
+    native = _implemented().get(_documented_types(a, _weight_type(b_type), *others))
     if native is None:
         return []
     groups = find_format(native.b.name).group_sizes
@@ -119,11 +119,15 @@ def _documented_types(a: torch.dtype, weight: DType, *others: torch.dtype | None
 
 
 @cache
-def _implemented() -> tuple[TypeConfig, ...]:
-    """Return the documented types that have kernels, in the documented order; then others of bf16 outputs."""
+def _implemented() -> dict[TypeConfig, GemmTypes]:
+    """Return the documented types that have kernels, and those of the kernels.
+
+    In the documented order; then others of bf16 outputs. Kernels of more types are `billhook.gemm`'s.
+    """
     documented = [types for one in load_catalog().types for types in type_configs(one)]
     others = [_with_output(types, DataType.bf16) for types in documented if types.a not in _OUTPUTS]
-    return tuple(types for types in (*documented, *others) if _native_types(types) is not None)
+    found = {types: _native_types(types) for types in (*documented, *others)}
+    return {types: native for types, native in found.items() if native is not None}
 
 
 def _list_implemented() -> str:
@@ -136,7 +140,6 @@ def _with_output(types: TypeConfig, out: DataType) -> TypeConfig:
     return replace(types, out=out, b_group_scale=scale if scale is DataType.void else out)
 
 
-@cache
 def _native_types(types: TypeConfig) -> GemmTypes | None:
     """Return the types of the kernels that serve documented ones; None if there are none."""
     a, b, c = (ALL.get(_NATIVE.get(str(one.value), str(one.value))) for one in (types.a, types.b, types.out))
