@@ -276,13 +276,19 @@ def test_few_rows_are_marlin_s_on_other_targets() -> None:
         (11, "m16n128k256"),
         (12, "m32n128k256"),
         (22, "m32n128k256"),
-        (23, "m64n128k256"),
+        (23, "m48n128k256"),
+        (36, "m48n128k256"),
+        (37, "m64n128k256"),
         (51, "m64n128k256"),
         (52, "m80n128k256"),
         (66, "m80n128k256"),
         (67, "m128n128k256"),
         (120, "m128n128k256"),
-        (121, "m256n128k128"),
+        (121, "m160n128k128"),
+        (146, "m160n128k128"),
+        (147, "m192n128k128"),
+        (172, "m192n128k128"),
+        (173, "m256n128k128"),
         (1000, "m256n128k128"),
     ],
 )
@@ -294,6 +300,47 @@ def test_experts_under_8_bit_activations_have_rows_that_a_tile_holds(rows: int, 
         assert promoted == "machete-grouped-m80n128k256"
     else:
         assert promoted == (f"machete-grouped-{tile}" if rows > 11 else tile)
+
+
+@pytest.mark.parametrize(
+    ("rows", "tile"),
+    [
+        (232, "m256n128k128"),
+        (233, "m144n128k128"),
+        (270, "m144n128k128"),
+        (271, "m256n128k128"),
+        (403, "m176n128k128"),
+    ],
+)
+@pytest.mark.parametrize(
+    "types", [GemmTypes(E4M3FN, E4M3FN, BF16, BF16), GemmTypes(S8, U8B128, F16, F16)], ids=str
+)
+def test_experts_of_8_bit_weights_have_tiles_that_leave_room_for_stages(
+    types: GemmTypes, rows: int, tile: str
+) -> None:
+    m = rows * MOE.num_experts // MOE.top_k
+    assert tile_of(replace(EXPERTS, m=m, types=types, group_size=-1)) == f"machete-grouped-{tile}"
+
+
+@pytest.mark.parametrize(
+    ("layer", "m", "tile"),
+    [
+        (SMALL, 24, "machete-m16n128k256"),
+        (SMALL, 64, "machete-m32n128k256"),
+        (SMALL, 65, "machete-m64n128k256"),
+        (SMALL, 256, "machete-m64n128k256"),
+        (replace(SMALL, n=8192, k=8192), 128, "machete-m64n128k256"),
+        (replace(SMALL, n=8192, k=8192), 129, "machete-m128n128k256"),
+        (replace(SMALL, n=2048, k=2048), 64, "machete-m16n128k256"),
+        (replace(SMALL, n=2048, k=2048), 65, "machete-m48n128k256"),
+        (WIDE, 17, "machete-m128n128k256"),
+        (WIDE, 256, "machete-m256n128k128"),
+        (WIDE, 4096, "machete-m256n128k128c2"),
+    ],
+)
+def test_rows_beside_8_bit_weights_have_bands_up_to_256(layer: Problem, m: int, tile: str) -> None:
+    for types in (GemmTypes(E4M3FN, E4M3FN, BF16, BF16), GemmTypes(S8, U8B128, F16, F16)):
+        assert tile_of(replace(layer, m=m, types=types, group_size=-1)) == tile
 
 
 def test_rules_tell_many_experts_from_few() -> None:
