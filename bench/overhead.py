@@ -50,7 +50,9 @@ class EmptyKernels:
 
     arch = parse("9.0a")
 
-    def choose(self, problem: Problem, capability: tuple[int, int], block_m: int) -> KernelConfig:
+    def choose(
+        self, problem: Problem, capability: tuple[int, int], block_m: int, multiprocessors: int
+    ) -> KernelConfig:
         return select(problem, self.arch).config
 
     def cubin(self, config: KernelConfig) -> bytes:

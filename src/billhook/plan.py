@@ -19,6 +19,7 @@ from .catalog import Catalog, Shape, load
 from .config import KernelConfig, Problem, parse_name, parse_types
 from .dtypes import DType
 from .errors import ConfigError, InputError, UnsupportedError
+from .families import MULTIPROCESSORS
 from .models import KEPT_WIDE, Layer, Model, NarrowActivations, find_layers
 from .select import Kept, Span, Stretch, join, select, stretches
 from .thin import keep_few
@@ -137,6 +138,7 @@ class Plan:
         kernels: To be built, by GPU target, then in the order in which layers need them.
         dispatch: Per GPU target and problem class.
         notes: What the reader of the plan should know, in words.
+        multiprocessors: Of the GPU that tiles were chosen for; others run them too.
     """
 
     format: int
@@ -146,6 +148,7 @@ class Plan:
     kernels: tuple[PlannedKernel, ...]
     dispatch: tuple[Dispatch, ...]
     notes: tuple[str, ...] = ()
+    multiprocessors: int = MULTIPROCESSORS
 
 
 def make_plan(
@@ -289,7 +292,16 @@ def _plan(
             )
             for key, table in tables.items()
         ]
-    return Plan(FORMAT, tuple(map(str, found)), max_tokens, every, tuple(kernels), tuple(dispatch), notes)
+    return Plan(
+        FORMAT,
+        tuple(map(str, found)),
+        max_tokens,
+        every,
+        tuple(kernels),
+        tuple(dispatch),
+        notes,
+        catalog.multiprocessors,
+    )
 
 
 def _why_unserved(arch: Arch, catalog: Catalog, problem: Problem) -> str | None:

@@ -16,7 +16,7 @@ from .arch import Arch
 from .catalog import Catalog, Origin, Rule, Shape, deepest, last_m, load
 from .config import GemmTypes, KernelConfig, Problem, Tile
 from .errors import InputError, UnsupportedError
-from .families import unserved, work_step
+from .families import MULTIPROCESSORS, unserved, work_step
 
 
 @dataclass(frozen=True)
@@ -170,6 +170,8 @@ class _Winner:
         words = f"{self.origin} ({self.rule.describe()})"
         if self.rule.predicts:
             words += f": {_count(len(self.kernels), len(self.rule.tiles), within)}"
+            if self.catalog.multiprocessors != MULTIPROCESSORS:
+                words += f" for {self.catalog.multiprocessors} multiprocessors"
         wanted = self.catalog.by_name[Shape.of(config).name].tile
         reason = "; ".join([words, *self.passed, *_shallower(config, wanted)])
         return Choice(problem, self.arch, config, reason, self.catalog, self.origin)
@@ -385,4 +387,4 @@ def _outranked(config: KernelConfig, choice: Choice) -> str:
 def _predict(config: KernelConfig, problem: Problem, catalog: Catalog) -> float:
     """Return the time that a kernel is predicted to take for a problem, microseconds."""
     times = catalog.find_times(Shape.of(config).name, problem.types)
-    return times.predict(config, problem.m, problem.n, problem.k)
+    return times.predict(config, problem.m, problem.n, problem.k, catalog.multiprocessors)

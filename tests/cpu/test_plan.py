@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from billhook.arch import Arch, parse, parse_list
+from billhook.catalog import load
 from billhook.config import Problem
 from billhook.dtypes import F16, S8
 from billhook.errors import ConfigError, InputError, UnsupportedError
@@ -308,6 +309,27 @@ def test_explicit_problems_can_make_do_with_fewer_kernels_too() -> None:
 def test_rules_of_single_tiles_leave_nothing_to_save() -> None:
     mixtral = [load_model(EXAMPLES / "mixtral-8x7b-gptq")]
     assert make_plan(mixtral, parse_list("8.0"), within=0.5) == make_plan(mixtral, parse_list("8.0"))
+
+
+def test_tiles_are_chosen_for_the_multiprocessors_of_a_gpu() -> None:
+    asked = models()[1:2]
+    usual = make_plan(asked, parse_list("9.0a"))
+    same, fewer = (make_plan(asked, parse_list("9.0a"), catalog=load().on(count)) for count in (132, 114))
+    assert same == usual
+    assert fewer.dispatch != usual.dispatch
+    assert (usual.multiprocessors, fewer.multiprocessors) == (132, 114)
+    assert any(" as predicted for 114 multiprocessors" in kernel.reason for kernel in fewer.kernels)
+    assert not any("multiprocessors" in kernel.reason for kernel in usual.kernels)
+    assert from_json(to_json(fewer)) == fewer
+    older = json.loads(to_json(usual))
+    del older["multiprocessors"]
+    assert from_json(json.dumps(older)) == usual
+
+
+@pytest.mark.parametrize("count", [-1, 0, 1025])
+def test_a_gpu_of_no_multiprocessors_is_refused(count: int) -> None:
+    with pytest.raises(InputError, match=rf"1 to 1024 multiprocessors \(got {count}\): an H100 SXM 132"):
+        load().on(count)
 
 
 @pytest.mark.parametrize("within", [-0.01, 1.01, 3, float("nan"), float("inf"), "3%", None])

@@ -11,10 +11,13 @@ import msgspec
 from ..arch import Arch
 from ..config import GemmTypes, KernelConfig, Tile
 from ..dtypes import DType, dtype
-from ..families import fewest_stages, illegal, marlin
+from ..errors import InputError
+from ..families import MULTIPROCESSORS, fewest_stages, illegal, marlin
 from ..weights import FORMATS, PackedFormat
 from .rule import Rule
 from .times import TileTimes
+
+_MOST_MULTIPROCESSORS = 1024
 
 
 class Format(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -125,6 +128,7 @@ class Catalog(msgspec.Struct, frozen=True, dict=True):
         rules: In order of precedence.
         origins: Where each rule was read.
         times: Of the tiles of rules that choose by predicted time.
+        multiprocessors: Of the GPU that times are predicted for.
     """
 
     formats: tuple[Format, ...]
@@ -132,6 +136,20 @@ class Catalog(msgspec.Struct, frozen=True, dict=True):
     rules: tuple[Rule, ...]
     origins: tuple[Origin, ...]
     times: tuple[TileTimes, ...]
+    multiprocessors: int = MULTIPROCESSORS
+
+    def on(self, multiprocessors: int) -> Catalog:
+        """Return the same catalog, which chooses tiles for a GPU of so many multiprocessors.
+
+        Raises:
+            InputError: There are no GPUs of so many.
+        """
+        if not 1 <= multiprocessors <= _MOST_MULTIPROCESSORS:
+            raise InputError(
+                f"a GPU has 1 to {_MOST_MULTIPROCESSORS} multiprocessors (got {multiprocessors}): an H100 "
+                f"SXM {MULTIPROCESSORS}, an H100 PCIe 114"
+            )
+        return msgspec.structs.replace(self, multiprocessors=multiprocessors)
 
     @cached_property
     def by_name(self) -> dict[str, Shape]:

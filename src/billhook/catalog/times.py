@@ -28,12 +28,7 @@ class TileTimes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     weights: int | None = None
 
     def predict(
-        self,
-        config: KernelConfig,
-        m: int,
-        n: int,
-        k: int,
-        multiprocessors: int = families.MULTIPROCESSORS,
+        self, config: KernelConfig, m: int, n: int, k: int, multiprocessors: int = families.MULTIPROCESSORS
     ) -> float:
         """Return the time of a dense problem, microseconds.
 

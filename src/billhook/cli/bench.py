@@ -148,7 +148,8 @@ def command(
     peak = peak_of(described.gpu, bandwidth and bandwidth * 1e12, tflops and tflops * 1e12)
     session = run.begin(device, described, peak, rounds=rounds, rest=rest, seed=seed)
     packing = ours.Packing()
-    mine: list[Ours] = [ours.Ours(arch, packing)] if "ours" in names else []
+    chosen = ours.Ours(arch, packing, multiprocessors=described.sms)
+    mine: list[Ours] = [chosen] if "ours" in names else []
     own = [
         [*mine, *(ours.Ours(arch, packing, shape) for shape in _tiles(workload, arch, tiles, all_tiles))]
         for workload in workloads

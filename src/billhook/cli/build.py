@@ -46,6 +46,7 @@ def command(*, request: Request, out: Path, jobs: int | None, as_json: bool) -> 
         "narrow_activations": str(request.narrow),
         "fused": str(not request.unfused),
         "within": request.within,
+        "multiprocessors": str(plan.multiprocessors),
         "rules": request.rules,
     }
     started = time.perf_counter()

@@ -36,6 +36,7 @@ def command(*, request: Request, out: Path) -> None:
         "narrow_activations": request.narrow,
         "fused": not request.unfused,
         "within": request.within,
+        "multiprocessors": plan.multiprocessors,
         "rules": request.rules,
     }
     inputs = {model.file.name: hashlib.sha256(model.file.read_bytes()).hexdigest() for model in loaded}

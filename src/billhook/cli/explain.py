@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import InputError, UnsupportedError
-from .options import ACTIVATIONS, rules_option
+from .options import ACTIVATIONS, choose_for, multiprocessors_option, rules_option
 
 if TYPE_CHECKING:
     from ..arch import Arch
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 @click.option("--layer", help="The layer's name, such as qkv, gate_up or w13.")
 @click.option("--tp", type=click.IntRange(1), help="The model's tensor-parallel size.  [default: 1]")
 @click.option("--arch", default="9.0a", show_default=True, help="GPU targets: 9.0a, 8.0,8.9, native.")
+@multiprocessors_option
 @rules_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (docs/plan-json.md).")
 def command(
@@ -49,6 +50,7 @@ def command(
     layer: str | None,
     tp: int | None,
     arch: str,
+    multiprocessors: int | None,
     rules: str,
     as_json: bool,
 ) -> None:
@@ -87,7 +89,7 @@ def command(
             experts=experts,
             top_k=top_k,
         )
-    choices, catalog = [], find_catalog(rules)
+    choices, catalog = [], choose_for(find_catalog(rules), multiprocessors)
     for target in parse_list(arch, native_archs):
         try:
             choices.append(select(problem, target, catalog))

@@ -14,6 +14,7 @@ import click
 from ..errors import InputError
 
 if TYPE_CHECKING:
+    from ..catalog import Catalog
     from ..models import Model, NarrowActivations
     from ..plan import Plan
 
@@ -24,6 +25,12 @@ rules_option = click.option(
     default="native",
     show_default=True,
     help="What chooses kernels: native, machete-0.20 (vLLM's heuristic), or a file of rules.",
+)
+
+multiprocessors_option = click.option(
+    "--multiprocessors",
+    type=int,
+    help="Choose tiles for a GPU of so many, such as 114 (H100 PCIe).  [default: 132 (H100 SXM, H200)]",
 )
 
 _REQUEST = (
@@ -67,6 +74,7 @@ _REQUEST = (
         help="Keep few kernels: none serves what it is predicted to take over PERCENT longer for than the "
         "fastest.",
     ),
+    multiprocessors_option,
     rules_option,
 )
 
@@ -85,6 +93,7 @@ class Request:
         fold: Whether scales are folded besides.
         unfused: Whether projections that read the same input are GEMMs of their own.
         within: How much slower than the fastest kernels may be, as `parse_percent` reads it.
+        multiprocessors: Of the GPU that tiles are chosen for; those that times were measured with if None.
         rules: As `vllm.machete.native.find_catalog` takes them.
     """
 
@@ -97,6 +106,7 @@ class Request:
     fold: bool
     unfused: bool
     within: str
+    multiprocessors: int | None
     rules: str
 
     @property
@@ -132,6 +142,7 @@ def plan_request(request: Request) -> tuple[list[Model], Plan]:
     from ..vllm.machete.native import find_catalog
 
     sizes, within = parse_sizes(request.tp), parse_percent(request.within)
+    catalog = choose_for(find_catalog(request.rules), request.multiprocessors)
     loaded = [load_model(model) for model in request.models]
     plan = make_plan(
         loaded,
@@ -142,9 +153,18 @@ def plan_request(request: Request) -> tuple[list[Model], Plan]:
         narrow_activations=request.narrow,
         fused=not request.unfused,
         within=within,
-        catalog=find_catalog(request.rules),
+        catalog=catalog,
     )
     return loaded, plan
+
+
+def choose_for(catalog: Catalog, multiprocessors: int | None) -> Catalog:
+    """Return a catalog that chooses tiles for the GPU that `--multiprocessors` tells of, if it is given.
+
+    Raises:
+        InputError: There are no GPUs of so many multiprocessors.
+    """
+    return catalog if multiprocessors is None else catalog.on(multiprocessors)
 
 
 def parse_sizes(texts: Iterable[str], option: str = "--tp") -> list[int]:

@@ -105,7 +105,9 @@ class Kernels:
 
         Raises: As `gemm`.
         """
-        return self.source.choose(request.problem, cuda.capability(request.device), request.block_m)
+        gpu = cuda.capability(request.device)
+        count = cuda.multiprocessors(request.device)
+        return self.source.choose(request.problem, gpu, request.block_m, count)
 
     def load(self, config: KernelConfig, device: int) -> GemmKernel:
         """Return a given kernel, loaded.

@@ -9,25 +9,32 @@ from .. import arch as archs
 from ..arch import Arch
 from ..build.bundle import Bundle
 from ..build.compile import compile_kernel, compile_support
-from ..catalog import Catalog
+from ..catalog import Catalog, load
 from ..config import KernelConfig, Problem
 from ..driver import native_arch
 from ..emit import SUPPORT, support_name
 from ..errors import BundleError, UnsupportedError
-from ..families import illegal, unserved
+from ..families import MULTIPROCESSORS, illegal, unserved
 from ..select import candidates, select
 
 
 class Source(Protocol):
     """Chooses kernels and holds their machine code."""
 
-    def choose(self, problem: Problem, capability: tuple[int, int], block_m: int) -> KernelConfig:
+    def choose(
+        self,
+        problem: Problem,
+        capability: tuple[int, int],
+        block_m: int,
+        multiprocessors: int = MULTIPROCESSORS,
+    ) -> KernelConfig:
         """Return the kernel for a problem.
 
         Args:
             problem: What is asked.
             capability: The GPU's compute capability.
             block_m: Rows that the kernel must take at a time, since MoE rows are routed so; 0 for any.
+            multiprocessors: The GPU's; a bundle's tables are made for those that it was planned for.
 
         Raises:
             UnsupportedError: No kernel serves it.
@@ -53,15 +60,25 @@ class Compiler:
     """
 
     def __init__(self, catalog: Catalog | None = None) -> None:
-        self.catalog = catalog
+        self.catalog = catalog or load()
+        self._for_gpus: dict[int, Catalog] = {}
 
-    def choose(self, problem: Problem, capability: tuple[int, int], block_m: int) -> KernelConfig:
+    def choose(
+        self,
+        problem: Problem,
+        capability: tuple[int, int],
+        block_m: int,
+        multiprocessors: int = MULTIPROCESSORS,
+    ) -> KernelConfig:
         """As `Source.choose`."""
+        catalog = self._for_gpus.get(multiprocessors)
+        if catalog is None:
+            catalog = self._for_gpus[multiprocessors] = self.catalog.on(multiprocessors)
         arch = native_arch(capability)
-        chosen = select(problem, arch, self.catalog).config
+        chosen = select(problem, arch, catalog).config
         if block_m in (0, chosen.tile.tile_m):
             return chosen
-        legal = [config for config, why_not in candidates(problem, arch, self.catalog) if why_not is None]
+        legal = [config for config, why_not in candidates(problem, arch, catalog) if why_not is None]
         return _with_rows(legal, chosen, block_m, "the catalog")
 
     def cubin(self, config: KernelConfig) -> bytes:
@@ -92,7 +109,13 @@ class BundleSource:
         """The bundle's GEMM kernels by name."""
         return {kernel.name: kernel.config for kernel in self.bundle.plan.kernels}
 
-    def choose(self, problem: Problem, capability: tuple[int, int], block_m: int) -> KernelConfig:
+    def choose(
+        self,
+        problem: Problem,
+        capability: tuple[int, int],
+        block_m: int,
+        multiprocessors: int = MULTIPROCESSORS,
+    ) -> KernelConfig:
         """As `Source.choose`."""
         entries = [one for one in self.bundle.plan.dispatch if one.serves(problem, capability)]
         if not entries:

@@ -13,8 +13,7 @@ from ..config import KernelConfig
 from .machete import boxes
 
 MULTIPROCESSORS = 132
-"""Of an H100 SXM, which times are measured on, and of an H200. Not those of the GPU at hand: the tables of
-bundles are made without one, and a choice must be the same with one."""
+"""Of an H100 SXM, which times are measured on, and of an H200: of tables if nothing else is asked."""
 
 _LINE_LOSS = 16
 _HALF_COLUMNS = {16: 380, 8: 800}  # by bits of activations

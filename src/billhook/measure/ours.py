@@ -14,7 +14,7 @@ from ..build.compile import default_jobs
 from ..catalog import Shape, deepest, load
 from ..config import KernelConfig, Problem, Tile
 from ..errors import InputError, UnsupportedError
-from ..families import FAMILIES, illegal, marlin, unserved
+from ..families import FAMILIES, MULTIPROCESSORS, illegal, marlin, unserved
 from ..select import candidates, select
 from .contestant import Bind, Launch
 from .inputs import Inputs, Weights
@@ -71,10 +71,19 @@ class Ours:
         arch: The GPU target.
         packing: Shared packed weights.
         shape: A fixed tile of a family; None for what dispatch chooses.
+        multiprocessors: The GPU's, which dispatch chooses for.
     """
 
-    def __init__(self, arch: Arch, packing: Packing, shape: Shape | None = None) -> None:
+    def __init__(
+        self,
+        arch: Arch,
+        packing: Packing,
+        shape: Shape | None = None,
+        *,
+        multiprocessors: int = MULTIPROCESSORS,
+    ) -> None:
         self.arch, self.packing, self.shape = arch, packing, shape
+        self.catalog = load().on(multiprocessors)
         self.name = OURS if shape is None else f"{TILE}{shape}"
 
     def version(self) -> str:
@@ -88,7 +97,7 @@ class Ours:
             UnsupportedError: None serves it; the message says why.
         """
         if self.shape is None:
-            return select(problem, self.arch).config
+            return select(problem, self.arch, self.catalog).config
         config = self.shape.kernel(problem.types, problem.group_size, problem.moe, self.arch)
         why = illegal(config) or unserved(config, problem)
         if why is not None:

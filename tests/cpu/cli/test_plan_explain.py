@@ -12,6 +12,7 @@ import pytest
 
 from billhook import driver
 from billhook.arch import parse, parse_list
+from billhook.catalog import load
 from billhook.cli import main
 from billhook.cli.columns import align, fold
 from billhook.config import GemmTypes, Problem
@@ -93,6 +94,18 @@ def test_plan_makes_do_with_fewer_kernels(capsys: pytest.CaptureFixture[str]) ->
     assert plan == make_plan([load_model(llama)], parse_list("9.0a"), within=0.2)
 
 
+def test_tiles_are_chosen_for_other_gpus(capsys: pytest.CaptureFixture[str]) -> None:
+    llama = EXAMPLES / "llama-3.1-8b-gptq-int4"
+    assert main(["plan", str(llama), "--multiprocessors", "114", "--json"]) == 0
+    plan = from_json(capsys.readouterr().out)
+    assert plan == make_plan([load_model(llama)], parse_list("9.0a"), catalog=load().on(114))
+    named = []
+    for more in ([], ["--multiprocessors", "132"], ["--multiprocessors", "114"]):
+        assert main(["explain", "--m", "300", "--n", "4096", "--k", "4096", "--json", *more]) == 0
+        named.append(json.loads(capsys.readouterr().out)[0]["kernel"])
+    assert named[0] == named[1] != named[2]
+
+
 def test_plan_of_several_models_tells_them_apart(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", QWEN, MIXTRAL, "--tp", "1,2", "--max-tokens", "1"]) == 0
     text = capsys.readouterr().out
@@ -131,6 +144,8 @@ def test_plan_json_is_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
         ([QWEN, "--max-tokens", "0"], "max-tokens"),
         ([QWEN, "--act", "f32"], "f32"),
         ([QWEN, "--within", "many"], "'many'"),
+        ([QWEN, "--multiprocessors", "0"], "1 to 1024 multiprocessors (got 0)"),
+        ([QWEN, "--multiprocessors", "all"], "'all'"),
         ([QWEN, QWEN], "two models"),
     ],
 )

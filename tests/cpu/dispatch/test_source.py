@@ -10,6 +10,7 @@ from cpu.build.stand_in import artifacts, small_plan
 
 from billhook.arch import parse
 from billhook.build import Bundle, write_bundle
+from billhook.catalog import load
 from billhook.config import GemmTypes, Problem
 from billhook.dispatch import cuda, loader, provider
 from billhook.dispatch.loader import GemmKernel
@@ -144,6 +145,7 @@ def test_a_kernel_is_chosen_and_loaded_once(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(provider, "load_gemm", load)
     monkeypatch.setattr(cuda, "capability", lambda device: H100)
+    monkeypatch.setattr(cuda, "multiprocessors", lambda device: 132)
     kernels = Kernels(Fake())
     request = Request(0, 4, 512, 512, "bf16", "u4b8", "bf16", "bf16", 128, 8, 2)
     first = kernels.gemm(request)
@@ -152,6 +154,17 @@ def test_a_kernel_is_chosen_and_loaded_once(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(loads) == 1
     kernels.gemm(request._replace(device=1))
     assert [device for _, device in loads] == [0, 1]
+
+
+def test_kernels_are_chosen_for_the_multiprocessors_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "capability", lambda device: H100)
+    monkeypatch.setattr(cuda, "multiprocessors", lambda device: (132, 114)[device])
+    kernels = Kernels(Compiler())
+    asked = [Request(device, 300, 4096, 4096, "bf16", "u4b8", "bf16", "bf16", 128) for device in (0, 1, 0)]
+    sxm, pcie, again = (kernels.choose(one) for one in asked)
+    assert sxm == again == select(asked[0].problem, sxm.arch).config
+    assert pcie == select(asked[1].problem, sxm.arch, load().on(114)).config
+    assert pcie != sxm
 
 
 def test_code_for_another_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
