@@ -11,7 +11,7 @@ from cpu.build.stand_in import artifacts, small_plan
 from billhook.arch import parse
 from billhook.build import Bundle, write_bundle
 from billhook.cli import main
-from billhook.config import GemmTypes, Problem
+from billhook.config import GemmTypes, Problem, parse_name
 from billhook.dtypes import BF16, E4M3FN, F16, S8, U4B8
 from billhook.errors import ArchError, CudaError
 from billhook.plan import plan_problems
@@ -58,6 +58,22 @@ def test_activations_of_8_bits_are_quantized_and_within_their_bound(tmp_path: Pa
     verdicts = verify.verify_bundle(bundle, (9, 0), device="cpu", quick=True)
     assert [one.kernel for one in verdicts] == [kernel.name for kernel in plan.kernels]
     assert all(one.runs and one.passed and one.worst > 0 for one in verdicts)
+
+
+def test_one_kernel_runs_without_a_bundle(verify: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind, experts in (("dense", 0), ("moe", 3)):
+        config = parse_name(f"marlin_bf16_u4b8_bf16_bf16_g128_m16n128k128s4_{kind}_sm90a")
+        problem = Problem(1, 80, 144, config.types, 128, experts, min(experts, 2))
+        verdict = verify.verify_kernel(config, problem, (1, 5), device="cpu")
+        assert verdict.kernel == config.name
+        assert verdict.passed
+        assert verdict.runs == 2 * (4 if experts else 1)  # routings
+    assert verify.verify_kernel(config, problem, (5,), seed=1, device="cpu").worst != verdict.worst
+    right = verify.moe_gemm
+    monkeypatch.setattr(
+        verify, "moe_gemm", lambda *args, out, **more: right(*args, out=out, **more).mul_(1.05)
+    )
+    assert not verify.verify_kernel(config, problem, (5,), device="cpu").passed
 
 
 def test_counts_meet_both_edges_and_odd_ones_between(verify: Any) -> None:

@@ -1,6 +1,6 @@
-// As wgmma.cuh, for activations of 8 bits: a block of them, 128 bytes of a token, meets two blocks of codes, of 4 bits or 8. Scales of channels
-// and of tokens multiply the sums at the end. Scales of groups are part of the weights, rounded to 8 bits, if the format says so
-// (w4a8); else they multiply the sums of a group, which are added up in float32. SM90a alone.
+// As wgmma.cuh, for activations of 8 bits: a block of them, 128 bytes of a token, meets two blocks of codes, of 4 bits or 8.
+// Scales of channels and of tokens multiply the sums at the end. Scales of groups are part of the weights, rounded to 8 bits, if
+// the format says so (w4a8); else they multiply the sums of a group, which are added up in float32. SM90a alone.
 //
 // Products of s8 are added in 32-bit integers, those of e4m3 by SM90's tensor cores with fewer bits than float32 has; with
 // channel scales nothing is added outside them.
