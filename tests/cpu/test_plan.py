@@ -326,6 +326,13 @@ def test_tiles_are_chosen_for_the_multiprocessors_of_a_gpu() -> None:
     assert from_json(json.dumps(older)) == usual
 
 
+@pytest.mark.parametrize("count", [1, 2, 16, 78, 1024])
+def test_any_number_of_multiprocessors_has_its_tiles(count: int) -> None:
+    found = make_plan(models()[1:2], parse_list("9.0a"), catalog=load().on(count))
+    assert found.multiprocessors == count
+    assert found.dispatch != make_plan(models()[1:2], parse_list("9.0a")).dispatch
+
+
 @pytest.mark.parametrize("count", [-1, 0, 1025])
 def test_a_gpu_of_no_multiprocessors_is_refused(count: int) -> None:
     with pytest.raises(InputError, match=rf"1 to 1024 multiprocessors \(got {count}\): an H100 SXM 132"):

@@ -278,6 +278,7 @@ def _ask(gemm: Gemm, declared: Declared, config: Fields, *, tp: int, act: DType 
 
 
 def _answer(asked: Problem | str, rows_per_token: int, arch: Arch, max_tokens: int) -> Answer:
+    """Return which kernels serve a GEMM on a target, chosen for the multiprocessors of an H100 SXM."""
     if isinstance(asked, str):
         return Answer(arch, (), asked)
     try:

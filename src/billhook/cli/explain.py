@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import InputError, UnsupportedError
-from .options import ACTIVATIONS, choose_for, multiprocessors_option, rules_option
+from .options import ACTIVATIONS, multiprocessors_option, read_targets, rules_option
 
 if TYPE_CHECKING:
     from ..arch import Arch
@@ -58,10 +58,7 @@ def command(
 
     The problem is given by --n and --k, or as a layer of a model by --model and --layer.
     """
-    from ..arch import parse_list
-    from ..driver import native_archs
     from ..select import select
-    from ..vllm.machete.native import find_catalog
     from .columns import fold
 
     shape = {
@@ -89,8 +86,9 @@ def command(
             experts=experts,
             top_k=top_k,
         )
-    choices, catalog = [], choose_for(find_catalog(rules), multiprocessors)
-    for target in parse_list(arch, native_archs):
+    choices = []
+    archs, catalog = read_targets(arch, multiprocessors, rules)
+    for target in archs:
         try:
             choices.append(select(problem, target, catalog))
         except UnsupportedError:

@@ -14,6 +14,7 @@ import click
 from ..errors import InputError
 
 if TYPE_CHECKING:
+    from ..arch import Arch
     from ..catalog import Catalog
     from ..models import Model, NarrowActivations
     from ..plan import Plan
@@ -30,7 +31,8 @@ rules_option = click.option(
 multiprocessors_option = click.option(
     "--multiprocessors",
     type=int,
-    help="Choose tiles for a GPU of so many, such as 114 (H100 PCIe).  [default: 132 (H100 SXM, H200)]",
+    help="Choose tiles for a GPU of so many, such as 114 (H100 PCIe).  [default: 132 (H100 SXM, H200); with "
+    "--arch native this machine's]",
 )
 
 _REQUEST = (
@@ -134,19 +136,16 @@ def plan_request(request: Request) -> tuple[list[Model], Plan]:
     Raises:
         InputError: A value is wrong, a config cannot be read, or no kernel serves a layer.
     """
-    from ..arch import parse_list
-    from ..driver import native_archs
     from ..dtypes import dtype
     from ..models import load_model
     from ..plan import DEFAULT_MAX_TOKENS, make_plan
-    from ..vllm.machete.native import find_catalog
 
     sizes, within = parse_sizes(request.tp), parse_percent(request.within)
-    catalog = choose_for(find_catalog(request.rules), request.multiprocessors)
+    archs, catalog = read_targets(request.arch, request.multiprocessors, request.rules)
     loaded = [load_model(model) for model in request.models]
     plan = make_plan(
         loaded,
-        parse_list(request.arch, native_archs),
+        archs,
         request.max_tokens or DEFAULT_MAX_TOKENS,
         sizes,
         dtype(request.act) if request.act else None,
@@ -158,13 +157,34 @@ def plan_request(request: Request) -> tuple[list[Model], Plan]:
     return loaded, plan
 
 
-def choose_for(catalog: Catalog, multiprocessors: int | None) -> Catalog:
-    """Return a catalog that chooses tiles for the GPU that `--multiprocessors` tells of, if it is given.
+def read_targets(
+    arch: str | Iterable[str], multiprocessors: int | None, rules: str
+) -> tuple[list[Arch], Catalog]:
+    """Return GPU targets and the catalog that chooses tiles for them.
+
+    Args:
+        arch: As `arch.parse_list` reads it.
+        multiprocessors: What tiles are chosen for. If None: as many as this machine's GPUs have, if `native`
+            is asked for and they agree, else those that times were measured with.
+        rules: As `vllm.machete.native.find_catalog` takes them.
 
     Raises:
-        InputError: There are no GPUs of so many multiprocessors.
+        InputError: A wrong target, rules that are none, or no GPU has so many multiprocessors.
     """
-    return catalog if multiprocessors is None else catalog.on(multiprocessors)
+    from .. import driver
+    from ..arch import parse_list
+    from ..vllm.machete.native import find_catalog
+
+    here: set[int] = set()
+
+    def native() -> list[Arch]:
+        here.update(gpu.sms for gpu in driver.gpus())
+        return driver.native_archs()
+
+    archs, catalog = parse_list(arch, native), find_catalog(rules)
+    if multiprocessors is None and len(here) == 1:
+        (multiprocessors,) = here
+    return archs, catalog if multiprocessors is None else catalog.on(multiprocessors)
 
 
 def parse_sizes(texts: Iterable[str], option: str = "--tp") -> list[int]:

@@ -47,7 +47,7 @@ def work(config: KernelConfig, m: int, n: int, k: int, multiprocessors: int = MU
         multiprocessors: Of the GPU.
     """
     tile = config.tile
-    workers = multiprocessors // tile.cluster
+    workers = max(multiprocessors // tile.cluster, 1)
     tiles_n = -(-n // (tile.tile_n * tile.cluster))
     tiles_m = -(-m // tile.tile_m)
     columns = -(-k // tile.tile_k) * tile.tile_k

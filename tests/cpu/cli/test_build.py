@@ -90,6 +90,14 @@ def test_json_tells_programs_the_same(tmp_path: Path, capsys: pytest.CaptureFixt
     assert any(layer.endswith("/w2") for kernel in outcome["kernels"] for layer in kernel["needed_by"])
 
 
+def test_a_bundle_says_how_many_multiprocessors_it_is_for(tmp_path: Path) -> None:
+    for more, count in (([], 132), (["--multiprocessors", "114"], 114)):
+        assert main(["build", *FEW, *more, "--out", str(tmp_path / "bundle")]) == 0
+        manifest = Bundle.load(tmp_path / "bundle").manifest
+        assert manifest.options["multiprocessors"] == str(count)
+        assert manifest.plan.multiprocessors == count
+
+
 def break_routing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the routing kernels fail to compile."""
 

@@ -145,6 +145,8 @@ def test_plan_json_is_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
         ([QWEN, "--act", "f32"], "f32"),
         ([QWEN, "--within", "many"], "'many'"),
         ([QWEN, "--multiprocessors", "0"], "1 to 1024 multiprocessors (got 0)"),
+        ([QWEN, "--multiprocessors", "-3"], "(got -3)"),
+        ([QWEN, "--multiprocessors", "1025"], "(got 1025)"),
         ([QWEN, "--multiprocessors", "all"], "'all'"),
         ([QWEN, QWEN], "two models"),
     ],
@@ -160,6 +162,22 @@ def test_native_needs_a_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     monkeypatch.setattr(driver, "native_archs", list)
     assert main(["plan", QWEN, "--arch", "native"]) == 2
     assert "needs a GPU" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("counts", "chosen"), [((78,), 78), ((78, 78), 78), ((78, 132), 132)], ids=str)
+def test_native_chooses_for_the_gpus_here_if_they_agree(
+    counts: tuple[int, ...],
+    chosen: int,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here = [driver.Gpu("H20", parse("9.0a"), sms, 1 << 36) for sms in counts]
+    monkeypatch.setattr(driver, "gpus", lambda: here)
+    llama = str(EXAMPLES / "llama-3.1-8b-gptq-int4")
+    assert main(["plan", llama, "--arch", "native", "--json"]) == 0
+    assert from_json(capsys.readouterr().out).multiprocessors == chosen
+    assert main(["plan", llama, "--arch", "native", "--multiprocessors", "114", "--json"]) == 0
+    assert from_json(capsys.readouterr().out).multiprocessors == 114
 
 
 def test_explain_a_shape(capsys: pytest.CaptureFixture[str]) -> None:
