@@ -75,9 +75,13 @@ WIDE = [
 ]
 
 
+def for_this_gpu(family: str, name: str) -> KernelConfig:
+    return parse_name(f"{family}_{name}_{native_arch(torch.cuda.get_device_capability()).sm}")
+
+
 def find(family: str, name: str) -> KernelConfig:
     """Return a kernel for this GPU; skip the test, with the reason, if it has none."""
-    config = parse_name(f"{family}_{name}_{native_arch(torch.cuda.get_device_capability()).sm}")
+    config = for_this_gpu(family, name)
     if why_not := families.illegal(config):
         pytest.skip(why_not)
     return config
@@ -87,8 +91,7 @@ def find(family: str, name: str) -> KernelConfig:
 def compile_together(request: pytest.FixtureRequest) -> None:
     """Compile what the selected tests run at once."""
     params = [item.callspec.params for item in request.session.items if item.path == request.path]
-    arch = native_arch(torch.cuda.get_device_capability())
-    configs = {parse_name(f"{one['family']}_{one['name']}_{arch.sm}") for one in params}
+    configs = {for_this_gpu(**one) for one in params}
     compile_all(config for config in sorted(configs) if families.illegal(config) is None)
 
 

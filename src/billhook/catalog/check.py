@@ -103,10 +103,9 @@ def wrong_order(catalog: Catalog) -> tuple[int, str] | None:
     # A rule holds for a capability with and without the suffix `a`: what exists without it must be served
     # without it; what only the suffix adds makes kinds of its own.
     served: dict[Kind, list[_Format]] = {}
-    types = itertools.product((False, True), _activations(catalog), _weights(catalog), _TARGETS)
-    for moe, a, weights, arch in types:
-        kind = Kind(moe, a, weights, arch.capability, arch.suffix)
-        found = _served(catalog, kind, served.get(kind._replace(suffix=""), ()))
+    for kind, formats in _kinds(catalog):
+        elsewhere = served.get(kind._replace(suffix=""), ())
+        found = [one for one in formats if one not in elsewhere and _is_served(catalog, kind, one)]
         if found:
             served[kind] = found
 
@@ -165,9 +164,8 @@ def _wrong_choice(rule: Rule, catalog: Catalog) -> str | None:
             continue
         if not tells_work(shape.family):
             return f"lists {tile}, but times of the family {shape.family} cannot be predicted; drop it"
-        timed = {(one.tile, one.activations) for one in catalog.times if one.weights is None}
         for bits in dict.fromkeys(a.bits for a in _activations(catalog) if rule.takes(a)):
-            if (tile, bits) not in timed:
+            if (tile, bits, None) not in catalog.times_of:
                 return (
                     f"lists {tile}, which has no [[times]] under {bits}-bit activations; "
                     "add them (billhook bench --fit), or drop it"
@@ -202,28 +200,23 @@ def _words(rule: Rule) -> str:
 
 def _configs(catalog: Catalog, shape: Shape) -> Iterator[KernelConfig]:
     """Yield the shape as a kernel of every kind on every target."""
-    types = itertools.product((False, True), _activations(catalog), _weights(catalog), _TARGETS)
-    for moe, a, weights, arch in types:
-        kind = Kind(moe, a, weights, arch.capability, arch.suffix)
-        yield from (_kernel(shape, one, kind) for one in _formats(catalog, kind))
+    for kind, formats in _kinds(catalog):
+        yield from (_kernel(shape, one, kind) for one in formats)
 
 
-def _formats(catalog: Catalog, kind: Kind) -> Iterator[_Format]:
-    """Yield the types and group sizes of a kind."""
+def _kinds(catalog: Catalog) -> Iterator[tuple[Kind, Sequence[_Format]]]:
+    """Yield every kind on every target, with its types and group sizes."""
+    found: dict[tuple[DType, int], list[_Format]] = {}
     for one in catalog.formats:
         for types, group_size in itertools.product(one.types(), one.group_sizes):
-            if types.a == kind.activations and types.b.bits == kind.weights:
-                yield types, group_size
+            found.setdefault((types.a, types.b.bits), []).append((types, group_size))
+    for moe, ((a, weights), formats), arch in itertools.product((False, True), found.items(), _TARGETS):
+        yield Kind(moe, a, weights, arch.capability, arch.suffix), formats
 
 
-def _served(catalog: Catalog, kind: Kind, elsewhere: Sequence[_Format]) -> list[_Format]:
-    """Return the formats that some tile is legal for on a target, but for those served elsewhere."""
-    return [
-        one
-        for one in _formats(catalog, kind)
-        if one not in elsewhere
-        and any(illegal(_kernel(shape, one, kind)) is None for shape in catalog.shapes)
-    ]
+def _is_served(catalog: Catalog, kind: Kind, one: _Format) -> bool:
+    """Return whether some tile is legal for a format on a target."""
+    return any(illegal(_kernel(shape, one, kind)) is None for shape in catalog.shapes)
 
 
 def _kernel(shape: Shape, one: _Format, kind: Kind) -> KernelConfig:

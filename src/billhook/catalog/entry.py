@@ -158,11 +158,12 @@ class Catalog(msgspec.Struct, frozen=True, dict=True):
 
     def find_times(self, tile: str, types: GemmTypes) -> TileTimes:
         """Return the times of a tile under types: those of weights of as many bits, else those of any."""
-        of_weights = self._times.get((tile, types.a.bits, types.b.bits))
-        return of_weights or self._times[tile, types.a.bits, None]
+        of_weights = self.times_of.get((tile, types.a.bits, types.b.bits))
+        return of_weights or self.times_of[tile, types.a.bits, None]
 
     @cached_property
-    def _times(self) -> dict[tuple[str, int, int | None], TileTimes]:
+    def times_of(self) -> dict[tuple[str, int, int | None], TileTimes]:
+        """Times by name of the tile, bits of the activations and of the weights; None: of any."""
         return {(one.tile, one.activations, one.weights): one for one in self.times}
 
 

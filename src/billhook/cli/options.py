@@ -175,15 +175,16 @@ def read_targets(
     from ..arch import parse_list
     from ..vllm.machete.native import find_catalog
 
-    here: set[int] = set()
+    here: list[driver.Gpu] = []
 
     def native() -> list[Arch]:
-        here.update(gpu.sms for gpu in driver.gpus())
-        return driver.native_archs()
+        here.extend(driver.gpus())
+        return [gpu.arch for gpu in here]
 
     archs, catalog = parse_list(arch, native), find_catalog(rules)
-    if multiprocessors is None and len(here) == 1:
-        (multiprocessors,) = here
+    counts = {gpu.sms for gpu in here}
+    if multiprocessors is None and len(counts) == 1:
+        (multiprocessors,) = counts
     return archs, catalog if multiprocessors is None else catalog.on(multiprocessors)
 
 

@@ -159,7 +159,7 @@ def test_plan_refuses(arguments: list[str], word: str, capsys: pytest.CaptureFix
 
 
 def test_native_needs_a_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "native_archs", list)
+    monkeypatch.setattr(driver, "gpus", list)
     assert main(["plan", QWEN, "--arch", "native"]) == 2
     assert "needs a GPU" in capsys.readouterr().err
 
